@@ -1,0 +1,259 @@
+"""Prompts: read from any fsspec URL, checked as a whole before a GPU is touched, and turned into candidates."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+from fsspec.core import url_to_fs
+
+FORMATS = (".parquet", ".jsonl", ".csv")
+OWN_COLUMNS = ("id", "prompt", "negative_prompt", "seed")
+SHOWN = 5  # rows named in a message before it says how many more there are
+
+PROMPTS = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("negative_prompt", pa.string()),
+        pa.field("seed", pa.int64(), nullable=False),
+    ]
+)
+
+
+class PromptError(ValueError):
+    """The prompts cannot be used. The message names columns and rows (counted from 1) and says what to do."""
+
+
+def read_prompts(url: str, *, base_seed: int = 0, reserved: Iterable[str] = ()) -> pa.Table:
+    """Read and check prompts.
+
+    `url` is a Parquet file, a folder or a glob of them (also `.jsonl` and `.csv`), at any fsspec URL. Column `prompt`
+    is required; `id` (text or whole number, unique), `seed` (whole number from 0 to 2^63 - 1) and `negative_prompt`
+    are optional; all others are carried along. A missing id is derived from the text, a missing seed from `base_seed`
+    and the id, so that neither depends on the order of rows.
+
+    Returns a table with the columns of PROMPTS and the carried ones. Raises PromptError with every kind of problem
+    found, and FileNotFoundError for an absent location.
+    """
+    files = [(path, _read_file(fs, path)) for fs, path in _files(url)]
+    names = dict.fromkeys(name for _, table in files for name in table.column_names)
+    if "prompt" not in names:
+        near = next((name for name in names if name.lower().strip() in ("prompt", "prompts", "text", "caption")), None)
+        hint = f"; rename {near!r} to 'prompt'" if near else ""
+        raise PromptError(f"{url}: no column 'prompt' (columns: {', '.join(names) or 'none'}){hint}")
+    clashes = sorted(set(names) & set(reserved) - set(OWN_COLUMNS))
+    if clashes:
+        raise PromptError(f"{url}: column {', '.join(clashes)} has a name that the ledger uses; rename or drop it")
+    try:
+        table = pa.concat_tables([file for _, file in files], promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise PromptError(f"{url}: the files do not agree on the type of a column: {error}") from None
+    if table.num_rows == 0:
+        raise PromptError(f"{url}: no rows")
+    rows = _Rows([(posixpath.basename(path), file.num_rows) for path, file in files])
+    return _checked(table, rows, base_seed, url)
+
+
+def candidates(prompts: pa.Table, count: int, stage1: Mapping[str, Any], fingerprint: str) -> pa.Table:
+    """One row for each (prompt, seed) pair: `count` candidates of every prompt, numbered from 0.
+
+    Adds `candidate` and `clip_id`, a hex digest of all that decides the preview: prompt, negative prompt, seed, the
+    stage-1 settings and the fingerprint of the stage-1 weights. Candidate k of a prompt has seed `seed + k`. Raises
+    PromptError if two rows give the same candidate.
+    """
+    recipe = json.dumps([dict(stage1), fingerprint], sort_keys=True)
+    repeated = prompts.take(pa.array([row for row in range(prompts.num_rows) for _ in range(count)]))
+    numbers = [k for _ in range(prompts.num_rows) for k in range(count)]
+    seeds = [(seed + k) % 2**63 for seed, k in zip(repeated["seed"].to_pylist(), numbers, strict=True)]
+    texts, negatives = repeated["prompt"].to_pylist(), repeated["negative_prompt"].to_pylist()
+    ids = [
+        digest(recipe, text, negative or "", str(seed))
+        for text, negative, seed in zip(texts, negatives, seeds, strict=True)
+    ]
+    if len(set(ids)) < len(ids):
+        first: dict[str, int] = {}
+        for row, clip_id in enumerate(ids):
+            if clip_id in first:
+                a, b = first[clip_id] // count + 1, row // count + 1
+                raise PromptError(
+                    f"rows {a} and {b} have the same prompt and seed and would make the same clip twice; "
+                    "drop one, or give one another seed"
+                )
+            first[clip_id] = row
+    return (
+        repeated.set_column(repeated.schema.get_field_index("seed"), "seed", pa.array(seeds, pa.int64()))
+        .append_column("candidate", pa.array(numbers, pa.int32()))
+        .append_column("clip_id", pa.array(ids, pa.string()))
+    )
+
+
+def over_long(
+    prompts: pa.Table, count_tokens: Callable[[Sequence[str]], list[int]], limit: int
+) -> list[tuple[int, str, int]]:
+    """Prompts that the text encoder would cut: (row counted from 1, id, tokens) of each with more than `limit`."""
+    counts = count_tokens(prompts["prompt"].to_pylist())
+    ids = prompts["id"].to_pylist()
+    return [(row + 1, ids[row], count) for row, count in enumerate(counts) if count > limit]
+
+
+def digest(*parts: str) -> str:
+    """20 hex characters that name the parts."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+
+
+class _Rows:
+    """Names rows for messages: `row 3`, or `b.parquet row 3` where there are several files."""
+
+    def __init__(self, files: list[tuple[str, int]]):
+        self.files = files
+
+    def name(self, index: int) -> str:
+        for path, count in self.files:
+            if index < count:
+                return f"row {index + 1}" if len(self.files) == 1 else f"{path} row {index + 1}"
+            index -= count
+        raise IndexError(index)
+
+    def list(self, indices: Sequence[int]) -> str:
+        shown = ", ".join(self.name(index) for index in indices[:SHOWN])
+        return shown if len(indices) <= SHOWN else f"{shown} and {len(indices) - SHOWN} more"
+
+
+def _files(url: str) -> list[tuple[fsspec.AbstractFileSystem, str]]:
+    fs, path = url_to_fs(url)
+    if any(mark in path for mark in "*?["):
+        found = [p for p in sorted(fs.glob(path)) if p.endswith(FORMATS)]
+    elif fs.isfile(path):
+        if not path.endswith(FORMATS):
+            raise PromptError(f"{url}: expected a file that ends with {', '.join(FORMATS)}")
+        found = [path]
+    else:
+        # List rather than ask whether the folder exists: object stores disagree on what a folder is.
+        found = [
+            p for p in sorted(fs.find(path)) if p.endswith(FORMATS) and not posixpath.basename(p).startswith(("_", "."))
+        ]
+    if not found:
+        raise PromptError(f"{url}: no such file, and no {', '.join(FORMATS)} files below it")
+    return [(fs, p) for p in found]
+
+
+def _read_file(fs: fsspec.AbstractFileSystem, path: str) -> pa.Table:
+    try:
+        with fs.open(path, "rb") as file:
+            if path.endswith(".parquet"):
+                return pa.parquet.read_table(file)
+            if path.endswith(".csv"):
+                # An id such as 007 must stay text, and prompts may hold line breaks.
+                texts = {name: pa.string() for name in ("id", "prompt", "negative_prompt")}
+                return pa.csv.read_csv(
+                    file,
+                    parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+                    convert_options=pa.csv.ConvertOptions(column_types=texts),
+                )
+            return pa.json.read_json(file)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        raise PromptError(f"{path}: cannot be read: {error}") from None
+
+
+def _checked(table: pa.Table, rows: _Rows, base_seed: int, url: str) -> pa.Table:
+    problems: dict[str, list[int]] = defaultdict(list)
+    prompts = _texts(table, "prompt", problems, required=True)
+    negatives = _texts(table, "negative_prompt", problems)
+    given = _ids(table, problems)
+    seeds = _seeds(table, problems)
+
+    seen: dict[str, int] = {}
+    for index, name in enumerate(given):
+        if name is not None and name in seen:
+            problems[f"the id {name!r} was used before ({rows.name(seen[name])}); ids must be unique"].append(index)
+        elif name is not None:
+            seen[name] = index
+    if problems:
+        lines = [f"{rows.list(indices)}: {problem}" for problem, indices in list(problems.items())[:SHOWN]]
+        if len(problems) > SHOWN:
+            lines.append(f"and {len(problems) - SHOWN} more kinds of problem")
+        raise PromptError(f"{url}: " + "\n".join(lines))
+
+    # Of two rows with the same text, only those with their own seed are different candidates.
+    ids = [
+        name if name is not None else digest(prompt or "", negative or "", str(seed if seed is not None else ""))[:12]
+        for name, prompt, negative, seed in zip(given, prompts, negatives, seeds, strict=True)
+    ]
+    final_seeds = [
+        seed if seed is not None else int(digest(str(base_seed), name)[:8], 16)
+        for name, seed in zip(ids, seeds, strict=True)
+    ]
+    first: dict[str, int] = {}
+    for index, name in enumerate(ids):
+        if name in first:
+            raise PromptError(
+                f"{url}: {rows.name(first[name])} and {rows.name(index)} are the same prompt with the same seed; "
+                "drop one, or give each an id of its own or a seed"
+            )
+        first[name] = index
+    own = pa.table([ids, prompts, negatives, final_seeds], schema=PROMPTS)
+    for name in table.column_names:
+        if name not in OWN_COLUMNS:
+            own = own.append_column(table.schema.field(name), table[name])
+    return own
+
+
+def _texts(table: pa.Table, name: str, problems: dict[str, list[int]], required: bool = False) -> list[str | None]:
+    if name not in table.column_names:
+        return [None] * table.num_rows
+    column = table[name]
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_null(column.type)):
+        raise PromptError(f"column {name!r} holds {column.type}, expected text (string)")
+    values = column.to_pylist()
+    if required:
+        for index, value in enumerate(values):
+            if value is None:
+                problems[f"{name} is null"].append(index)
+            elif not value.strip():
+                problems[f"{name} is empty"].append(index)
+    return values
+
+
+def _ids(table: pa.Table, problems: dict[str, list[int]]) -> list[str | None]:
+    if "id" not in table.column_names:
+        return [None] * table.num_rows
+    kind = table["id"].type
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
+    if not (text or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+        raise PromptError(f"column 'id' holds {kind}, expected text or whole numbers")
+    values = [None if value is None else str(value) for value in table["id"].to_pylist()]
+    if pa.types.is_null(kind):
+        return values
+    for index, value in enumerate(values):
+        if value is None:
+            problems["id is null; fill it, or drop the column to have ids derived from the text"].append(index)
+        elif not value.strip():
+            problems["id is empty"].append(index)
+    return values
+
+
+def _seeds(table: pa.Table, problems: dict[str, list[int]]) -> list[int | None]:
+    if "seed" not in table.column_names:
+        return [None] * table.num_rows
+    kind = table["seed"].type
+    if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
+        raise PromptError(f"column 'seed' holds {kind}, expected whole numbers (int64)")
+    values = table["seed"].to_pylist()
+    for index, value in enumerate(values):
+        if value is not None and not 0 <= value < 2**63:
+            problems["seed is outside 0 to 2^63 - 1"].append(index)
+    return values

@@ -1,0 +1,281 @@
+"""Settings: one YAML file describes a run.
+
+Three kinds of settings live in three places, because they are treated differently when a run is started again:
+
+- what decides pixels (`seed`, `candidates`, `text`, `preview`, `refine`, `video`) and numbers (`score`): the *recipe*,
+  fixed by the first job that writes to an OUTPUT;
+- what decides who is refined (`select`): may be changed at any time;
+- what decides where and how work runs (`pools`, `ledger`, `max_attempts`, `progress_seconds`): operational, free.
+
+All models are frozen and refuse unknown keys. A `null` in `preview` or `refine` means "as the model itself says": the
+sizes, steps and guidance stored in its `model_index.json`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Stage = Literal["text", "preview", "score", "refine"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class SettingsError(ValueError):
+    """The settings are wrong. The message names the key and says what to do."""
+
+
+class Frozen(BaseModel):
+    """Immutable, and closed: a key that is not declared is an error, not a silent nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TextSettings(Frozen):
+    """How prompts are encoded, once for both stages."""
+
+    dtype: Dtype = "float32"
+
+
+class PreviewSettings(Frozen):
+    """Stage 1: text to low-resolution latents (arXiv 2502.05179, section 3.2)."""
+
+    model: str = Field("nano", description="`nano`, a folder, or a hub id (`org/name` or `org/name@revision`)")
+    dtype: Dtype = "float32"
+    vae_dtype: Dtype | None = Field(None, description="null: the same as dtype")
+    height: Positive | None = None
+    width: Positive | None = None
+    num_frames: Positive | None = None
+    num_inference_steps: Positive | None = None
+    guidance_scale: NonNegative | None = None
+
+
+class RefineSettings(Frozen):
+    """Stage 2: preview latents to a high-resolution clip by flow matching (arXiv 2502.05179, section 3.3)."""
+
+    model: str = Field("nano", description="`nano`, a folder, or a hub id (`org/name` or `org/name@revision`)")
+    dtype: Dtype = "float32"
+    vae_dtype: Dtype | None = Field(None, description="null: the same as dtype")
+    height: Positive | None = None
+    width: Positive | None = None
+    num_inference_steps: Positive | None = None
+    guidance_scale: NonNegative | None = None
+    noise_step: Annotated[int, Field(ge=0, le=999)] | None = None
+
+
+class ScorerSettings(Frozen):
+    """One scorer: a short name (`motion`) or a dotted path to a class, and its options."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class ScoreSettings(Frozen):
+    """Which numbers are measured on a preview, in this order."""
+
+    scorers: tuple[ScorerSettings, ...] = tuple(
+        ScorerSettings(name=name) for name in ("motion", "flicker", "sharpness", "exposure", "sanity")
+    )
+
+    @field_validator("scorers", mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        """`[motion, {name: flicker}]`: a bare name stands for a scorer without options."""
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return tuple({"name": item} if isinstance(item, str) else item for item in value)
+        return value
+
+
+class SelectSettings(Frozen):
+    """Which previews are worth refining. Each requirement is an expression over scores, such as `motion >= 0.5`."""
+
+    require: tuple[str, ...] = ()
+
+    @field_validator("require", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("require")
+    @classmethod
+    def _parses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from flashvideo_ray.selection import Requirement
+
+        for text in value:
+            Requirement.parse(text)
+        return value
+
+
+class VideoSettings(Frozen):
+    """How MP4s are written (H.264, yuv420p, bt709). A lower crf is larger and better."""
+
+    preview_crf: Annotated[int, Field(ge=0, le=51)] = 23
+    clip_crf: Annotated[int, Field(ge=0, le=51)] = 18
+    encoder_preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"] = "veryfast"
+
+
+class Pool(Frozen):
+    """One stage's pool of actors: how many, on what, and how they are fed.
+
+    `labels` selects nodes by Ray node labels (`{gpu-tier: large}`; values may be `in(a,b)` or `!in(a,b)`), `fallback`
+    lists selectors to try when no such node exists. A GPU pool should always have one: plain `num_gpus: 1` takes any
+    card of the cluster. The pool is of fixed size: growing pools start slowly and hold cards they do not use.
+    """
+
+    size: Positive = 1
+    num_cpus: NonNegative = 1
+    num_gpus: NonNegative = 0
+    memory_gib: NonNegative | None = Field(None, description="host memory to reserve for each actor, in GiB")
+    labels: dict[str, str] = {}
+    fallback: tuple[dict[str, str], ...] = ()
+    accelerator_type: str | None = None
+    resources: dict[str, NonNegative] = {}
+    batch_size: Positive = Field(1, description="rows a call; each row is still computed by itself")
+    in_flight: Positive = Field(2, description="calls sent to an actor at once; 1 leaves a gap between calls")
+    offload: Literal["none", "model", "sequential"] = Field(
+        "none", description="diffusers' CPU offload, for small cards"
+    )
+
+
+class Pools(Frozen):
+    """The four actor pools of the graph."""
+
+    text: Pool = Pool()
+    preview: Pool = Pool()
+    score: Pool = Pool()
+    refine: Pool = Pool()
+
+
+class LedgerSettings(Frozen):
+    """How often finished rows become durable: after so many rows or seconds, whichever comes first."""
+
+    flush_rows: Positive = 256
+    flush_seconds: Annotated[float, Field(gt=0)] = 5.0
+
+
+class Settings(Frozen):
+    """Everything that one run is told."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    candidates: Positive = Field(1, description="candidates for each prompt, each with a seed of its own")
+    text: TextSettings = TextSettings()
+    preview: PreviewSettings = PreviewSettings()
+    score: ScoreSettings = ScoreSettings()
+    select: SelectSettings = SelectSettings()
+    refine: RefineSettings = RefineSettings()
+    video: VideoSettings = VideoSettings()
+    pools: Pools = Pools()
+    ledger: LedgerSettings = LedgerSettings()
+    max_attempts: Positive = Field(3, description="times a candidate may kill the process of a stage before it fails")
+    progress_seconds: Annotated[float, Field(gt=0)] = Field(15.0, description="between progress lines in a job's log")
+
+    @classmethod
+    def load(cls, source: str | Path | None = None, overrides: Sequence[str] = ()) -> Self:
+        """Read a preset (`nano`, `flashvideo-1080p`) or a YAML file and apply `a.b=c` overrides.
+
+        Raises SettingsError with one message that names every wrong key.
+        """
+        tree = _read(source) if source is not None else {}
+        for override in overrides:
+            _apply(tree, override)
+        return cls.parse(tree, where=str(source) if source is not None else "settings")
+
+    @classmethod
+    def parse(cls, tree: Mapping[str, Any], where: str = "settings") -> Self:
+        """Validate a tree of plain values."""
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise SettingsError("\n".join(_explain(issue, cls, where) for issue in error.errors())) from None
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides pixels and scores: a run has exactly one. Plain JSON values."""
+        return self.model_dump(
+            mode="json", include={"seed", "candidates", "text", "preview", "score", "refine", "video"}
+        )
+
+    def stage1_recipe(self) -> dict[str, Any]:
+        """What decides a preview's pixels, apart from prompt, seed and weights."""
+        return self.model_dump(
+            mode="json", include={"text": True, "preview": {*PreviewSettings.model_fields} - {"model"}}
+        )
+
+
+def presets() -> list[str]:
+    """Names of the presets that ship with the package."""
+    folder = importlib.resources.files("flashvideo_ray") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    if str(source) in presets():
+        text = (importlib.resources.files("flashvideo_ray") / "presets" / f"{source}.yaml").read_text()
+    elif Path(source).is_file():
+        text = Path(source).read_text()
+    else:
+        raise SettingsError(f"{source}: neither a file nor a preset (presets: {', '.join(presets())})")
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{source}: not valid YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{source}: expected keys and values at the top level, found a {type(tree).__name__}")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set `a.b=c` in the tree; the value is read as YAML, so `null`, numbers, lists and quotes work."""
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise SettingsError(f"--set {override}: expected key=value, for example --set pools.refine.size=4")
+    try:
+        value = yaml.safe_load(text) if text.strip() else ""
+    except yaml.YAMLError:
+        value = text  # an expression such as `motion > 0.5: ...` that YAML cannot read is a plain string
+    *parents, leaf = key.strip().split(".")
+    for name in parents:
+        child = tree.setdefault(name, {})
+        if not isinstance(child, dict):
+            raise SettingsError(f"--set {override}: {name} holds a value, not keys")
+        tree = child
+    tree[leaf] = value
+
+
+def _explain(issue: Any, root: type[BaseModel], where: str) -> str:
+    """One line for one validation error; an unknown key gets the nearest known one."""
+    path = [str(part) for part in issue["loc"]]
+    key = ".".join(path)
+    if issue["type"] == "extra_forbidden":
+        known = _fields_at(root, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"known keys: {', '.join(sorted(known))}"
+        return f"{where}: unknown key {key}; {hint}"
+    message = issue["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(issue["input"], dict) else f" (found {issue['input']!r})"
+    return f"{where}: {key}: {message}{shown}"
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(part)
+        annotation: Any = field.annotation if field is not None else None
+        inner = next((a for a in (annotation, *get_args(annotation)) if _is_model(a)), None)
+        if inner is None:
+            # an item of a list (`score.scorers.0`): stay, the list's item model was reached already
+            continue
+        model = inner
+    return list(model.model_fields)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -1,0 +1,84 @@
+"""Bytes in and out of any fsspec location, without a reader ever seeing half an object."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import uuid
+from collections.abc import Iterator
+from functools import cached_property
+
+import fsspec
+from fsspec.core import url_to_fs
+
+
+class Store:
+    """A folder at an fsspec URL: `runs/demo`, `s3://bucket/run1`, `gs://…`.
+
+    Keys are relative and use `/`. `put` is atomic: object stores make an object visible when its upload is complete, a
+    local file is written beside its place and renamed. A store is picklable; each process opens its own connection,
+    with credentials from the environment (`AWS_*`) or fsspec's configuration.
+    """
+
+    def __init__(self, url: str):
+        self.url = url if "://" in url else os.path.abspath(url)
+
+    @cached_property
+    def _location(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        # A listing cached by this process would hide what other workers publish.
+        options = {"use_listings_cache": False} if "://" in self.url and not self.url.startswith("file://") else {}
+        filesystem, root = url_to_fs(self.url, **options)
+        return filesystem, root.rstrip("/")
+
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        """The fsspec filesystem behind it."""
+        return self._location[0]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine's own file system."""
+        return isinstance(self.fs, fsspec.implementations.local.LocalFileSystem)
+
+    def path(self, key: str = "") -> str:
+        """The path that the filesystem knows a key by."""
+        return posixpath.join(self._location[1], key) if key else self._location[1]
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object; whoever reads the key sees all of it or what was there before."""
+        path = self.path(key)
+        if not self.is_local:
+            self.fs.pipe_file(path, data)
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        partial = os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}.partial")
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+            os.replace(partial, path)
+        except BaseException:
+            if os.path.exists(partial):
+                os.remove(partial)
+            raise
+
+    def get(self, key: str) -> bytes:
+        """Read an object; FileNotFoundError if there is none."""
+        return self.fs.cat_file(self.path(key))
+
+    def exists(self, key: str) -> bool:
+        """Whether an object of this name is there."""
+        return self.fs.isfile(self.path(key))
+
+    def keys(self, folder: str = "", suffix: str = "") -> list[str]:
+        """Keys of all objects below a folder, sorted. An absent folder has none."""
+        return sorted(self._keys(folder, suffix))
+
+    def _keys(self, folder: str, suffix: str) -> Iterator[str]:
+        root = self.path()
+        for path in self.fs.find(self.path(folder)):
+            key = path.removeprefix(root).lstrip("/")
+            if key.endswith(suffix) and not posixpath.basename(key).startswith("."):
+                yield key
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return Store, (self.url,)
