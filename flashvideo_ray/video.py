@@ -1,0 +1,302 @@
+"""Frames to MP4 and back; posters and contact sheets.
+
+Frames are RGB, uint8, `[frames, height, width, 3]`, or an iterable of `[height, width, 3]` so that a 1080p clip can be
+encoded while it is still being decoded from its latents. Nothing here needs torch, Ray or a GPU.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from numpy.typing import NDArray
+from PIL import Image
+
+Frame = NDArray[np.uint8]
+
+CODECS = {"libx264": ("crf", "medium"), "h264_nvenc": ("cq", "p5")}  # encoder: its quality option, its default preset
+_THREADS = 4  # fixed: libx264's bytes depend on the thread count, so it may not follow the machine's
+_BT709 = 1  # the same code point in colour primaries, transfer and matrix
+_SWS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
+_BRANDS = {"major_brand", "minor_version", "compatible_brands", "encoder"}  # the muxer's own keys
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file says about itself; `frames` is the header's count unless it was decoded."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+    codec: str
+    pixel_format: str
+    bytes: int
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Playing time."""
+        return self.frames / self.fps
+
+
+def encode_mp4(
+    frames: Iterable[Frame] | Frame,
+    fps: float | Fraction,
+    *,
+    crf: int = 18,
+    preset: str | None = None,
+    codec: str = "libx264",
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
+    """Encode frames as an H.264 MP4: yuv420p, BT.709 limited range, index before media (faststart).
+
+    The same frames and options give the same bytes with `libx264`, on any number of cores.
+
+    Args:
+        frames: RGB uint8 `[frames, height, width, 3]` or an iterable of `[height, width, 3]`; height and width even.
+        fps: frames a second.
+        crf: quality, 0 (lossless) to 51; 18 is visually lossless for most material. `cq` of NVENC.
+        preset: the encoder's speed preset; `medium` for libx264, `p5` for h264_nvenc when not given.
+        codec: `libx264`, or `h264_nvenc` where the GPU has an encoder.
+        metadata: written to the file as it is, any keys.
+
+    Raises:
+        ValueError: no frames, an odd height or width, a frame of another size, type or shape, an unknown codec.
+        RuntimeError: the encoder cannot be opened here (no GPU encoder, unknown preset).
+    """
+    if fps <= 0:
+        raise ValueError(f"fps must be positive, not {fps}")
+    if codec not in CODECS:
+        raise ValueError(f"unknown codec {codec!r}: use one of {', '.join(CODECS)}")
+    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:  # faststart reopens the file by its name
+        movflags = {"movflags": "+faststart+use_metadata_tags", "fflags": "+bitexact"}
+        with av.open(file.name, "w", options=movflags) as container:
+            container.metadata.update(metadata or {})
+            stream = None
+            height = width = 0
+            for index, pixels in enumerate(frames):
+                _check_frame(pixels, index)
+                if stream is None:
+                    height, width = pixels.shape[:2]
+                    stream = _add_stream(container, codec, fps, height, width, crf, preset)
+                if pixels.shape[:2] != (height, width):
+                    raise ValueError(f"frame {index} is {_size(pixels)}, the frames before it {height}x{width}")
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
+                    format="yuv420p",
+                    dst_colorspace=Colorspace.ITU709,
+                    src_color_range=ColorRange.JPEG,
+                    dst_color_range=ColorRange.MPEG,
+                    interpolation=_SWS,
+                    threads=1,
+                )
+                frame.pts = index
+                container.mux(stream.encode(frame))
+            if stream is None:
+                raise ValueError("no frames to encode")
+            container.mux(stream.encode())
+        file.seek(0)
+        return file.read()
+
+
+def _add_stream(
+    container: Any, codec: str, fps: float | Fraction, height: int, width: int, crf: int, preset: str | None
+) -> Any:
+    if height % 2 or width % 2:
+        raise ValueError(f"frames of {height}x{width} cannot be encoded: yuv420p needs an even height and width")
+    quality, default_preset = CODECS[codec]
+    options = {quality: str(crf), "preset": preset or default_preset, "flags": "+bitexact"}
+    try:
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
+        context = stream.codec_context
+        context.height, context.width, context.pix_fmt = height, width, "yuv420p"
+        context.thread_count = _THREADS
+        context.color_primaries = context.color_trc = context.colorspace = _BT709
+        context.color_range = ColorRange.MPEG.value
+        context.open()
+    except (av.FFmpegError, ValueError) as error:
+        raise RuntimeError(
+            f"encoder {codec} (preset {preset or default_preset}) cannot be opened here: {error}"
+        ) from error
+    return stream
+
+
+def check_encoder(codec: str, preset: str | None = None) -> None:
+    """Open the encoder once on a small grey picture.
+
+    Raises:
+        ValueError: unknown codec.
+        RuntimeError: the encoder cannot be opened here, with FFmpeg's reason.
+    """
+    encode_mp4(np.full((1, 256, 256, 3), 128, np.uint8), 8, codec=codec, preset=preset)
+
+
+@contextmanager
+def _open(source: bytes | str | os.PathLike[str]) -> Iterator[tuple[Any, Any, int]]:
+    """The container, its first video stream and the size in bytes; FFmpeg's errors become ValueError."""
+    try:
+        size = len(source) if isinstance(source, bytes) else os.stat(source).st_size
+        with av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as container:
+            if not container.streams.video:
+                raise ValueError("the file has no video stream")
+            yield container, container.streams.video[0], size
+    except av.FFmpegError as error:
+        raise ValueError(f"not a readable video: {error}") from error
+
+
+def _info(container: Any, stream: Any, size: int, frames: int) -> VideoInfo:
+    context = stream.codec_context
+    return VideoInfo(
+        frames=frames,
+        height=context.height,
+        width=context.width,
+        fps=float(stream.average_rate),
+        codec=context.codec.canonical_name,
+        pixel_format=context.pix_fmt,
+        bytes=size,
+        metadata={key: value for key, value in container.metadata.items() if key not in _BRANDS},
+    )
+
+
+def decode_mp4(source: bytes | str | os.PathLike[str]) -> tuple[Frame, VideoInfo]:
+    """Decode a video file's bytes, or the file at a local path.
+
+    Returns:
+        RGB uint8 `[frames, height, width, 3]` by the file's own colour matrix, and what the file says about itself.
+
+    Raises:
+        ValueError: the file is no video or is damaged.
+        FileNotFoundError: no file at that path.
+    """
+    with _open(source) as (container, stream, size):
+        pictures = [frame.to_ndarray(format="rgb24", interpolation=_SWS) for frame in container.decode(stream)]
+        if not pictures:
+            raise ValueError("not a readable video: it has no frames")
+        return np.stack(pictures), _info(container, stream, size, len(pictures))
+
+
+def probe(source: bytes | str | os.PathLike[str], *, count: bool = False) -> VideoInfo:
+    """Read a video's header; with `count`, decode it all and report the frames that really came out.
+
+    Raises:
+        ValueError: the file is no video, or (with `count`) is damaged.
+        FileNotFoundError: no file at that path.
+    """
+    with _open(source) as (container, stream, size):
+        frames = sum(1 for _ in container.decode(stream)) if count else stream.frames
+        return _info(container, stream, size, frames)
+
+
+def to_uint8(frames: Any) -> Frame:
+    """Quantise float frames in [0, 1] to RGB uint8 `[frames, height, width, 3]`; values outside are clipped.
+
+    Args:
+        frames: float `[frames, 3, height, width]` or `[frames, height, width, 3]`; an array or a CPU tensor.
+
+    Raises:
+        ValueError: another shape, or NaN or infinite values.
+    """
+    pictures = np.asarray(frames)
+    if pictures.ndim != 4 or 3 not in (pictures.shape[1], pictures.shape[-1]):
+        raise ValueError(f"expected [frames, 3, height, width] or [frames, height, width, 3], not {pictures.shape}")
+    if pictures.shape[-1] != 3:
+        pictures = pictures.transpose(0, 2, 3, 1)
+    out = np.empty(pictures.shape, np.uint8)
+    for index, picture in enumerate(pictures):  # one at a time: a 1080p clip is 1.2 GB in float32
+        if not np.isfinite(picture).all():
+            raise ValueError(f"frame {index} has {(~np.isfinite(picture)).sum()} values that are NaN or infinite")
+        out[index] = np.rint(picture.clip(0, 1) * 255)
+    return out
+
+
+def poster_jpeg(frames: Frame, *, max_side: int = 640, quality: int = 85) -> bytes:
+    """A JPEG of one representative frame: the one with most detail out of nine spread over the clip.
+
+    Args:
+        frames: RGB uint8 `[frames, height, width, 3]`.
+        max_side: larger pictures are scaled down to this many pixels on their longer side.
+        quality: JPEG quality, 1 to 95.
+    """
+    if len(frames) == 0:
+        raise ValueError("no frames to make a poster of")
+    spread = np.unique(np.linspace(0, len(frames) - 1, num=9).round().astype(int))
+    return _jpeg(_shrink(frames[max(spread, key=lambda index: _detail(frames[index]))], max_side), quality)
+
+
+def contact_sheet(
+    images: Iterable[Frame | bytes],
+    *,
+    columns: int | None = None,
+    tile_width: int = 320,
+    gap: int = 6,
+    quality: int = 85,
+) -> bytes:
+    """A JPEG with all the images in a grid, row by row, each `tile_width` pixels wide at its own proportions.
+
+    Args:
+        images: RGB uint8 `[height, width, 3]`, or encoded JPEG or PNG bytes such as posters.
+        columns: a nearly square grid when not given.
+        tile_width: pixels.
+        gap: pixels between tiles and around them.
+        quality: JPEG quality, 1 to 95.
+
+    Raises:
+        ValueError: no images.
+    """
+    tiles = [_tile(image, tile_width) for image in images]
+    if not tiles:
+        raise ValueError("no images for a contact sheet")
+    columns = min(columns or math.ceil(math.sqrt(len(tiles))), len(tiles))
+    rows: list[Sequence[Image.Image]] = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    heights = [max(tile.height for tile in row) for row in rows]
+    sheet = Image.new(
+        "RGB", (gap + columns * (tile_width + gap), gap + sum(heights) + gap * len(heights)), (18, 18, 20)
+    )
+    top = gap
+    for row, height in zip(rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            sheet.paste(tile, (gap + column * (tile_width + gap), top))
+        top += height + gap
+    return _jpeg(sheet, quality)
+
+
+def _tile(image: Frame | bytes, width: int) -> Image.Image:
+    picture = Image.open(io.BytesIO(image)).convert("RGB") if isinstance(image, bytes) else Image.fromarray(image)
+    return picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
+
+
+def _shrink(frame: Frame, max_side: int) -> Image.Image:
+    picture = Image.fromarray(frame)
+    picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _jpeg(picture: Image.Image, quality: int) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=quality, optimize=True)
+    return out.getvalue()
+
+
+def _detail(frame: Frame) -> float:
+    return float(cv2.Laplacian(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.CV_32F).var())
+
+
+def _check_frame(frame: Frame, index: int) -> None:
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        found = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
+        raise ValueError(f"frame {index} must be uint8 [height, width, 3], not {found}")
+
+
+def _size(frame: Frame) -> str:
+    return f"{frame.shape[0]}x{frame.shape[1]}"

@@ -1,0 +1,170 @@
+"""Frames become MP4s that any player understands, and come back as they were."""
+
+import io
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from flashvideo_ray import video
+
+COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (200, 120, 40), (30, 140, 220)]
+
+
+def noise_clip(frames: int = 9, height: int = 48, width: int = 80) -> np.ndarray:
+    """Smooth random pictures, each frame another one."""
+    rng = np.random.default_rng(7)
+    small = rng.integers(0, 256, (frames, height // 8, width // 8, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(s).resize((width, height), Image.Resampling.BICUBIC) for s in small]
+    return np.stack([np.asarray(picture) for picture in pictures])
+
+
+def colour_bars(height: int = 64, bar: int = 64) -> np.ndarray:
+    return np.concatenate([np.full((height, bar, 3), colour, np.uint8) for colour in COLOURS], axis=1)
+
+
+def boxes(data: bytes) -> list[str]:
+    """The top-level boxes of an MP4, in order."""
+    names, at = [], 0
+    while at < len(data):
+        names.append(data[at + 4 : at + 8].decode())
+        at += int.from_bytes(data[at : at + 4], "big")
+    return names
+
+
+def test_frames_come_back():
+    clip = noise_clip()
+    frames, info = video.decode_mp4(video.encode_mp4(clip, 8))
+    assert frames.shape == clip.shape
+    assert frames.dtype == np.uint8
+    assert np.abs(frames.astype(int) - clip).mean() < 6  # chroma is stored at half the resolution
+    assert (info.frames, info.height, info.width, info.fps) == (9, 48, 80, 8.0)
+    assert (info.codec, info.pixel_format, info.seconds) == ("h264", "yuv420p", 9 / 8)
+
+
+def test_colours_are_converted_with_the_matrix_they_are_tagged_with():
+    data = video.encode_mp4([colour_bars()] * 3, 8, crf=10)
+    with av.open(io.BytesIO(data)) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.color_primaries, context.color_trc, context.colorspace, context.color_range) == (1, 1, 1, 1)
+        luma = next(container.decode(video=0)).to_ndarray()[:64]
+    frames, _ = video.decode_mp4(data)
+    for index, colour in enumerate(COLOURS):
+        np.testing.assert_allclose(frames[1, 32, index * 64 + 32], colour, atol=4)
+        expected = 16 + 219 / 255 * np.dot(colour, (0.2126, 0.7152, 0.0722))  # BT.709, limited range
+        assert luma[32, index * 64 + 32] == pytest.approx(expected, abs=2)
+
+
+def test_index_stands_before_the_media():
+    assert [name for name in boxes(video.encode_mp4(noise_clip(), 8)) if name in ("moov", "mdat")] == ["moov", "mdat"]
+
+
+def test_same_frames_give_the_same_bytes_streamed_or_not():
+    clip = noise_clip()
+    data = video.encode_mp4(clip, 8, metadata={"seed": "1"})
+    assert data == video.encode_mp4(clip, 8, metadata={"seed": "1"})
+    assert data == video.encode_mp4((frame for frame in clip), 8, metadata={"seed": "1"})
+    assert data == video.encode_mp4(clip[:, :, ::-1][:, :, ::-1], 8, metadata={"seed": "1"})  # not contiguous
+
+
+def test_metadata_is_kept_word_for_word():
+    metadata = {
+        "prompt": "a “long” prompt;\nwith = signs, ü 🎬 " + "x" * 4000,
+        "seed": "12",
+        "flashvideo_clip_id": "ab",
+    }
+    assert video.probe(video.encode_mp4(noise_clip(2), 8, metadata=metadata)).metadata == metadata
+
+
+@pytest.mark.parametrize(("fps", "expected"), [(8, 8.0), (24, 24.0), (Fraction(30000, 1001), 29.97), (23.976, 23.976)])
+def test_rates(fps, expected):
+    assert video.probe(video.encode_mp4(noise_clip(3), fps)).fps == pytest.approx(expected, abs=1e-3)
+
+
+def test_one_frame_is_a_clip(tmp_path):
+    (tmp_path / "one.mp4").write_bytes(video.encode_mp4(noise_clip(1), 8))
+    frames, info = video.decode_mp4(tmp_path / "one.mp4")
+    assert (len(frames), info.frames, info.bytes) == (1, 1, (tmp_path / "one.mp4").stat().st_size)
+
+
+def test_probe_counts_frames_that_really_decode():
+    data = video.encode_mp4(noise_clip(30, 96, 160), 8, crf=1)
+    assert video.probe(data).frames == video.probe(data, count=True).frames == 30
+    half = data[: len(data) // 2]
+    assert video.probe(half).frames == 30  # what the header says
+    with pytest.raises(ValueError, match="not a readable video"):
+        video.probe(half, count=True)
+
+
+def test_small_clips_encode_at_the_size_of_the_nano_model():
+    assert video.probe(video.encode_mp4(noise_clip(5, 48, 80), 8)).height == 48
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (np.zeros((2, 47, 80, 3), np.uint8), "47x80.*even"),
+        (np.zeros((2, 48, 81, 3), np.uint8), "48x81.*even"),
+        (np.zeros((0, 48, 80, 3), np.uint8), "no frames"),
+        (np.zeros((2, 48, 80, 3), np.float32), "frame 0 must be uint8.*float32"),
+        (np.zeros((2, 3, 48, 80), np.uint8), "frame 0 must be uint8"),
+        ([np.zeros((48, 80, 3), np.uint8), np.zeros((48, 82, 3), np.uint8)], "frame 1 is 48x82"),
+    ],
+)
+def test_frames_that_cannot_be_encoded(frames, message):
+    with pytest.raises(ValueError, match=message):
+        video.encode_mp4(frames, 8)
+
+
+def test_encoder_choice():
+    video.check_encoder("libx264")
+    with pytest.raises(ValueError, match="libx264, h264_nvenc"):
+        video.check_encoder("libx265")
+    with pytest.raises(RuntimeError, match=r"libx264.*preset warp"):
+        video.check_encoder("libx264", preset="warp")
+
+
+@pytest.mark.parametrize("data", [b"", b"no video at all" * 100])
+def test_files_that_are_no_video(data, tmp_path):
+    with pytest.raises(ValueError, match="not a readable video"):
+        video.decode_mp4(data)
+    with pytest.raises(FileNotFoundError):
+        video.probe(tmp_path / "none.mp4")
+
+
+def test_float_frames_are_rounded_and_clipped():
+    values = np.array([-0.5, 0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 2.0], np.float32)
+    frames = np.broadcast_to(values, (2, 3, 4, 6))
+    expected = np.array([0, 0, 0, 1, 255, 255])
+    for layout in (frames, frames.transpose(0, 2, 3, 1)):
+        quantised = video.to_uint8(layout)
+        assert quantised.shape == (2, 4, 6, 3)
+        assert (quantised[..., 0] == expected).all()
+
+
+def test_float_frames_that_are_not_numbers_are_refused():
+    frames = np.zeros((3, 3, 4, 6), np.float32)
+    frames[2, 0, 1, 1] = np.nan
+    with pytest.raises(ValueError, match="frame 2 has 1 values"):
+        video.to_uint8(frames)
+    with pytest.raises(ValueError, match="expected"):
+        video.to_uint8(frames[0])
+
+
+def test_poster_avoids_empty_frames_and_keeps_proportions():
+    clip = np.zeros((9, 480, 800, 3), np.uint8)
+    clip[6] = noise_clip(1, 480, 800)[0]
+    poster = Image.open(io.BytesIO(video.poster_jpeg(clip, max_side=400)))
+    assert (poster.format, poster.size) == ("JPEG", (400, 240))
+    assert np.asarray(poster).std() > 20
+    assert Image.open(io.BytesIO(video.poster_jpeg(noise_clip(3)))).size == (80, 48)  # never enlarged
+
+
+def test_contact_sheet_takes_frames_and_posters():
+    images = [colour_bars()[:, :96], video.poster_jpeg(noise_clip()), np.zeros((48, 80, 3), np.uint8)]
+    sheet = Image.open(io.BytesIO(video.contact_sheet(images, columns=2, tile_width=100, gap=10)))
+    assert sheet.size == (10 + 2 * 110, 10 + 67 + 10 + 60 + 10)
+    with pytest.raises(ValueError, match="no images"):
+        video.contact_sheet([])
