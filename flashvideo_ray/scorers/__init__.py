@@ -1,0 +1,69 @@
+"""Scorers: a preview's pixels and its prompt in, named numbers out. One scorer a file, no weights to download.
+
+A scorer is any class with `names`, an `__init__` that takes its options and a `__call__` (see `Scorer`). Settings name
+it by a short name below or by a dotted path such as `my_package.taste.Taste`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHORT_NAMES = {
+    "motion": "flashvideo_ray.scorers.motion.Motion",
+    "flicker": "flashvideo_ray.scorers.flicker.Flicker",
+    "sharpness": "flashvideo_ray.scorers.sharpness.Sharpness",
+    "exposure": "flashvideo_ray.scorers.exposure.Exposure",
+    "sanity": "flashvideo_ray.scorers.sanity.Sanity",
+}
+
+
+class Scorer(Protocol):
+    """What a scorer looks like. It is built once in each worker with its options as keyword arguments."""
+
+    names: ClassVar[tuple[str, ...]]
+    """The numbers it gives; they become the ledger's columns `score_<name>`."""
+
+    def __call__(self, frames: NDArray[np.uint8], prompt: str) -> dict[str, float]:
+        """Measure one preview: RGB uint8 `[frames, height, width, 3]`. Returns a number for each of `names`."""
+        ...
+
+
+def resolve(name: str) -> type[Scorer]:
+    """The scorer class behind a short name or a dotted path, not yet built: enough to know its `names`.
+
+    Raises:
+        ValueError: no such short name, nothing at that path, or what is there is no scorer.
+    """
+    path = SHORT_NAMES.get(name, name)
+    module_name, _, attribute = path.rpartition(".")
+    if not module_name:
+        near = difflib.get_close_matches(name, SHORT_NAMES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SHORT_NAMES)}, or use a dotted path"
+        raise ValueError(f"unknown scorer {name!r}: {hint}")
+    try:
+        scorer = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"scorer {name!r} cannot be imported: {error}") from error
+    named = isinstance(getattr(scorer, "names", None), tuple)
+    if not (isinstance(scorer, type) and named and "__call__" in dir(scorer)):  # every class is itself callable
+        raise ValueError(f"{name!r} is no scorer: it must be a class with `names`, a tuple of strings, and `__call__`")
+    return scorer
+
+
+def load(name: str, options: Mapping[str, Any] | None = None) -> Scorer:
+    """Build a scorer by its short name or dotted path.
+
+    Raises:
+        ValueError: as `resolve`, or the scorer does not take these options.
+    """
+    scorer = resolve(name)
+    try:
+        return scorer(**(options or {}))
+    except TypeError as error:
+        raise ValueError(f"scorer {name!r} does not take these options: {error}") from error

@@ -1,0 +1,27 @@
+"""What every scorer does to frames first: check them, and look at their brightness."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+_BT709 = np.array([0.2126, 0.7152, 0.0722], np.float32) / 255
+
+
+def luma(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """BT.709 luma in [0, 1], `[frames, height, width]`, of RGB uint8 `[frames, height, width, 3]`.
+
+    Raises:
+        ValueError: no frames, or another type or shape.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(f"a scorer takes uint8 [frames, height, width, 3], not {frames.dtype} {list(frames.shape)}")
+    return np.stack([frame.astype(np.float32) @ _BT709 for frame in frames])
+
+
+def resize(picture: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """One `[height, width]` picture at another size: area means when it gets smaller, cubic when it gets larger."""
+    smaller = height * width <= picture.shape[0] * picture.shape[1]
+    resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+    return resized.astype(np.float32, copy=False)
