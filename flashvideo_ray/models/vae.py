@@ -1,0 +1,203 @@
+"""Video in and out of the 3D VAE in bounded memory: chunks of frames in time, tiles in space.
+
+The causal VAE carries a convolution cache from chunk to chunk, so chunks join without a seam; but its group norms see
+one chunk of one tile at a time, so chunk and tile sizes are part of the result. The reference encodes 49 frames as
+17, 16, 16, decodes 13 latent frames as 3, 2, 2, 2, 2, 2, and cuts a 1080p decode into two halves of its width.
+
+Frames are `[batch, frames, 3, height, width]` float32 in [0, 1]; latents are `[batch, latent frames, channels, height,
+width]` as the VAE has them, without a scaling factor.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise, product
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
+from diffusers.utils.accelerate_utils import apply_forward_hook
+
+REFERENCE_OVERLAP = 16
+"""Latent pixels by which the reference extends a tile beyond its inner borders."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """One tile on one axis, in latent pixels: it reads [start, stop) and owns [own_start, own_stop)."""
+
+    start: int
+    stop: int
+    own_start: int
+    own_stop: int
+
+
+def tile_axis(size: int, tiles: int, overlap: int = REFERENCE_OVERLAP) -> list[Span]:
+    """Cut an axis into equal parts, each extended by `overlap` on every side where that stays within the axis."""
+    borders = [k * size // tiles for k in range(tiles + 1)]
+    return [
+        Span(
+            start=start - overlap if start >= overlap else start,
+            stop=stop + overlap if stop + overlap <= size else stop,
+            own_start=start,
+            own_stop=stop,
+        )
+        for start, stop in pairwise(borders)
+    ]
+
+
+def axis_weights(spans: list[Span], scale: int, blend: bool) -> list[torch.Tensor]:
+    """Weight of every pixel that each span reads. They sum to 1 over the spans at every pixel of the axis.
+
+    A hard cut is 1 on the pixels that a span owns; a blend ramps linearly where neighbours overlap.
+    """
+    length = spans[-1].stop * scale
+    rows = torch.zeros(len(spans), length)
+    for k, span in enumerate(spans):
+        if not blend:
+            rows[k, span.own_start * scale : span.own_stop * scale] = 1
+            continue
+        row = rows[k, span.start * scale : span.stop * scale]
+        row.fill_(1)
+        if k > 0 and (n := (spans[k - 1].stop - span.start) * scale) > 0:
+            row[:n] *= (torch.arange(n) + 0.5) / n
+        if k + 1 < len(spans) and (n := (span.stop - spans[k + 1].start) * scale) > 0:
+            row[-n:] *= (torch.arange(n - 1, -1, -1) + 0.5) / n
+    rows /= rows.sum(dim=0)
+    return [rows[k, span.start * scale : span.stop * scale] for k, span in enumerate(spans)]
+
+
+def resize_frames(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Map frames to [-1, 1] and resize them to (height, width): bilinear, antialiased, float32."""
+    video = (frames.float() - 0.5) / 0.5
+    if video.shape[-2:] == size:
+        return video
+    resized = F.interpolate(video.flatten(0, 1), size=size, mode="bilinear", align_corners=False, antialias=True)
+    return resized.unflatten(0, video.shape[:2])
+
+
+def spatial_factor(vae: AutoencoderKLCogVideoX) -> int:
+    """Pixels a latent pixel spans on each axis."""
+    return 2 ** (len(vae.config["block_out_channels"]) - 1)
+
+
+def check_pass(vae: AutoencoderKLCogVideoX, height: int, width: int, frames: int, channels: int) -> None:
+    """Refuse a pass that diffusers cannot run: it cuts large convolutions in time, down to less than their kernel."""
+    depth = frames + 2  # with the convolution cache
+    parts = int(channels * depth * height * width * 2 / 1024**3 / 2) + 1
+    if parts > 1 and -(-depth // parts) < 3:
+        raise ValueError(f"{height}x{width} pixels are too many for one pass of the VAE: use more tiles")
+
+
+@torch.no_grad()
+@apply_forward_hook
+def encode_video(
+    vae: AutoencoderKLCogVideoX,
+    frames: torch.Tensor,
+    size: tuple[int, int] | None = None,
+    *,
+    chunk_frames: int = 16,
+    tiles: tuple[int, int] = (1, 1),
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Resize frames to `size` and encode them; the high-resolution video never exists whole.
+
+    Args:
+        vae: encodes in its own dtype.
+        frames: `[batch, frames, 3, height, width]` float in [0, 1], on any device.
+        size: (height, width) to encode at; default is that of the frames.
+        chunk_frames: the first chunk has one frame more. The reference's 16 gives 17, 16, 16 for 49 frames; a smaller
+            multiple of the VAE's temporal ratio needs less memory and changes the group-norm statistics.
+        tiles: rows and columns, hard cut with an overlap; less memory, and not the reference if more than one.
+        device: where to run; default is where the VAE is.
+
+    Returns:
+        Moments (mean and log-variance) `[batch, latent frames, 2 * channels, height, width]` float32 on the CPU.
+    """
+    batch, num_frames = frames.shape[:2]
+    scale, ratio = spatial_factor(vae), int(vae.config["temporal_compression_ratio"])
+    height, width = size or (int(frames.shape[-2]), int(frames.shape[-1]))
+    if (num_frames - 1) % ratio:
+        raise ValueError(f"the VAE takes {ratio}k + 1 frames, got {num_frames}")
+    if chunk_frames % ratio or chunk_frames < 1:
+        raise ValueError(f"chunk_frames must be a multiple of {ratio}, got {chunk_frames}")
+    if height % scale or width % scale:
+        raise ValueError(f"the VAE takes sizes that are multiples of {scale}, got {height}x{width}")
+    starts = [0, *range(1 + chunk_frames, num_frames, chunk_frames), num_frames]
+    rows, columns = tile_axis(height // scale, tiles[0]), tile_axis(width // scale, tiles[1])
+    latent_frames = (num_frames - 1) // ratio + 1
+    moments = torch.empty(batch, latent_frames, 2 * vae.config["latent_channels"], height // scale, width // scale)
+
+    for sample, row, column in product(range(batch), rows, columns):
+        first_chunk = min(num_frames, chunk_frames + 1)
+        tile_size = ((row.stop - row.start) * scale, (column.stop - column.start) * scale)
+        check_pass(vae, *tile_size, first_chunk, vae.config["block_out_channels"][0])
+        cache, done = None, 0
+        for start, stop in pairwise(starts):
+            chunk = resize_frames(frames[sample : sample + 1, start:stop].to(device or vae.device), (height, width))
+            chunk = chunk[..., row.start * scale : row.stop * scale, column.start * scale : column.stop * scale]
+            out, cache = vae.encoder(chunk.transpose(1, 2).to(vae.dtype), conv_cache=cache)
+            own = out[0].transpose(0, 1)[
+                ...,
+                row.own_start - row.start : row.own_stop - row.start,
+                column.own_start - column.start : column.own_stop - column.start,
+            ]
+            moments[
+                sample, done : done + len(own), :, row.own_start : row.own_stop, column.own_start : column.own_stop
+            ] = own.float().cpu()
+            done += len(own)
+    return moments
+
+
+@torch.no_grad()
+@apply_forward_hook
+def decode_video(
+    vae: AutoencoderKLCogVideoX,
+    latents: torch.Tensor,
+    *,
+    tiles: tuple[int, int] = (1, 1),
+    blend: bool = False,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Decode latents into frames; only the chunk in work is on the device.
+
+    Args:
+        vae: decodes in its own dtype.
+        latents: `[batch, latent frames, channels, height, width]`, divided by the scaling factor.
+        tiles: rows and columns. Tiles overlap by 16 latent pixels on inner sides.
+        blend: cross-fade the overlap instead of cutting it hard; the reference cuts.
+        device: where to run; default is where the VAE is.
+
+    Returns:
+        Frames `[batch, frames, 3, height, width]` float32 in [0, 1], not rounded to 8 bits, on the CPU.
+    """
+    batch, latent_frames = latents.shape[:2]
+    scale, ratio = spatial_factor(vae), int(vae.config["temporal_compression_ratio"])
+    if ratio > 1 and latent_frames > 1 and latent_frames % 2 == 0:
+        raise ValueError(f"the VAE decodes an odd number of latent frames, got {latent_frames}")
+    # Two latent frames at a time, the odd one joins the first chunk: 3, 2, 2, …
+    per_chunk = vae.num_latent_frames_batch_size
+    starts = [0, *range(latent_frames % per_chunk + per_chunk, latent_frames, per_chunk), latent_frames]
+    rows, columns = tile_axis(latents.shape[-2], tiles[0]), tile_axis(latents.shape[-1], tiles[1])
+    row_weights, column_weights = axis_weights(rows, scale, blend), axis_weights(columns, scale, blend)
+    frames = torch.zeros(
+        batch, (latent_frames - 1) * ratio + 1, 3, latents.shape[-2] * scale, latents.shape[-1] * scale
+    )
+
+    for sample, (r, row), (c, column) in product(range(batch), enumerate(rows), enumerate(columns)):
+        tile = latents[sample : sample + 1, :, :, row.start : row.stop, column.start : column.stop]
+        check_pass(vae, tile.shape[-2] * scale, tile.shape[-1] * scale, 2 * ratio, vae.config["block_out_channels"][1])
+        weights = row_weights[r][:, None] * column_weights[c]
+        cache, done = None, 0
+        for start, stop in pairwise(starts):
+            chunk = tile[:, start:stop].to(device or vae.device, vae.dtype).transpose(1, 2)
+            out, cache = vae.decoder(chunk, conv_cache=cache)
+            pixels = (out[0].transpose(0, 1).float().cpu() / 2 + 0.5).clamp_(0, 1)
+            target = frames[
+                sample,
+                done : done + len(pixels),
+                :,
+                row.start * scale : row.stop * scale,
+                column.start * scale : column.stop * scale,
+            ]
+            target += weights * pixels
+            done += len(pixels)
+    return frames
