@@ -23,6 +23,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flashvideo_ray.errors import InputError
+from flashvideo_ray.settings import LedgerSettings
 from flashvideo_ray.storage import Store
 
 Table = Literal["previews", "clips"]
@@ -77,11 +79,11 @@ SCHEMAS: dict[Table, pa.Schema] = {"previews": PREVIEWS, "clips": CLIPS}
 RESERVED = frozenset(PREVIEWS.names) | frozenset(CLIPS.names)
 
 
-class RecipeError(ValueError):
+class RecipeError(InputError):
     """OUTPUT holds a run with another recipe. The message shows the differences."""
 
 
-class NoRunError(ValueError):
+class NoRunError(InputError):
     """There is no run at OUTPUT."""
 
 
@@ -106,11 +108,13 @@ def poster_key(video_key: str) -> str:
 
 
 def read_run(store: Store) -> dict[str, Any] | None:
-    """The content of run.json, or None where there is no run."""
+    """The content of run.json, or None where there is no run. Raises NoRunError if the place cannot be read."""
     try:
         return json.loads(store.get("run.json"))
     except FileNotFoundError:
         return None
+    except Exception as error:  # each file system has its own: no credentials, no such bucket, unknown protocol, …
+        raise NoRunError(f"{store.url}: cannot be read: {type(error).__name__}: {error}") from error
 
 
 def open_run(store: Store, recipe: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,35 +166,34 @@ def extended(schema: pa.Schema, extra: Iterable[pa.Field]) -> pa.Schema:
 
 
 class Writer:
-    """Collects rows and writes them as Parquet parts, after `flush_rows` rows or `flush_seconds`.
+    """Collects rows and writes them as Parquet parts, when someone calls `flush_if_due` or `flush`.
 
     Safe to use from several threads. A part is written whole or not at all; rows that could not be written stay for the
-    next flush, and the error is raised to whoever caused it.
+    next flush, and the store's error is raised to its caller.
     """
 
-    def __init__(self, store: Store, table: Table, schema: pa.Schema, flush_rows: int, flush_seconds: float):
+    def __init__(self, store: Store, table: Table, schema: pa.Schema, settings: LedgerSettings):
         self.store = store
         self.table = table
         self.schema = schema
-        self.flush_rows = flush_rows
-        self.flush_seconds = flush_seconds
+        self.settings = settings
         self._rows: list[dict[str, Any]] = []
         self._oldest = 0.0
         self._lock = threading.Lock()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add one row; columns that the schema does not have are left out."""
+        """Add one row to those that the next flush writes; columns that the schema does not have are left out."""
         with self._lock:
             if not self._rows:
                 self._oldest = time.monotonic()
             self._rows.append({**{name: row.get(name) for name in self.schema.names}, "at": _now()})
-        self.flush_if_due()
 
     def flush_if_due(self) -> None:
         """Write a part if enough rows or enough time have come together."""
         with self._lock:
             due = self._rows and (
-                len(self._rows) >= self.flush_rows or time.monotonic() - self._oldest >= self.flush_seconds
+                len(self._rows) >= self.settings.flush_rows
+                or time.monotonic() - self._oldest >= self.settings.flush_seconds
             )
         if due:
             self.flush()

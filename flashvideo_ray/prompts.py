@@ -16,6 +16,8 @@ import pyarrow.json
 import pyarrow.parquet
 from fsspec.core import url_to_fs
 
+from flashvideo_ray.errors import InputError
+
 FORMATS = (".parquet", ".jsonl", ".csv")
 OWN_COLUMNS = ("id", "prompt", "negative_prompt", "seed")
 SHOWN = 5  # rows named in a message before it says how many more there are
@@ -30,7 +32,7 @@ PROMPTS = pa.schema(
 )
 
 
-class PromptError(ValueError):
+class PromptError(InputError):
     """The prompts cannot be used. The message names columns and rows (counted from 1) and says what to do."""
 
 
@@ -43,7 +45,7 @@ def read_prompts(url: str, *, base_seed: int = 0, reserved: Iterable[str] = ()) 
     and the id, so that neither depends on the order of rows.
 
     Returns a table with the columns of PROMPTS and the carried ones. Raises PromptError with every kind of problem
-    found, and FileNotFoundError for an absent location.
+    found.
     """
     files = [(path, _read_file(fs, path)) for fs, path in _files(url)]
     names = dict.fromkeys(name for _, table in files for name in table.column_names)
@@ -130,6 +132,15 @@ class _Rows:
 
 
 def _files(url: str) -> list[tuple[fsspec.AbstractFileSystem, str]]:
+    try:
+        return _listed(url)
+    except PromptError:
+        raise
+    except Exception as error:  # each file system has its own: no credentials, no such bucket, unknown protocol, …
+        raise PromptError(f"{url}: cannot be listed: {type(error).__name__}: {error}") from error
+
+
+def _listed(url: str) -> list[tuple[fsspec.AbstractFileSystem, str]]:
     fs, path = url_to_fs(url)
     if any(mark in path for mark in "*?["):
         found = [p for p in sorted(fs.glob(path)) if p.endswith(FORMATS)]
@@ -162,8 +173,6 @@ def _read_file(fs: fsspec.AbstractFileSystem, path: str) -> pa.Table:
                 )
             return pa.json.read_json(file)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
-            raise
         raise PromptError(f"{path}: cannot be read: {error}") from None
 
 

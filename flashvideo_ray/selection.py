@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from flashvideo_ray.errors import InputError
+
 MAX_LENGTH = 500
 MAX_NODES = 100
 
@@ -28,7 +30,7 @@ _COMPARISON: dict[type[ast.AST], Callable[[Any, Any], bool]] = {
 }
 
 
-class RuleError(ValueError):
+class RuleError(InputError):
     """A requirement that cannot be read. The message shows the expression and what is allowed."""
 
 

@@ -13,6 +13,7 @@ sizes, steps and guidance stored in its `model_index.json`.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib.resources
 from collections.abc import Mapping, Sequence
@@ -22,14 +23,17 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from flashvideo_ray.errors import InputError
+
 Dtype = Literal["float32", "bfloat16", "float16"]
+GuidanceBatching = Literal["together", "apart"]
 Stage = Literal["text", "preview", "score", "refine"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
-class SettingsError(ValueError):
+class SettingsError(InputError):
     """The settings are wrong. The message names the key and says what to do."""
 
 
@@ -56,6 +60,7 @@ class PreviewSettings(Frozen):
     num_frames: Positive | None = None
     num_inference_steps: Positive | None = None
     guidance_scale: NonNegative | None = None
+    guidance_batching: GuidanceBatching = "together"
 
 
 class RefineSettings(Frozen):
@@ -69,6 +74,9 @@ class RefineSettings(Frozen):
     num_inference_steps: Positive | None = None
     guidance_scale: NonNegative | None = None
     noise_step: Annotated[int, Field(ge=0, le=999)] | None = None
+    guidance_batching: GuidanceBatching = "together"
+    decode_tiling: Literal["none", "reference", "blend"] | None = None
+    decode_tiles: tuple[Positive, Positive] | None = Field(None, description="rows, columns; more need less memory")
 
 
 class ScorerSettings(Frozen):
@@ -184,15 +192,16 @@ class Settings(Frozen):
         Raises SettingsError with one message that names every wrong key.
         """
         tree = _read(source) if source is not None else {}
-        for override in overrides:
-            _apply(tree, override)
-        return cls.parse(tree, where=str(source) if source is not None else "settings")
+        return cls.of_tree(tree, overrides, where=str(source) if source is not None else "settings")
 
     @classmethod
-    def parse(cls, tree: Mapping[str, Any], where: str = "settings") -> Self:
-        """Validate a tree of plain values."""
+    def of_tree(cls, tree: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "settings") -> Self:
+        """Apply `a.b=c` overrides to a tree of plain values and validate it. Raises SettingsError."""
+        changed = copy.deepcopy(dict(tree))
+        for override in overrides:
+            _apply(changed, override)
         try:
-            return cls.model_validate(tree)
+            return cls.model_validate(changed)
         except ValidationError as error:
             raise SettingsError("\n".join(_explain(issue, cls, where) for issue in error.errors())) from None
 

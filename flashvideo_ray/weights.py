@@ -15,12 +15,15 @@ from typing import Any, Literal
 
 import platformdirs
 
+from flashvideo_ray.errors import InputError
+from flashvideo_ray.settings import Settings
+
 ModelStage = Literal["preview", "refine"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _CHUNK = 16 * 2**20
 
 
-class ModelNotFoundError(ValueError):
+class ModelNotFoundError(InputError):
     """No such model. The message says what was looked for and what to do."""
 
 
@@ -45,7 +48,23 @@ def sampling_defaults(model: str, stage: ModelStage) -> dict[str, Any]:
     local = _local(model)
     folder = locate(model, stage) if local is not None else _download(model, [f"{stage}/model_index.json"]) / stage
     index = json.loads((folder / "model_index.json").read_text())
-    return {key: value for key, value in index.items() if not key.startswith("_") and not isinstance(value, list)}
+    return {key: value for key, value in index.items() if not key.startswith("_") and not _is_component(value)}
+
+
+def with_model_defaults(settings: Settings) -> Settings:
+    """The settings with every null in `preview` and `refine` replaced by what the models themselves state.
+
+    So that a recipe holds what was really used. Raises ModelNotFoundError.
+    """
+    resolved: dict[str, Any] = {}
+    stage: ModelStage
+    for stage in ("preview", "refine"):
+        own = getattr(settings, stage)
+        defaults = {"vae_dtype": own.dtype, **sampling_defaults(own.model, stage)}
+        nulls = [name for name in type(own).model_fields if getattr(own, name) is None]
+        known = {name: defaults[name] for name in nulls if name in defaults}
+        resolved[str(stage)] = type(own).model_validate({**own.model_dump(), **known})
+    return settings.model_copy(update=resolved)
 
 
 def fingerprint(model: str, stage: ModelStage) -> str:
@@ -79,6 +98,11 @@ def _local(model: str) -> Path | None:
     if _HUB_ID.fullmatch(model):
         return None
     raise ModelNotFoundError(f"{model}: no such folder, and not a hub id (org/name)")
+
+
+def _is_component(value: Any) -> bool:
+    """Components stand in model_index.json as [library, class], both null where one is left out."""
+    return isinstance(value, list) and all(part is None or isinstance(part, str) for part in value)
 
 
 def _download(model: str, allow_patterns: list[str]) -> Path:

@@ -1,0 +1,190 @@
+"""Commands. Thin: they read arguments, call the package and turn errors into one clear line and an exit status.
+
+Exit status: 0 all candidates ended as rendered or rejected; 3 some failed (they are in the ledger); 2 the input or the
+settings are wrong and nothing was started; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from flashvideo_ray.errors import InputError
+from flashvideo_ray.progress import duration
+from flashvideo_ray.settings import Settings
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Two-stage video rendering on Ray."
+)
+console = Console()
+
+ConfigOption = Annotated[
+    str | None, typer.Option("-c", "--config", help="A preset (nano, flashvideo-1080p) or a YAML file.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting, e.g. pools.refine.size=4.")
+]
+PromptsArgument = Annotated[
+    str, typer.Argument(help="Parquet (or .jsonl, .csv): a file, folder or glob, any fsspec URL.")
+]
+OutputArgument = Annotated[str, typer.Argument(help="The run: a folder or any fsspec URL, such as s3://bucket/run1.")]
+
+
+@app.command()
+def render(
+    prompts: PromptsArgument, output: OutputArgument, config: ConfigOption = None, set_: SetOption = None
+) -> None:
+    """Render prompts to clips: preview, score, select, refine. Start it again and it carries on."""
+    from flashvideo_ray import pipeline
+
+    run_job(lambda: pipeline.render(prompts, output, Settings.load(config, set_ or [])))
+
+
+@app.command()
+def preview(
+    prompts: PromptsArgument, output: OutputArgument, config: ConfigOption = None, set_: SetOption = None
+) -> None:
+    """Stage 1 and scores only; `refine` goes on from there."""
+    from flashvideo_ray import pipeline
+
+    run_job(lambda: pipeline.preview(prompts, output, Settings.load(config, set_ or [])))
+
+
+@app.command()
+def refine(output: OutputArgument, config: ConfigOption = None, set_: SetOption = None) -> None:
+    """Stage 2 for the survivors of a run that have no clip yet, from their kept latents."""
+    from flashvideo_ray import pipeline
+
+    def job() -> Any:
+        return pipeline.refine(output, _run_settings(output, config, set_ or []))
+
+    run_job(job)
+
+
+@app.command()
+def status(output: OutputArgument) -> None:
+    """How far a run is, from its ledger."""
+
+    def show() -> None:
+        from flashvideo_ray import ledger, runs
+        from flashvideo_ray.storage import Store
+
+        store = Store(output)
+        run = _existing_run(store)
+        previews = ledger.read(store, "previews", ["clip_id", "status"])
+        clips = ledger.read(store, "clips", ["clip_id", "status"])
+        counts = runs.statuses(previews, clips)
+        open_ = max(0, run["candidates"] - sum(counts.values()))
+        table = Table("status", "candidates", title=store.url, title_justify="left")
+        for name, count in {**counts, "open": open_}.items():
+            table.add_row(name, str(count))
+        console.print(table)
+
+    _guarded(show)
+
+
+@app.command()
+def report(output: OutputArgument) -> None:
+    """Write report.html and summary.json anew from the ledger."""
+
+    def write() -> None:
+        from flashvideo_ray import runs
+        from flashvideo_ray.storage import Store
+
+        store = Store(output)
+        _existing_run(store)
+        runs.finish(store)
+        console.print(f"{store.url}/report.html", soft_wrap=True)
+
+    _guarded(write)
+
+
+@app.command()
+def demo(
+    output: Annotated[str, typer.Argument(help="Where the run goes.")] = "runs/demo", set_: SetOption = None
+) -> None:
+    """Render the bundled prompts with the nano model into a local folder."""
+    from flashvideo_ray import nano, pipeline
+
+    run_job(lambda: pipeline.render(str(nano.demo_prompts()), output, Settings.load("nano", set_ or [])))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)],
+    )
+    # Every process of a job would print these bars, interleaved.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    app()
+
+
+def run_job(job: Callable[[], Any]) -> None:
+    """Run a job, print what it did and leave with its exit status."""
+    result = _guarded(job)
+    if not result.ended:
+        console.print("Nothing to do: every candidate of these prompts has ended before.")
+    print_result(result)
+    raise typer.Exit(result.exit_status)
+
+
+def print_result(result: Any) -> None:
+    """The job's last lines: what became of the candidates, what each stage took, where to look."""
+    import json
+
+    from flashvideo_ray.storage import Store
+
+    summary = json.loads(Store(result.output).get("summary.json"))
+    table = Table(
+        "", "this job", "whole run", title=f"{result.output}  ({duration(result.seconds)})", title_justify="left"
+    )
+    for name in ("rendered", "rejected", "failed", "previewed"):
+        if name in result.ended or name in result.total:
+            table.add_row(name, str(result.ended.get(name, 0)), str(result.total.get(name, 0)))
+    console.print(table)
+    stages = Table("stage", "candidates", "mean", "sum", title="whole run", title_justify="left")
+    for stage, numbers in summary["stages"].items():
+        if numbers["count"]:
+            mean, total = f"{numbers['mean_seconds']:.2f} s", duration(numbers["seconds"])
+            stages.add_row(stage, str(numbers["count"]), mean, total)
+    console.print(stages)
+    console.print(f"GPU time: {summary['gpu_seconds']:.0f} GPU-seconds")
+    console.print(f"Look at {result.output}/report.html", soft_wrap=True)
+
+
+def _run_settings(output: str, config: str | None, overrides: list[str]) -> Settings:
+    """The settings of the run at OUTPUT with overrides, unless a config is named."""
+    from flashvideo_ray.storage import Store
+
+    if config is not None:
+        return Settings.load(config, overrides)
+    run = _existing_run(Store(output))
+    return Settings.of_tree(run["settings"], overrides, "run.json")
+
+
+def _existing_run(store: Any) -> dict[str, Any]:
+    from flashvideo_ray import ledger
+
+    run = ledger.read_run(store)
+    if run is None:
+        raise ledger.NoRunError(f"{store.url}: no run here (no run.json); start one with render or preview")
+    return run
+
+
+def _guarded(work: Callable[[], Any]) -> Any:
+    """Wrong input and settings end in one message and status 2; a traceback is for what nobody expected."""
+    try:
+        return work()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None

@@ -1,0 +1,135 @@
+"""Ray: connecting to it, and where an actor pool may run."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy
+
+from flashvideo_ray.errors import InputError
+from flashvideo_ray.settings import STAGES, Pool, Pools
+
+# One call computes while the one before it is being encoded and uploaded.
+REFINE_CALLS = 2
+
+
+class PlacementError(InputError):
+    """A pool asks for what the cluster does not have. The message names the pool and what is there."""
+
+
+def connect(pools: Pools) -> None:
+    """Use the cluster that `RAY_ADDRESS` names (a submitted job has it set), else start Ray on this machine.
+
+    A local Ray declares as many CPUs as the pools ask for, so that a laptop with two cores can run four small actors.
+    Raises PlacementError where a pool can never be placed on this machine.
+    """
+    if ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.WARNING)
+        return
+    # Ray says that this machine's own session is authenticated; nobody need act on it.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    asked = sum(getattr(pools, stage).num_cpus * getattr(pools, stage).size for stage in STAGES)
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, math.ceil(asked) + 1),
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+    )
+    try:
+        check_local(pools)
+    except PlacementError:
+        ray.shutdown()
+        raise
+
+
+def check_local(pools: Pools) -> None:
+    """Raise PlacementError if an actor of some pool fits no node that is there now."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    for stage in STAGES:
+        pool: Pool = getattr(pools, stage)
+        if not any(fits(pool, node["Resources"], node.get("Labels", {})) for node in nodes):
+            raise PlacementError(
+                f"pools.{stage} asks for {describe(pool)}, which this machine does not have "
+                f"({describe_nodes(nodes)}); set RAY_ADDRESS to use a cluster, or change pools.{stage}"
+            )
+
+
+def fits(pool: Pool, resources: Mapping[str, float], labels: Mapping[str, str]) -> bool:
+    """Whether one actor of the pool could run on a node with these resources and labels."""
+    need = {"CPU": pool.num_cpus, "GPU": pool.num_gpus, **pool.resources}
+    if pool.memory_gib:
+        need["memory"] = pool.memory_gib * 2**30
+    if pool.accelerator_type:
+        need[f"accelerator_type:{pool.accelerator_type}"] = 0.001
+    enough = all(resources.get(name, 0) >= amount for name, amount in need.items())
+    return enough and any(matches(selector, labels) for selector in (pool.labels, *pool.fallback))
+
+
+def matches(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    """Ray's label selector: `value`, `!value`, `in(a,b)` or `!in(a,b)` for each key."""
+    for key, condition in selector.items():
+        negated = condition.startswith("!")
+        listed = re.fullmatch(r"in\((.*)\)", condition.removeprefix("!"))
+        values = [value.strip() for value in listed[1].split(",")] if listed else [condition.removeprefix("!")]
+        if (labels.get(key) in values) == negated:
+            return False
+    return True
+
+
+def describe(pool: Pool) -> str:
+    """What one actor of a pool asks for, in words."""
+    parts = [f"{pool.num_cpus:g} CPU"]
+    parts += [f"{pool.num_gpus:g} GPU"] if pool.num_gpus else []
+    parts += [f"{pool.memory_gib:g} GiB memory"] if pool.memory_gib else []
+    parts += [f"accelerator {pool.accelerator_type}"] if pool.accelerator_type else []
+    parts += [f"{amount:g} {name}" for name, amount in pool.resources.items()]
+    parts += [f"label {key}={value}" for key, value in pool.labels.items()]
+    return ", ".join(parts)
+
+
+def describe_nodes(nodes: list[Mapping[str, Any]]) -> str:
+    """What the nodes have, in words."""
+    texts = []
+    for node in nodes:
+        resources = node["Resources"]
+        own = {key: value for key, value in node.get("Labels", {}).items() if not key.startswith("ray.io/")}
+        labels = "".join(f", {key}={value}" for key, value in own.items())
+        texts.append(f"{resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU{labels}")
+    return "; ".join(texts)
+
+
+def map_options(pool: Pool, calls: int = 1) -> dict[str, Any]:
+    """A pool as arguments of `Dataset.map_batches`. `calls` may run in one actor at the same time."""
+    options: dict[str, Any] = {
+        "batch_size": pool.batch_size,
+        "batch_format": "pyarrow",
+        "compute": ActorPoolStrategy(
+            size=pool.size,
+            max_tasks_in_flight_per_actor=max(pool.in_flight, calls),
+            max_concurrent_calls_per_actor=calls,
+            enable_true_multi_threading=calls > 1,
+        ),
+        "num_cpus": pool.num_cpus,
+        "udf_modifying_row_count": False,
+    }
+    if pool.num_gpus:
+        options["num_gpus"] = pool.num_gpus
+    if pool.memory_gib:
+        options["memory"] = pool.memory_gib * 2**30
+    if pool.labels:
+        options["label_selector"] = dict(pool.labels)
+    if pool.fallback:
+        options["fallback_strategy"] = [{"label_selector": dict(selector)} for selector in pool.fallback]
+    if pool.accelerator_type:
+        options["accelerator_type"] = pool.accelerator_type
+    if pool.resources:
+        options["resources"] = dict(pool.resources)
+    return options

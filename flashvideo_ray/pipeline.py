@@ -1,0 +1,217 @@
+"""The pipeline: prompts to previews to clips, as one Ray Data graph that reads top to bottom (`build_graph`)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from flashvideo_ray import cluster, ledger, prompts, runs, scorers, stages, weights
+from flashvideo_ray.progress import Progress
+from flashvideo_ray.runs import Until
+from flashvideo_ray.settings import STAGES, Settings, Stage
+from flashvideo_ray.storage import Store
+from flashvideo_ray.tracker import Tracker, TrackerClient
+
+_CHUNK = 1000  # candidates in one block of the input
+log = logging.getLogger("flashvideo_ray")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a job did: how the candidates ended that it worked on, and the state of the whole run."""
+
+    output: str
+    ended: dict[str, int]  # by status, in this job
+    total: dict[str, int]  # by status, in the run
+    seconds: float
+
+    @property
+    def exit_status(self) -> int:
+        """0: all candidates of this job ended as they should; 3: some failed."""
+        return 3 if self.ended.get("failed") else 0
+
+
+def render(prompt_url: str, output: str, settings: Settings | None = None, until: Until = "refine") -> RunResult:
+    """Render prompts into OUTPUT: text, preview, score, refine, publish.
+
+    Starts a run or takes one up: candidates that ended before are not done again, and a finished preview is kept.
+    Raises PromptError, SettingsError, RuleError, ModelNotFoundError, RecipeError or PlacementError before anything is
+    started.
+    """
+    started = time.monotonic()
+    settings = weights.with_model_defaults(settings or Settings())
+    runs.check_rules(settings)
+    recipe = runs.recipe_of(settings)
+    table = prompts.read_prompts(prompt_url, base_seed=settings.seed, reserved=stages.row_schema().names)
+    runs.warn_of_prompts(table, settings)
+    table = prompts.candidates(table, settings.candidates, settings.stage1_recipe(), recipe["fingerprints"]["preview"])
+    store = Store(output)
+    ledger.open_run(store, recipe, runs.about(settings, table))
+    extra = [field for field in table.schema if field.name not in stages.row_schema().names]
+    rows = runs.open_rows(store, table, stages.row_schema(extra), until)
+    return _run(store, settings, recipe, rows, extra, until, started)
+
+
+def preview(prompt_url: str, output: str, settings: Settings | None = None) -> RunResult:
+    """Stage 1 and scores only; `refine` takes it from there, whenever and wherever."""
+    return render(prompt_url, output, settings, until="preview")
+
+
+def refine(output: str, settings: Settings | None = None) -> RunResult:
+    """Stage 2 for all survivors of a run that have no clip yet, from their kept latents.
+
+    `settings` defaults to those the run was started with. Raises NoRunError where there is no run.
+    """
+    started = time.monotonic()
+    store = Store(output)
+    run = ledger.read_run(store)
+    if run is None:
+        raise ledger.NoRunError(f"{output}: no run here (no run.json); start one with render or preview")
+    settings = weights.with_model_defaults(settings or Settings.of_tree(run["settings"], where="run.json"))
+    recipe = runs.recipe_of(settings)
+    ledger.open_run(store, recipe, {})
+    previews = ledger.read(store, "previews")
+    extra = [
+        field
+        for field in previews.schema
+        if field.name not in stages.row_schema().names and not field.name.startswith("score_") and field.name != "at"
+    ]
+    ended = set(ledger.read(store, "clips", ["clip_id"])["clip_id"].to_pylist())
+    keep = [
+        status == "previewed" and clip_id not in ended
+        for clip_id, status in zip(previews["clip_id"].to_pylist(), previews["status"].to_pylist(), strict=True)
+    ]
+    rows = runs.as_rows(previews.filter(pa.array(keep, pa.bool_())), stages.row_schema(extra))
+    return _run(store, settings, recipe, rows, extra, "refine", started)
+
+
+def build_graph(
+    rows: pa.Table, store: Store, settings: Settings, recipe: Mapping[str, Any], events: TrackerClient, until: Until
+) -> ray.data.Dataset:
+    """The graph. Rows have the schema of `stages.row_schema` and never leave the dataset, whatever becomes of them."""
+    pools = settings.pools
+    common = {"settings": settings, "events": events}
+    publishing = {**common, "store": store, "fps": recipe["fps"], "provenance": runs.provenance(recipe)}
+
+    # A block is the unit of streaming: with one row in each, the first clip is done while previews are being made.
+    chunks = [rows.slice(start, _CHUNK) for start in range(0, rows.num_rows, _CHUNK)]
+    ds: ray.data.Dataset = ray.data.from_arrow([chunk.combine_chunks() for chunk in chunks])
+    ds = ds.repartition(target_num_rows_per_block=1)
+
+    # Text is encoded once, for both stages.
+    ds = ds.map_batches(stages.EncodeText, fn_constructor_kwargs=common, **cluster.map_options(pools.text))
+
+    # Rows that already have a preview pass through these two.
+    ds = ds.map_batches(stages.Preview, fn_constructor_kwargs=common, **cluster.map_options(pools.preview))
+    ds = ds.map_batches(stages.Score, fn_constructor_kwargs=publishing, **cluster.map_options(pools.score))
+    if until == "preview":
+        return ds.drop_columns(list(stages.PAYLOAD))
+
+    # Only survivors cost anything here. 1080p frames stay in the actor: what leaves it is an MP4, for the store.
+    return ds.map_batches(
+        stages.Refine,
+        fn_constructor_kwargs=publishing,
+        **cluster.map_options(pools.refine, calls=cluster.REFINE_CALLS),
+    )
+
+
+def _run(
+    store: Store,
+    settings: Settings,
+    recipe: Mapping[str, Any],
+    rows: pa.Table,
+    extra: list[pa.Field],
+    until: Until,
+    started: float,
+) -> RunResult:
+    """Run the graph over the rows and bring what comes out of it into the ledger."""
+    ended: Counter[str] = Counter()
+    if rows.num_rows:
+        cluster.connect(settings.pools)
+        _configure_data()
+        names = [f"score_{name}" for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
+        scores = [pa.field(name, pa.float64()) for name in names]
+        clips = ledger.Writer(store, "clips", ledger.extended(ledger.CLIPS, extra), settings.ledger)
+        # No CPU: it answers short questions and waits the rest of the time.
+        tracker: Any = (
+            ray.remote(Tracker)
+            .options(num_cpus=0)
+            .remote(store, ledger.extended(ledger.PREVIEWS, [*extra, *scores]), settings.ledger)
+        )
+        try:
+            graph = build_graph(rows, store, settings, recipe, TrackerClient(tracker, ray.get), until)
+            totals = _totals(rows, until)
+            shown = STAGES if until == "refine" else STAGES[:-1]
+            with Progress(settings, totals, shown) as progress, _Heartbeat(tracker, clips, progress, ended):
+                batches: Iterator[pa.Table] = iter(graph.iter_batches(batch_size=None, batch_format="pyarrow"))
+                for batch in batches:
+                    for row in batch.to_pylist():
+                        ended[row["status"]] += 1
+                        if row["status"] != "previewed":
+                            clips.append(row)
+        finally:
+            ray.get(tracker.flush.remote())
+            clips.flush()
+            ray.kill(tracker)
+    seconds = time.monotonic() - started
+    total = runs.finish(store, seconds)
+    return RunResult(store.url, dict(ended), total, seconds)
+
+
+class _Heartbeat:
+    """Once a second: rows that are due become durable, and progress is shown."""
+
+    def __init__(self, tracker: Any, clips: ledger.Writer, progress: Progress, ended: Mapping[str, int]):
+        self._tracker, self._clips, self._progress, self._ended = tracker, clips, progress, ended
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._once(last=True)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(1.0):
+            try:
+                self._once()
+            except OSError as error:
+                # The store is away: the rows stay in memory and the next beat tries again.
+                log.warning("ledger not written, trying again: %s", error)
+
+    def _once(self, last: bool = False) -> None:
+        self._clips.flush_if_due()
+        self._progress.update(ray.get(self._tracker.tick.remote()), self._ended, last)
+
+
+def _configure_data() -> None:
+    """Ray Data for long rows: keep nothing in order, wait as long as it takes, and leave the talking to us."""
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = False
+    context.execution_no_progress_timeout_s = 24 * 3600  # waiting for a spot card can take hours
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _totals(rows: pa.Table, until: Until) -> dict[Stage, int]:
+    statuses = Counter(rows["status"].to_pylist())
+    fresh, kept = statuses["open"], statuses["previewed"]
+    return {
+        "text": fresh + (kept if until == "refine" else 0),
+        "preview": fresh,
+        "score": fresh,
+        "refine": fresh + kept,
+    }

@@ -1,0 +1,143 @@
+"""A run's beginning and end: its recipe, what is left to do, and the summary and report of what was done."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from flashvideo_ray import ledger, prompts, report, scorers, stages, weights
+from flashvideo_ray.selection import Requirement, check_names
+from flashvideo_ray.settings import Settings, SettingsError
+from flashvideo_ray.storage import Store
+
+Until = Literal["preview", "refine"]
+log = logging.getLogger("flashvideo_ray")
+
+
+def recipe_of(settings: Settings) -> dict[str, Any]:
+    """What a run has exactly one of. Models stand in it by fingerprint: where their files are does not matter."""
+    recipe = settings.recipe()
+    fingerprints = {}
+    for stage in ("preview", "refine"):
+        del recipe[stage]["model"]
+        fingerprints[stage] = weights.fingerprint(getattr(settings, stage).model, stage)
+    fps = weights.sampling_defaults(settings.preview.model, "preview")["fps"]
+    return {**recipe, "fps": fps, "fingerprints": fingerprints}
+
+
+def about(settings: Settings, table: pa.Table) -> dict[str, Any]:
+    """What run.json records beside the recipe."""
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "candidates": table.num_rows,
+        "command": shlex.join(sys.argv),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("flashvideo-ray", "ray", "torch", "diffusers", "transformers")},
+        },
+    }
+
+
+def provenance(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Which settings and weights made a file, for the file itself."""
+    return {
+        "comment": "made by flashvideo-ray",
+        "settings": json.dumps({stage: recipe[stage] for stage in ("preview", "refine")}),
+        "model_fingerprints": json.dumps(recipe["fingerprints"]),
+    }
+
+
+def check_rules(settings: Settings) -> None:
+    """Raise SettingsError or RuleError if a scorer or a requirement of the settings cannot be used."""
+    try:
+        known = [name for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
+    except ValueError as error:
+        raise SettingsError(f"score.scorers: {error}") from None
+    check_names([Requirement.parse(text) for text in settings.select.require], known)
+
+
+def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
+    """Say what will be cut or have no trained meaning; nothing of it stops a run."""
+    counts, limit = stages.count_tokens(settings.preview.model, table["prompt"].to_pylist())
+    cut = [(row, count) for row, count in enumerate(counts, start=1) if count > limit]
+    if cut:
+        shown = ", ".join(f"row {row} ({count})" for row, count in cut[: prompts.SHOWN])
+        more = f" and {len(cut) - prompts.SHOWN} more" if len(cut) > prompts.SHOWN else ""
+        log.warning(
+            "%d of %d prompts have more than %d tokens and are cut there: %s%s",
+            len(cut),
+            len(counts),
+            limit,
+            shown,
+            more,
+        )
+    negatives = table.num_rows - table["negative_prompt"].null_count
+    if negatives:
+        log.warning(
+            "%d prompts have a negative_prompt: FlashVideo was trained without any, its own is all zeros", negatives
+        )
+
+
+def open_rows(store: Store, table: pa.Table, schema: pa.Schema, until: Until) -> pa.Table:
+    """The candidates that have not ended, as rows of the graph: those with a preview carry on from it."""
+    ended = set(ledger.read(store, "clips", ["clip_id"])["clip_id"].to_pylist())
+    done = ledger.read(store, "previews", ["clip_id", "status", "reason", "latents", "preview", "poster"])
+    made = {row["clip_id"]: row for row in done.to_pylist()}
+    ids = table["clip_id"].to_pylist()
+    finished_here = {clip_id for clip_id, row in made.items() if until == "preview" and row["status"] == "previewed"}
+    keep = [clip_id not in ended and clip_id not in finished_here for clip_id in ids]
+    table = table.filter(pa.array(keep, pa.bool_()))
+    ids = table["clip_id"].to_pylist()
+    for name in ("status", "reason", "latents", "preview", "poster"):
+        values = [made[clip_id][name] if clip_id in made else None for clip_id in ids]
+        if name == "status":
+            values = [value or "open" for value in values]
+        table = table.append_column(name, pa.array(values, pa.string()))
+    return as_rows(table, schema)
+
+
+def as_rows(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with exactly the schema's columns; what it does not have is null."""
+    columns = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def finish(store: Store, seconds: float | None = None) -> dict[str, int]:
+    """Write summary.json and report.html from the ledger. Returns how many candidates have each status."""
+    run = ledger.read_run(store)
+    if run is None:
+        raise ledger.NoRunError(f"{store.url}: no run here (no run.json)")
+    previews, clips = ledger.read(store, "previews"), ledger.read(store, "clips")
+    summary = report.summarise(previews, clips)
+    if seconds is not None:
+        summary["last_job_seconds"] = seconds
+    store.put("summary.json", json.dumps(summary, indent=2).encode())
+    page = report.write_report(previews, clips, run, summary, poster=lambda key: _bytes(store, key))
+    store.put("report.html", page.encode())
+    return statuses(previews, clips)
+
+
+def statuses(previews: pa.Table, clips: pa.Table) -> dict[str, int]:
+    """How many candidates have each status; one that has not ended counts as its preview says."""
+    state = dict(zip(previews["clip_id"].to_pylist(), previews["status"].to_pylist(), strict=True))
+    state |= dict(zip(clips["clip_id"].to_pylist(), clips["status"].to_pylist(), strict=True))
+    return dict(Counter(state.values()))
+
+
+def _bytes(store: Store, key: str) -> bytes | None:
+    try:
+        return store.get(key)
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,120 @@
+"""What is going on in a run, in one place: which calls are open, how often each was tried, what each stage has done.
+
+One `Tracker` lives in a Ray actor beside the driver; the stages talk to it through `TrackerClient`. It also holds the
+ledger of previews, because a preview is worth keeping long before its clip is made. This module knows no Ray: a handle
+is anything whose methods have `.remote`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from flashvideo_ray.ledger import Writer
+from flashvideo_ray.settings import STAGES, LedgerSettings, Stage
+from flashvideo_ray.storage import Store
+
+
+@dataclass
+class StageState:
+    """One stage at one moment. Seconds are summed over calls."""
+
+    actors: int = 0
+    open: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    first_begin: float | None = None
+
+    @property
+    def done(self) -> int:
+        """Calls that ended, whatever came of them."""
+        return self.outcomes.total()
+
+
+class StageEvents(Protocol):
+    """What a stage tells about its work."""
+
+    def joined(self, stage: Stage) -> None:
+        """An actor of the stage has loaded its model and takes work."""
+
+    def begin(self, stage: Stage, clip_id: str) -> int:
+        """A call starts. Returns how many times it was started, this time included."""
+
+    def end(self, stage: Stage, clip_id: str, outcome: str, seconds: float) -> None:
+        """A call ended, as `ok` or `failed`, after so many seconds."""
+
+    def previewed(self, row: Mapping[str, Any]) -> None:
+        """A preview is in the store; its ledger row."""
+
+
+class Tracker:
+    """Counts and remembers; see the module's text. Not thread-safe: it lives in an actor."""
+
+    def __init__(self, store: Store, previews: pa.Schema, settings: LedgerSettings):
+        self._previews = Writer(store, "previews", previews, settings)
+        self._attempts: Counter[tuple[Stage, str]] = Counter()
+        self._stages: dict[Stage, StageState] = defaultdict(StageState)
+
+    def joined(self, stage: Stage) -> None:
+        """See StageEvents."""
+        self._stages[stage].actors += 1
+
+    def begin(self, stage: Stage, clip_id: str) -> int:
+        """See StageEvents. A call whose process was killed never ends, so its count stays for the next begin."""
+        state = self._stages[stage]
+        if state.first_begin is None:
+            state.first_begin = time.time()
+        self._attempts[stage, clip_id] += 1
+        if self._attempts[stage, clip_id] == 1:
+            state.open += 1
+        return self._attempts[stage, clip_id]
+
+    def end(self, stage: Stage, clip_id: str, outcome: str, seconds: float) -> None:
+        """See StageEvents."""
+        state = self._stages[stage]
+        if self._attempts.pop((stage, clip_id), 0):
+            state.open -= 1
+        state.outcomes[outcome] += 1
+        state.seconds += seconds
+
+    def previewed(self, row: Mapping[str, Any]) -> None:
+        """See StageEvents."""
+        self._previews.append(row)
+
+    def tick(self) -> dict[Stage, StageState]:
+        """Make preview rows durable if that is due; return the state of all stages."""
+        self._previews.flush_if_due()
+        return {stage: self._stages[stage] for stage in STAGES}
+
+    def flush(self) -> None:
+        """Make all preview rows durable now."""
+        self._previews.flush()
+
+
+class TrackerClient:
+    """A stage's end of the line to the tracker's actor. `get` waits for a remote result (`ray.get`)."""
+
+    def __init__(self, handle: Any, get: Callable[[Any], Any]):
+        self._handle = handle
+        self._get = get
+
+    def joined(self, stage: Stage) -> None:
+        """See StageEvents."""
+        self._handle.joined.remote(stage)
+
+    def begin(self, stage: Stage, clip_id: str) -> int:
+        """See StageEvents. Waits for the answer, so that the mark is there before the call can kill its process."""
+        return self._get(self._handle.begin.remote(stage, clip_id))
+
+    def end(self, stage: Stage, clip_id: str, outcome: str, seconds: float) -> None:
+        """See StageEvents."""
+        self._handle.end.remote(stage, clip_id, outcome, seconds)
+
+    def previewed(self, row: Mapping[str, Any]) -> None:
+        """See StageEvents. Waits: a row handed over survives the death of this process."""
+        self._get(self._handle.previewed.remote(dict(row)))

@@ -1,0 +1,37 @@
+"""What `ray job submit` runs: the whole pipeline, or stage 1 only, on the cluster the job was submitted to.
+
+ray job submit --working-dir . -- python jobs/render.py --prompts s3://bucket/prompts.parquet --output s3://bucket/run1
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+# `--working-dir .` brings the checkout to the cluster; where the package is installed on the nodes, that one is used.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from flashvideo_ray.cli import run_job
+from flashvideo_ray.settings import Settings
+
+
+def main() -> None:
+    """Read the arguments and run the job; exit status as in flashvideo_ray.cli."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--prompts", required=True, help="Parquet (or .jsonl, .csv): file, folder or glob, any fsspec URL"
+    )
+    parser.add_argument("--output", required=True, help="where the run goes: any fsspec URL")
+    parser.add_argument("--config", default=None, help="a preset (nano, flashvideo-1080p) or a YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="one setting")
+    parser.add_argument("--until", choices=["preview", "refine"], default="refine", help="stop after this stage")
+    args = parser.parse_args()
+
+    from flashvideo_ray import pipeline
+
+    run_job(lambda: pipeline.render(args.prompts, args.output, Settings.load(args.config, args.overrides), args.until))
+
+
+if __name__ == "__main__":
+    main()
