@@ -1,0 +1,308 @@
+"""What a run cost and produced: figures for summary.json, and one HTML page for people.
+
+Both are made from the ledger's two tables alone, so they can be made again at any time. The page is one file without
+scripts: it can be mailed, printed, or opened from the run directory, where its links lead to the clips.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+import yaml
+from PIL import Image
+
+STAGES = {"text": "previews", "preview": "previews", "score": "previews", "refine": "clips", "publish": "clips"}
+_TIMINGS = {f"{stage}_seconds" for stage in STAGES}
+_SEEN = re.compile(r" \([^()]*\)$")  # the numbers that selection adds to a requirement
+_CARDS = 120  # a section
+_THUMBNAIL_BYTES = 2_500_000  # in the whole page; further pictures are links into the run directory
+_THUMBNAIL_SIDE = 400  # pixels
+_MESSAGES = 5  # different ones for each class of failures
+
+Row = dict[str, Any]  # one candidate: its rows of both tables, joined
+
+
+def summarise(previews: pa.Table, clips: pa.Table) -> dict[str, Any]:
+    """Count what happened. Plain JSON values; rates and means are None where there is nothing to divide by.
+
+    Args:
+        previews: the ledger's previews, one row a finished preview.
+        clips: the ledger's clips, one row a candidate that ended.
+
+    Returns:
+        - `candidates`, `prompts`: how many there are in either table.
+        - `status`: candidates by their present status; `failures`: failed ones by stage, then by exception class.
+        - `rejections`: rejected ones by reason, without the numbers that were seen.
+        - `previews`, `survivors`: previews made, those that selection let through; `acceptance_rate`: the ratio.
+        - `stages`: `count`, `seconds` and `mean_seconds` of the candidates' time in each stage.
+        - `devices`: seconds of preview and refine by the device they ran on; `gpu_seconds`: those not on a CPU.
+        - `refine_seconds_saved`: rejected candidates times the mean refine time, an estimate.
+        - `media`: `clips`, `bytes`, `frames`, `seconds` of playing time, of rendered clips.
+    """
+    rows = _joined(previews, clips)
+    status = Counter(str(row["status"]) for row in rows)
+    failures: dict[str, Counter[str]] = {}
+    for row in rows:
+        if row["status"] == "failed":
+            failures.setdefault(row.get("stage") or "unknown", Counter())[row.get("error_class") or "unknown"] += 1
+    reasons = Counter(_SEEN.sub("", row["reason"] or "no reason") for row in rows if row["status"] == "rejected")
+    stages = {stage: _times(previews if table == "previews" else clips, stage) for stage, table in STAGES.items()}
+    devices = _by_device(previews, "preview") + _by_device(clips, "refine")
+    kept = [row for row in rows if row["previewed"] and row["status"] != "rejected" and row.get("stage") != "score"]
+    mean_refine = stages["refine"]["mean_seconds"]
+    rendered = [row for row in rows if row["status"] == "rendered"]
+    return {
+        "candidates": len(rows),
+        "prompts": len({row.get("id") for row in rows}),
+        "status": dict(status.most_common()),
+        "failures": {stage: dict(classes.most_common()) for stage, classes in failures.items()},
+        "rejections": dict(reasons.most_common()),
+        "previews": previews.num_rows,
+        "survivors": len(kept),
+        "acceptance_rate": len(kept) / previews.num_rows if previews.num_rows else None,
+        "stages": stages,
+        "devices": {device: round(seconds, 3) for device, seconds in devices.items()},
+        "gpu_seconds": round(sum(s for device, s in devices.items() if not device.lower().startswith("cpu")), 3),
+        "refine_seconds_saved": round(status["rejected"] * mean_refine, 3) if mean_refine is not None else None,
+        "media": {
+            "clips": len(rendered),
+            "bytes": sum(row.get("bytes") or 0 for row in rendered),
+            "frames": sum(row.get("frames") or 0 for row in rendered),
+            "seconds": round(sum((row.get("frames") or 0) / row["fps"] for row in rendered if row.get("fps")), 3),
+        },
+    }
+
+
+def write_report(
+    previews: pa.Table,
+    clips: pa.Table,
+    run: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    *,
+    poster: Callable[[str], bytes | None],
+    title: str = "FlashVideo run",
+) -> str:
+    """The run as one self-contained HTML page.
+
+    Of thousands of candidates the first ones of each kind are shown, and the page says so. Small pictures are stored in
+    the page as long as they fit, further ones are links to the poster files.
+
+    Args:
+        previews: the ledger's previews.
+        clips: the ledger's clips.
+        run: run.json; `created` stands in the head of the page, everything in a fold at its end.
+        summary: of `summarise`, with `wall_seconds` if it is known.
+        poster: gives a poster file's bytes for its path relative to the run, or None if it is not to be had.
+        title: the page's title, such as the name of the run.
+    """
+    scores = _score_names(previews)
+    by_status: dict[str, list[Row]] = {}
+    for row in _joined(previews, clips):
+        by_status.setdefault("waiting" if row["status"] in ("previewed", "approved") else row["status"], []).append(row)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("flashvideo_ray"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": _count, "duration": _duration, "size": _size, "number": _number, "percent": _percent, "url": _url,
+    }  # fmt: skip
+    return environment.get_template("report.html").render(
+        title=title,
+        run=run,
+        summary=summary,
+        funnel=_funnel(summary),
+        groups=by_status,
+        scores=scores,
+        failures=_failures(by_status.get("failed", [])),
+        histograms=[_histogram(f"score_{name}", by_status) for name in scores],
+        recipe=yaml.safe_dump(_plain(run), sort_keys=False, allow_unicode=True, width=100) if run else "",
+        thumbnail=_Thumbnails(poster),
+        limit=_CARDS,
+    )
+
+
+class _Thumbnails:
+    """Gives a picture's address: in the page while there is room, then its file."""
+
+    def __init__(self, poster: Callable[[str], bytes | None]) -> None:
+        self.poster = poster
+        self.room = _THUMBNAIL_BYTES
+
+    def __call__(self, path: str | None) -> str | None:
+        if not path:
+            return None
+        data = self.poster(path) if self.room > 0 else None
+        if not data:
+            return _url(path) if self.room <= 0 else None
+        try:
+            picture = Image.open(io.BytesIO(data)).convert("RGB")
+        except OSError:
+            return None
+        picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+        out = io.BytesIO()
+        picture.save(out, "WEBP", quality=78)
+        address = "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
+        self.room -= len(address)
+        return address
+
+
+def _joined(previews: pa.Table, clips: pa.Table) -> list[Row]:
+    """One row a candidate, candidates of one prompt side by side; what the clips table says goes first."""
+    blank = dict.fromkeys([*previews.column_names, *clips.column_names])
+    rows: dict[str, Row] = {}
+    for row in previews.to_pylist():
+        rows[row["clip_id"]] = {**blank, **row, "preview_poster": row.get("poster"), "poster": None, "previewed": True}
+    for row in clips.to_pylist():
+        known = {name: value for name, value in row.items() if value is not None or name == "reason"}
+        rows[row["clip_id"]] = {**blank, "previewed": False, **rows.get(row["clip_id"], {}), **known}
+    order = {prompt: index for index, prompt in enumerate(dict.fromkeys(row["id"] for row in rows.values()))}
+    return sorted(rows.values(), key=lambda row: (order[row["id"]], row["candidate"] or 0))
+
+
+def _score_names(previews: pa.Table) -> list[str]:
+    return [
+        field.name.removeprefix("score_")
+        for field in previews.schema
+        if field.name.startswith("score_")
+        and field.name not in _TIMINGS
+        and (pa.types.is_floating(field.type) or pa.types.is_integer(field.type))
+    ]
+
+
+def _times(table: pa.Table, stage: str) -> dict[str, Any]:
+    column = table[f"{stage}_seconds"].to_pylist() if f"{stage}_seconds" in table.column_names else []
+    values = [value for value in column if _usable(value)]
+    total = math.fsum(values)
+    return {
+        "count": len(values),
+        "seconds": round(total, 3),
+        "mean_seconds": round(total / len(values), 3) if values else None,
+    }
+
+
+def _by_device(table: pa.Table, stage: str) -> Counter[str]:
+    """Seconds of a stage by device; Counter, so that two stages add up."""
+    seconds: Counter[str] = Counter()
+    if {"device", f"{stage}_seconds"} <= set(table.column_names):
+        for device, value in zip(table["device"].to_pylist(), table[f"{stage}_seconds"].to_pylist(), strict=True):
+            if device and _usable(value):
+                seconds[device] += value
+    return seconds
+
+
+def _funnel(summary: Mapping[str, Any]) -> list[tuple[str, int, str]]:
+    """Steps with their counts and what they mean; without previews of its own a run has no first half."""
+    rendered = summary["status"].get("rendered", 0)
+    steps = [("Candidates", summary["candidates"], f"of {_count(summary['prompts'])} prompts")]
+    if summary["previews"]:
+        steps.append(("Previewed", summary["previews"], "stage 1 finished"))
+        steps.append(("Survivors", summary["survivors"], "not rejected by selection"))
+    return [*steps, ("Rendered", rendered, "stage 2 published")]
+
+
+def _failures(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Failed candidates by stage and class, the most frequent first, each with a few different messages."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["stage"] or "unknown", row["error_class"] or "unknown"), []).append(row)
+    return [
+        {
+            "stage": stage,
+            "error_class": error_class,
+            "count": len(group),
+            "examples": list({row["error"]: row for row in reversed(group)}.values())[::-1][:_MESSAGES],
+        }
+        for (stage, error_class), group in sorted(groups.items(), key=lambda item: -len(item[1]))
+    ]
+
+
+def _histogram(column: str, by_status: Mapping[str, Iterable[Row]], bins: int = 32) -> dict[str, Any]:
+    """How one score is spread over the kept and the rejected candidates; bar heights are shares of the tallest."""
+    out = np.array([row[column] for row in by_status.get("rejected", []) if _usable(row[column])])
+    others = (row[column] for status, rows in by_status.items() if status != "rejected" for row in rows)
+    kept = np.array([value for value in others if _usable(value)])
+    values = np.concatenate([kept, out])
+    if not len(values):
+        return {"name": column.removeprefix("score_"), "count": 0}
+    edges = np.histogram_bin_edges(values, bins)
+    heights = np.stack([np.histogram(kept, edges)[0], np.histogram(out, edges)[0]], axis=1)
+    return {
+        "name": column.removeprefix("score_"),
+        "count": len(values),
+        "low": float(values.min()),
+        "median": float(np.median(values)),
+        "high": float(values.max()),
+        "bars": (heights / heights.sum(axis=1).max()).round(3).tolist(),
+    }
+
+
+def _usable(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _plain(value: Any) -> Any:
+    """Values as YAML's safe dumper takes them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _url(path: str) -> str:
+    return quote(path, safe="/")  # a colon too, so that a path never is another scheme
+
+
+def _count(value: int) -> str:
+    return f"{value:,}".replace(",", "\u202f")
+
+
+def _number(value: Any) -> str:
+    """Three significant digits; a dash for what is missing."""
+    if not _usable(value):
+        return "–"
+    if 0 < abs(value) < 0.001:
+        return "≈\u202f0"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _percent(value: Any) -> str:
+    return f"{100 * value:.3g}\u202f%" if _usable(value) else "–"
+
+
+def _duration(seconds: Any) -> str:
+    """Two units at most: 4 ms, 0.82 s, 41 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    if not _usable(seconds):
+        return "–"
+    if 0 < seconds < 0.01:
+        return f"{1000 * seconds:.2g}\u00a0ms"
+    if seconds < 59.5:
+        return f"{seconds:.2g}\u00a0s" if seconds < 10 else f"{seconds:.0f}\u00a0s"
+    for size, unit, smaller, small_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        rounded = round(seconds / smaller) * smaller
+        if rounded >= size:
+            whole, rest = divmod(rounded, size)
+            return f"{whole:.0f}\u00a0{unit}" + (f" {rest / smaller:.0f}\u00a0{small_unit}" if rest else "")
+    raise AssertionError("unreachable: a minute has 60 seconds")
+
+
+def _size(value: Any) -> str:
+    if not _usable(value):
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g}\u00a0{unit}"
+        value /= 1000
+    return f"{value:.3g}\u00a0TB"
