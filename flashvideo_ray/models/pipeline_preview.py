@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 from diffusers.schedulers.scheduling_dpm_cogvideox import CogVideoXDPMScheduler
 from diffusers.utils.outputs import BaseOutput
-from transformers import T5EncoderModel, T5Tokenizer
+from transformers import T5EncoderModel
 
 from .noise import Generators, draw_noise, draw_noises
 from .pipeline_base import (
@@ -42,7 +41,7 @@ class FlashVideoPreviewOutput(BaseOutput):
     takes as `preview_latents`.
     """
 
-    frames: torch.Tensor | np.ndarray | list | None
+    frames: Any
     latents: torch.Tensor
 
 
@@ -77,7 +76,7 @@ class FlashVideoPreviewPipeline(FlashVideoPipeline):
         transformer: FlashVideoTransformer3DModel,
         vae: AutoencoderKLCogVideoX,
         scheduler: FlashVideoDPMScheduler,
-        tokenizer: T5Tokenizer | None = None,
+        tokenizer: Any = None,
         text_encoder: T5EncoderModel | None = None,
         height: int = 256,
         width: int = 480,
@@ -130,7 +129,7 @@ class FlashVideoPreviewPipeline(FlashVideoPipeline):
         output_type: OutputType = "pt",
         callback_on_step_end: StepCallback | None = None,
         return_dict: bool = True,
-    ) -> FlashVideoPreviewOutput | tuple[Any, torch.Tensor]:
+    ) -> FlashVideoPreviewOutput:
         """Generate previews. Arguments left out take the pipeline's configured defaults.
 
         Args:
@@ -204,5 +203,5 @@ class FlashVideoPreviewPipeline(FlashVideoPipeline):
             frames = convert_frames(self.decode_latents(latents), output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
-            return frames, latents
+            return frames, latents  # type: ignore[return-value]
         return FlashVideoPreviewOutput(frames=frames, latents=latents)

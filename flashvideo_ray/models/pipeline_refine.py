@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 from diffusers.utils.outputs import BaseOutput
-from transformers import T5EncoderModel, T5Tokenizer
+from transformers import T5EncoderModel
 
 from .noise import Generators, draw_noise
 from .pipeline_base import (
@@ -35,7 +34,7 @@ class FlashVideoRefineOutput(BaseOutput):
     The latents are float32 on the pipeline's device, in the refine stage's scale (x 1.15258426).
     """
 
-    frames: torch.Tensor | np.ndarray | list | None
+    frames: Any
     latents: torch.Tensor
 
 
@@ -69,7 +68,7 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
         transformer: FlashVideoTransformer3DModel,
         vae: AutoencoderKLCogVideoX,
         scheduler: FlashVideoFlowScheduler,
-        tokenizer: T5Tokenizer | None = None,
+        tokenizer: Any = None,
         text_encoder: T5EncoderModel | None = None,
         height: int = 1072,
         width: int = 1920,
@@ -164,7 +163,7 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
         output_type: OutputType = "pt",
         callback_on_step_end: StepCallback | None = None,
         return_dict: bool = True,
-    ) -> FlashVideoRefineOutput | tuple[Any, torch.Tensor]:
+    ) -> FlashVideoRefineOutput:
         """Refine previews. Arguments left out take the pipeline's configured defaults.
 
         Args:
@@ -234,5 +233,5 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
             final = convert_frames(self.decode_latents(latents, tiling=decode_tiling, tiles=decode_tiles), output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
-            return final, latents
+            return final, latents  # type: ignore[return-value]
         return FlashVideoRefineOutput(frames=final, latents=latents)
