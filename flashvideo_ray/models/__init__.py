@@ -5,9 +5,9 @@ A model on disk is a folder with two ordinary diffusers pipelines in it::
     <model>/preview/    tokenizer, text_encoder, transformer, vae, scheduler: text -> low-resolution video
     <model>/refine/     transformer, vae, scheduler: low-resolution video -> the same video at high resolution
 
->>> preview = FlashVideoPreviewPipeline.from_pretrained("model/preview", torch_dtype=torch.bfloat16)
+>>> preview = FlashVideoPreviewPipeline.from_pretrained("model/preview", dtype=torch.bfloat16)
 >>> refine = FlashVideoRefinePipeline.from_pretrained(
-...     "model/refine", torch_dtype=torch.bfloat16, tokenizer=preview.tokenizer, text_encoder=preview.text_encoder
+...     "model/refine", dtype=torch.bfloat16, tokenizer=preview.tokenizer, text_encoder=preview.text_encoder
 ... )
 >>> first = preview(prompt, generator=torch.Generator().manual_seed(0))
 >>> final = refine(prompt, preview_latents=first.latents, generator=torch.Generator().manual_seed(1))

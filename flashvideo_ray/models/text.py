@@ -16,17 +16,18 @@ def encode_text(tokenizer: Any, text_encoder: Any, texts: list[str], max_sequenc
     truncated with a warning if too long. Each text is encoded by itself, so that its embedding does not depend on
     its neighbours in a batch.
     """
+    device = next(text_encoder.parameters()).device  # meta if an offloading hook keeps the weights elsewhere
     embeds = []
     for text in texts:
-        ids = tokenizer(text).input_ids
-        if len(ids) > max_sequence_length:
+        whole = tokenizer(text).input_ids
+        if len(whole) > max_sequence_length:
             logger.warning(
-                f"a prompt of {len(ids)} tokens is cut to {max_sequence_length}, which loses: "
-                f"{tokenizer.decode(ids[max_sequence_length - 1 : -1])!r}"
+                f"a prompt of {len(whole)} tokens is cut to {max_sequence_length}, which loses: "
+                f"{tokenizer.decode(whole[max_sequence_length - 1 : -1])!r}"
             )
         padded = tokenizer(
             text, padding="max_length", max_length=max_sequence_length, truncation=True, return_tensors="pt"
         )
-        device = next(text_encoder.parameters()).device
-        embeds.append(text_encoder(input_ids=padded.input_ids.to(device))[0])
+        ids = padded.input_ids if device.type == "meta" else padded.input_ids.to(device)
+        embeds.append(text_encoder(input_ids=ids)[0])
     return torch.cat(embeds)
