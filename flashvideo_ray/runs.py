@@ -59,7 +59,7 @@ def provenance(recipe: Mapping[str, Any]) -> dict[str, str]:
 def check_rules(settings: Settings) -> None:
     """Raise SettingsError or RuleError if a scorer or a requirement of the settings cannot be used."""
     try:
-        known = [name for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
+        known = [name for spec in settings.score.scorers for name in scorers.load(spec.name, spec.options).names]
     except ValueError as error:
         raise SettingsError(f"score.scorers: {error}") from None
     check_names([Requirement.parse(text) for text in settings.select.require], known)
@@ -122,9 +122,16 @@ def finish(store: Store, seconds: float | None = None) -> dict[str, int]:
     previews, clips = ledger.read(store, "previews"), ledger.read(store, "clips")
     summary = report.summarise(previews, clips)
     if seconds is not None:
-        summary["last_job_seconds"] = seconds
+        summary["wall_seconds"] = seconds
     store.put("summary.json", json.dumps(summary, indent=2).encode())
-    page = report.write_report(previews, clips, run, summary, poster=lambda key: _bytes(store, key))
+    page = report.write_report(
+        previews,
+        clips,
+        run,
+        summary,
+        poster=lambda key: _bytes(store, key),
+        title=store.url.rstrip("/").rpartition("/")[2],
+    )
     store.put("report.html", page.encode())
     return statuses(previews, clips)
 

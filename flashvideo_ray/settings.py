@@ -127,7 +127,8 @@ class VideoSettings(Frozen):
 
     preview_crf: Annotated[int, Field(ge=0, le=51)] = 23
     clip_crf: Annotated[int, Field(ge=0, le=51)] = 18
-    encoder_preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"] = "veryfast"
+    codec: Literal["libx264", "h264_nvenc"] = Field("libx264", description="of clips; NVENC needs a card that has it")
+    encoder_preset: str | None = Field(None, description="the codec's own speed preset; null: its default")
 
 
 class Pool(Frozen):

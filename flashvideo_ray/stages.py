@@ -23,13 +23,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import torch
-from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load as unpack
 from safetensors.torch import save as pack
-from transformers.utils import logging as transformers_logging
 
-from flashvideo_ray import ledger, scorers, video, weights
-from flashvideo_ray.models import FlashVideoPreviewPipeline, FlashVideoRefinePipeline
+from flashvideo_ray import ledger, models, scorers, video, weights
 from flashvideo_ray.selection import Requirement, decide
 from flashvideo_ray.settings import Pool, Settings, Stage
 from flashvideo_ray.storage import Store
@@ -129,7 +126,7 @@ class EncodeText(StageBase):
         # The preview model's folder holds the one text encoder; nothing else of it is loaded here.
         folder = weights.locate(settings.preview.model, "preview")
         others = {"transformer": None, "vae": None, "scheduler": None}
-        self.pipe = _load(FlashVideoPreviewPipeline, folder, settings.text.dtype, settings.pools.text, **others)
+        self.pipe = _load(models.FlashVideoPreviewPipeline, folder, settings.text.dtype, settings.pools.text, **others)
         self.prefixes = {
             "preview": weights.sampling_defaults(settings.preview.model, "preview").get("prompt_prefix", ""),
             "refine": weights.sampling_defaults(settings.refine.model, "refine").get("prompt_prefix", ""),
@@ -164,7 +161,7 @@ class Preview(StageBase):
         own = settings.preview
         folder = weights.locate(own.model, "preview")
         dtypes = {"vae": own.vae_dtype or own.dtype, "default": own.dtype}
-        self.pipe = _load(FlashVideoPreviewPipeline, folder, dtypes, settings.pools.preview, **_NO_TEXT)
+        self.pipe = _load(models.FlashVideoPreviewPipeline, folder, dtypes, settings.pools.preview, **_NO_TEXT)
         self.device = _device_name(self.pipe)
         super().__init__(settings, events)
 
@@ -191,7 +188,9 @@ class Preview(StageBase):
         frames = self.pipe.decode_latents(latents)
         _check_finite(frames, "the preview decoder")
         return {
-            "preview_latents": pack({"latents": latents[0].cpu().contiguous()}, _provenance(row)),
+            "preview_latents": pack(
+                {"latents": latents[0].cpu().contiguous()}, {"candidate": json.dumps(_provenance(row))}
+            ),
             "preview_frames": pack({"frames": torch.from_numpy(video.to_uint8(frames[0].float().cpu()))}),
             "preview_seconds": time.perf_counter() - started,
             "device": self.device,
@@ -207,7 +206,7 @@ class Score(StageBase):
     def __init__(
         self, settings: Settings, events: StageEvents, store: Store, fps: float, provenance: Mapping[str, str]
     ):
-        self.scorers = [(spec.name, scorers.load(spec.name, spec.options)) for spec in settings.score.scorers]
+        self.scorers = [(spec.name, scorers.load(spec.name, spec.options, fps=fps)) for spec in settings.score.scorers]
         self.requirements = [Requirement.parse(text) for text in settings.select.require]
         self.store = store
         self.fps = fps
@@ -233,7 +232,6 @@ class Score(StageBase):
             frames,
             self.fps,
             crf=self.settings.video.preview_crf,
-            preset=self.settings.video.encoder_preset,
             metadata={**_provenance(row), **self.provenance},
         )
         self.store.put(keys["latents"], row["preview_latents"])
@@ -276,9 +274,10 @@ class Refine(StageBase):
         self, settings: Settings, events: StageEvents, store: Store, fps: float, provenance: Mapping[str, str]
     ):
         own = settings.refine
+        video.check_encoder(settings.video.codec, settings.video.encoder_preset)
         folder = weights.locate(own.model, "refine")
         dtypes = {"vae": own.vae_dtype or own.dtype, "default": own.dtype}
-        self.pipe = _load(FlashVideoRefinePipeline, folder, dtypes, settings.pools.refine, **_NO_TEXT)
+        self.pipe = _load(models.FlashVideoRefinePipeline, folder, dtypes, settings.pools.refine, **_NO_TEXT)
         self.device = _device_name(self.pipe)
         self.store = store
         self.fps = fps
@@ -303,6 +302,7 @@ class Refine(StageBase):
             frames,
             self.fps,
             crf=self.settings.video.clip_crf,
+            codec=self.settings.video.codec,
             preset=self.settings.video.encoder_preset,
             metadata={**_provenance(row), **self.provenance},
         )
@@ -356,8 +356,11 @@ def count_tokens(model: str, prompts: Sequence[str]) -> tuple[list[int], int]:
 
 def _load(pipeline: Any, folder: Path, dtype: str | Mapping[str, str], pool: Pool, **components: None) -> Any:
     """Load a pipeline onto the actor's card, or on the CPU where Ray gave it none. `dtype` may differ by component."""
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     dtypes = getattr(torch, dtype) if isinstance(dtype, str) else {k: getattr(torch, v) for k, v in dtype.items()}
     pipe = pipeline.from_pretrained(folder, dtype=dtypes, **components)
     pipe.set_progress_bar_config(disable=True)

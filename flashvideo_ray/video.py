@@ -1,4 +1,4 @@
-"""Frames to MP4 and back; posters and contact sheets.
+"""Frames to MP4 and back, and posters.
 
 Frames are RGB, uint8, `[frames, height, width, 3]`, or an iterable of `[height, width, 3]` so that a 1080p clip can be
 encoded while it is still being decoded from its latents. Nothing here needs torch, Ray or a GPU.
@@ -7,10 +7,9 @@ encoded while it is still being decoded from its latents. Nothing here needs tor
 from __future__ import annotations
 
 import io
-import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -27,6 +26,10 @@ Frame = NDArray[np.uint8]
 
 CODECS = {"libx264": ("crf", "medium"), "h264_nvenc": ("cq", "p5")}  # encoder: its quality option, its default preset
 _THREADS = 4  # fixed: libx264's bytes depend on the thread count, so it may not follow the machine's
+# x264's macroblock tree gives other bytes, and so other pixels, from run to run when several encoders share a process
+# (seen at all sizes; with it off, or without the assembly that computes it, none were seen). It is off so that the same
+# candidate is the same clip.
+_X264 = {"x264-params": "mbtree=0"}
 _BT709 = 1  # the same code point in colour primaries, transfer and matrix
 _SWS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
 _BRANDS = {"major_brand", "minor_version", "compatible_brands", "encoder"}  # the muxer's own keys
@@ -117,6 +120,7 @@ def _add_stream(
         raise ValueError(f"frames of {height}x{width} cannot be encoded: yuv420p needs an even height and width")
     quality, default_preset = CODECS[codec]
     options = {quality: str(crf), "preset": preset or default_preset, "flags": "+bitexact"}
+    options |= _X264 if codec == "libx264" else {}
     try:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
         context = stream.codec_context
@@ -232,48 +236,6 @@ def poster_jpeg(frames: Frame, *, max_side: int = 640, quality: int = 85) -> byt
         raise ValueError("no frames to make a poster of")
     spread = np.unique(np.linspace(0, len(frames) - 1, num=9).round().astype(int))
     return _jpeg(_shrink(frames[max(spread, key=lambda index: _detail(frames[index]))], max_side), quality)
-
-
-def contact_sheet(
-    images: Iterable[Frame | bytes],
-    *,
-    columns: int | None = None,
-    tile_width: int = 320,
-    gap: int = 6,
-    quality: int = 85,
-) -> bytes:
-    """A JPEG with all the images in a grid, row by row, each `tile_width` pixels wide at its own proportions.
-
-    Args:
-        images: RGB uint8 `[height, width, 3]`, or encoded JPEG or PNG bytes such as posters.
-        columns: a nearly square grid when not given.
-        tile_width: pixels.
-        gap: pixels between tiles and around them.
-        quality: JPEG quality, 1 to 95.
-
-    Raises:
-        ValueError: no images.
-    """
-    tiles = [_tile(image, tile_width) for image in images]
-    if not tiles:
-        raise ValueError("no images for a contact sheet")
-    columns = min(columns or math.ceil(math.sqrt(len(tiles))), len(tiles))
-    rows: list[Sequence[Image.Image]] = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
-    heights = [max(tile.height for tile in row) for row in rows]
-    sheet = Image.new(
-        "RGB", (gap + columns * (tile_width + gap), gap + sum(heights) + gap * len(heights)), (18, 18, 20)
-    )
-    top = gap
-    for row, height in zip(rows, heights, strict=True):
-        for column, tile in enumerate(row):
-            sheet.paste(tile, (gap + column * (tile_width + gap), top))
-        top += height + gap
-    return _jpeg(sheet, quality)
-
-
-def _tile(image: Frame | bytes, width: int) -> Image.Image:
-    picture = Image.open(io.BytesIO(image)).convert("RGB") if isinstance(image, bytes) else Image.fromarray(image)
-    return picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
 
 
 def _shrink(frame: Frame, max_side: int) -> Image.Image:

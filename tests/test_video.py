@@ -160,11 +160,3 @@ def test_poster_avoids_empty_frames_and_keeps_proportions():
     assert (poster.format, poster.size) == ("JPEG", (400, 240))
     assert np.asarray(poster).std() > 20
     assert Image.open(io.BytesIO(video.poster_jpeg(noise_clip(3)))).size == (80, 48)  # never enlarged
-
-
-def test_contact_sheet_takes_frames_and_posters():
-    images = [colour_bars()[:, :96], video.poster_jpeg(noise_clip()), np.zeros((48, 80, 3), np.uint8)]
-    sheet = Image.open(io.BytesIO(video.contact_sheet(images, columns=2, tile_width=100, gap=10)))
-    assert sheet.size == (10 + 2 * 110, 10 + 67 + 10 + 60 + 10)
-    with pytest.raises(ValueError, match="no images"):
-        video.contact_sheet([])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
@@ -56,14 +57,19 @@ def resolve(name: str) -> type[Scorer]:
     return scorer
 
 
-def load(name: str, options: Mapping[str, Any] | None = None) -> Scorer:
+def load(name: str, options: Mapping[str, Any] | None = None, *, fps: float | None = None) -> Scorer:
     """Build a scorer by its short name or dotted path.
+
+    `fps`, the frame rate of the previews, goes to a scorer whose constructor takes one and whose options give none.
 
     Raises:
         ValueError: as `resolve`, or the scorer does not take these options.
     """
     scorer = resolve(name)
+    options = dict(options or {})
+    if fps is not None and "fps" in inspect.signature(scorer).parameters:
+        options.setdefault("fps", fps)
     try:
-        return scorer(**(options or {}))
+        return scorer(**options)
     except TypeError as error:
         raise ValueError(f"scorer {name!r} does not take these options: {error}") from error

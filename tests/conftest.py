@@ -1,0 +1,42 @@
+"""Real parts for the tests: a tiny model, a Ray of this machine, an S3 server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import S3, serve_s3
+
+# Ray's workers and the jobs of these tests import `tiny` from here.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+# No hub is asked for anything.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with `preview/` and `refine/`."""
+    from tiny import save_model
+
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray on this machine for all tests that do not need a cluster of their own."""
+    import ray
+
+    # diffusers takes a component's class only from modules that are imported, such as the faulty network of `tiny`.
+    hook = {"worker_process_setup_hook": "support.import_tiny_lazily"}
+    ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="warning", runtime_env=hook)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A SeaweedFS server on this machine."""
+    with serve_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server

@@ -1,0 +1,129 @@
+"""The whole pipeline on a real Ray: prompts in, clips and a ledger out, whatever happens on the way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import PROMPTS, tiny_overrides, write_prompts
+from tiny import CLIP_SIZE, FPS, FRAMES, PREVIEW_SIZE, save_model
+
+import flashvideo_ray
+from flashvideo_ray import Settings, ledger, video
+from flashvideo_ray.storage import Store
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def rows(output: Path | str, table: ledger.Table) -> list[dict[str, Any]]:
+    return ledger.read(Store(str(output)), table).to_pylist()
+
+
+def test_prompts_become_clips(tmp_path: Path, tiny_model: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet", id=[*"abcdef"], mood=[*"uvwxyz"], seed=[*range(6)])
+    output = tmp_path / "run"
+    settings = Settings.load("nano", [*tiny_overrides(tiny_model), "select.require=black < 2"])
+    result = flashvideo_ray.render(prompts, str(output), settings)
+
+    assert result.ended == result.total == {"rendered": 6}
+    assert result.exit_status == 0
+    clips = {row["id"]: row for row in rows(output, "clips")}
+    assert [clips[name]["prompt"] for name in "abcdef"] == PROMPTS
+    assert [clips[name]["mood"] for name in "abcdef"] == [*"uvwxyz"]
+    for row in clips.values():
+        frames, info = video.decode_mp4(output / row["clip"])
+        assert frames.shape == (FRAMES, *CLIP_SIZE, 3)
+        assert (row["frames"], row["height"], row["width"], row["fps"]) == (FRAMES, *CLIP_SIZE, FPS)
+        assert (info.fps, info.codec, info.pixel_format) == (FPS, "h264", "yuv420p")
+        assert info.metadata["prompt"] == row["prompt"]
+        assert info.metadata["seed"] == str(row["seed"])
+        assert {"clip_id", "settings", "model_fingerprints"} <= set(info.metadata)
+        assert row["bytes"] == (output / row["clip"]).stat().st_size
+        assert row["attempts"] == 1
+        assert (output / row["poster"]).is_file()
+    for row in rows(output, "previews"):
+        frames, _ = video.decode_mp4(output / row["preview"])
+        assert frames.shape == (FRAMES, *PREVIEW_SIZE, 3)
+        assert row["score_motion"] >= 0
+        assert row["preview_seconds"] > 0
+        assert (output / row["latents"]).is_file()
+    for name in ("run.json", "summary.json", "report.html"):
+        assert (output / name).is_file()
+
+    # The same command again renders nothing, and another recipe is refused.
+    again = flashvideo_ray.render(prompts, str(output), settings)
+    assert (again.ended, again.total) == ({}, {"rendered": 6})
+    other = Settings.load("nano", [*tiny_overrides(tiny_model), "refine.noise_step=1"])
+    with pytest.raises(ledger.RecipeError, match=r"refine\.noise_step"):
+        flashvideo_ray.render(prompts, str(output), other)
+
+
+def test_preview_and_refine_apart_equal_a_straight_render(tmp_path: Path, tiny_model: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:3])
+    settings = Settings.load("nano", tiny_overrides(tiny_model))
+    straight, apart = tmp_path / "straight", tmp_path / "apart"
+    flashvideo_ray.render(prompts, str(straight), settings)
+
+    first = flashvideo_ray.preview(prompts, str(apart), settings)
+    assert (first.ended, first.total) == ({"previewed": 3}, {"previewed": 3})
+    assert rows(apart, "clips") == []
+    # Other rows a call and another order of work change nothing about a clip.
+    second = flashvideo_ray.refine(
+        str(apart), Settings.load("nano", [*tiny_overrides(tiny_model), "pools.refine.batch_size=3"])
+    )
+    assert (second.ended, second.total) == ({"rendered": 3}, {"rendered": 3})
+    ids = sorted(row["clip_id"] for row in rows(straight, "clips"))
+    assert sorted(row["clip_id"] for row in rows(apart, "clips")) == ids
+    for clip_id in ids:
+        for key in (ledger.latents_key(clip_id), ledger.clip_key(clip_id)):
+            assert (straight / key).read_bytes() == (apart / key).read_bytes()
+
+
+def test_rejected_candidates_end_in_the_ledger_and_are_not_refined(tmp_path: Path, tiny_model: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:2])
+    settings = Settings.load("nano", [*tiny_overrides(tiny_model), "candidates=2", "select.require=motion > 1e6"])
+    result = flashvideo_ray.render(prompts, str(tmp_path / "run"), settings)
+    assert result.ended == {"rejected": 4}
+    assert result.exit_status == 0
+    for row in rows(tmp_path / "run", "clips"):
+        assert row["reason"].startswith("motion > 1e6 (motion = ")
+        assert (row["stage"], row["clip"]) == ("score", None)
+    assert not (tmp_path / "run" / "clips").exists()
+    assert Counter(row["status"] for row in rows(tmp_path / "run", "previews")) == {"rejected": 4}
+
+
+def test_a_candidate_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
+    faults = {
+        PROMPTS[0]: ("preview", "raise", "RuntimeError", "more than the network can take", 1),
+        PROMPTS[1]: ("preview", "nan", "NonFiniteError", "stage 1 gave NaN", 1),
+        PROMPTS[2]: ("refine", "raise", "RuntimeError", "more than the network can take", 1),
+        PROMPTS[3]: ("refine", "nan", "NonFiniteError", "stage 2 gave NaN", 1),
+        PROMPTS[4]: ("refine", "kill", "AttemptsError", "died 2 times on this candidate", 3),
+    }
+    model = save_model(tmp_path / "model", [(stage, fault, prompt) for prompt, (stage, fault, *_) in faults.items()])
+    prompts = write_prompts(tmp_path / "prompts.parquet")
+    settings = Settings.load("nano", [*tiny_overrides(model), "max_attempts=2"])
+    result = flashvideo_ray.render(prompts, str(tmp_path / "run"), settings)
+    assert result.ended == {"rendered": 1, "failed": 5}
+    assert result.exit_status == 3
+    ended = {row["prompt"]: row for row in rows(tmp_path / "run", "clips")}
+    assert ended[PROMPTS[5]]["status"] == "rendered"
+    for prompt, (stage, _, error_class, message, attempts) in faults.items():
+        row = ended[prompt]
+        assert (row["status"], row["stage"], row["error_class"]) == ("failed", stage, error_class)
+        assert message in row["error"]
+        assert row["attempts"] == attempts
+
+
+def test_a_lost_preview_object_fails_its_candidate_only(tmp_path: Path, tiny_model: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:3])
+    settings = Settings.load("nano", tiny_overrides(tiny_model))
+    flashvideo_ray.preview(prompts, str(tmp_path / "run"), settings)
+    lost = rows(tmp_path / "run", "previews")[0]
+    (tmp_path / "run" / lost["latents"]).unlink()
+    result = flashvideo_ray.refine(str(tmp_path / "run"))
+    assert result.ended == {"rendered": 2, "failed": 1}
+    [failed] = [row for row in rows(tmp_path / "run", "clips") if row["status"] == "failed"]
+    assert (failed["clip_id"], failed["error_class"]) == (lost["clip_id"], "FileNotFoundError")
