@@ -16,7 +16,8 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,6 +52,9 @@ def row_schema(extra: Iterable[pa.Field] = ()) -> pa.Schema:
     return pa.schema([*(known.field(name) for name in names), *_PAYLOAD, *extra])
 
 
+_BYSTANDER_DEATHS = 4
+
+
 class NonFiniteError(ValueError):
     """A model gave NaN or infinite values."""
 
@@ -67,6 +71,7 @@ class StageBase(ABC):
     def __init__(self, settings: Settings, events: StageEvents):
         self.settings = settings
         self.events = events
+        self._device_lock = threading.Lock()
         self._logged: set[type[Exception]] = set()
         events.joined(self.name)
 
@@ -75,7 +80,7 @@ class StageBase(ABC):
         """Whether the row needs this stage."""
 
     @abstractmethod
-    def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def process(self, row: dict[str, Any]) -> dict[str, Any]:
         """The columns of the row that change. Whatever it raises ends the row."""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -83,14 +88,33 @@ class StageBase(ABC):
         rows = [self._guarded(row) if self.takes(row) else row for row in batch.to_pylist()]
         return pa.Table.from_pylist(rows, schema=batch.schema)
 
+    @contextmanager
+    def device(self, row: dict[str, Any]) -> Iterator[None]:
+        """The part of a call that has the device to itself.
+
+        If the process dies in here, it dies of this row, and the row is not tried more than `max_attempts` times. The
+        calls beside it are only bystanders.
+        """
+        with self._device_lock:
+            row["attempts"] = self.events.attempt(self.name, row["clip_id"])
+            try:
+                self._check_attempts(row["attempts"] - 1, self.settings.max_attempts)
+                yield
+            finally:
+                self.events.survived(self.name, row["clip_id"])
+
+    def _check_attempts(self, deaths: int, limit: int) -> None:
+        if deaths >= limit:
+            raise AttemptsError(f"the process of stage {self.name} died {deaths} times on this candidate")
+
     def _guarded(self, row: dict[str, Any]) -> dict[str, Any]:
         started = time.perf_counter()
-        attempts = self.events.begin(self.name, row["clip_id"])
+        begins = self.events.begin(self.name, row["clip_id"])
         outcome = "failed"
         try:
-            if attempts > self.settings.max_attempts:
-                raise AttemptsError(f"the process of stage {self.name} died {attempts - 1} times on this candidate")
-            result = {**row, **self.process(row), "attempts": attempts}
+            # A process can also die outside the part that has the device (out of memory while encoding, say).
+            self._check_attempts(begins - 1, _BYSTANDER_DEATHS * self.settings.max_attempts)
+            result = {**row, **self.process(row)}
             outcome = "ok"
             return result
         except Exception as error:
@@ -103,7 +127,6 @@ class StageBase(ABC):
                 "reason": f"{self.name}: {type(error).__name__}",
                 "error_class": type(error).__name__,
                 "error": str(error) or repr(error),
-                "attempts": attempts,
                 "host": socket.gethostname(),
             }
         finally:
@@ -137,13 +160,14 @@ class EncodeText(StageBase):
         """Rows that still need a preview or a clip."""
         return row["status"] in ("open", "previewed", "approved")
 
-    def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def process(self, row: dict[str, Any]) -> dict[str, Any]:
         """Adds `prompt_embeds` and `text_seconds`."""
         started = time.perf_counter()
         stages = ["refine"] if row["status"] != "open" else ["preview", "refine"]
-        embeds = {stage: self._encode(row["prompt"], self.prefixes[stage]) for stage in stages}
-        if row["negative_prompt"]:
-            embeds["negative"] = self._encode(row["negative_prompt"], "")
+        with self.device(row):
+            embeds = {stage: self._encode(row["prompt"], self.prefixes[stage]) for stage in stages}
+            if row["negative_prompt"]:
+                embeds["negative"] = self._encode(row["negative_prompt"], "")
         return {"prompt_embeds": pack(embeds), "text_seconds": time.perf_counter() - started}
 
     def _encode(self, text: str, prefix: str) -> torch.Tensor:
@@ -162,16 +186,27 @@ class Preview(StageBase):
         folder = weights.locate(own.model, "preview")
         dtypes = {"vae": own.vae_dtype or own.dtype, "default": own.dtype}
         self.pipe = _load(models.FlashVideoPreviewPipeline, folder, dtypes, settings.pools.preview, **_NO_TEXT)
-        self.device = _device_name(self.pipe)
+        self.device_name = _device_name(self.pipe)
         super().__init__(settings, events)
 
     def takes(self, row: Mapping[str, Any]) -> bool:
         """Rows without a preview."""
         return row["status"] == "open"
 
-    def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def process(self, row: dict[str, Any]) -> dict[str, Any]:
         """Adds `preview_latents`, `preview_frames` and `preview_seconds`."""
         started = time.perf_counter()
+        with self.device(row):
+            latents, frames = self._preview(row)
+        return {
+            "preview_latents": pack({"latents": latents}, {"candidate": json.dumps(_provenance(row))}),
+            "preview_frames": pack({"frames": torch.from_numpy(frames)}),
+            "preview_seconds": time.perf_counter() - started,
+            "device": self.device_name,
+            "host": socket.gethostname(),
+        }
+
+    def _preview(self, row: Mapping[str, Any]) -> tuple[torch.Tensor, np.ndarray]:
         own = self.settings.preview
         latents = self.pipe(
             **_embeds(row["prompt_embeds"], "preview"),
@@ -187,15 +222,7 @@ class Preview(StageBase):
         _check_finite(latents, "stage 1")
         frames = self.pipe.decode_latents(latents)
         _check_finite(frames, "the preview decoder")
-        return {
-            "preview_latents": pack(
-                {"latents": latents[0].cpu().contiguous()}, {"candidate": json.dumps(_provenance(row))}
-            ),
-            "preview_frames": pack({"frames": torch.from_numpy(video.to_uint8(frames[0].float().cpu()))}),
-            "preview_seconds": time.perf_counter() - started,
-            "device": self.device,
-            "host": socket.gethostname(),
-        }
+        return latents[0].cpu().contiguous(), video.to_uint8(frames[0].float().cpu())
 
 
 class Score(StageBase):
@@ -217,11 +244,12 @@ class Score(StageBase):
         """Rows with a new preview."""
         return row["status"] == "open"
 
-    def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def process(self, row: dict[str, Any]) -> dict[str, Any]:
         """Adds `scores`, `status` (previewed or rejected), `reason` and where the preview is; drops its frames."""
         started = time.perf_counter()
         frames = unpack(row["preview_frames"])["frames"].numpy()
-        scores = self._scores(frames, row["prompt"])
+        with self.device(row):
+            scores = self._scores(frames, row["prompt"])
         decision = decide(scores, self.requirements)
         keys = {
             "latents": ledger.latents_key(row["clip_id"]),
@@ -278,22 +306,21 @@ class Refine(StageBase):
         folder = weights.locate(own.model, "refine")
         dtypes = {"vae": own.vae_dtype or own.dtype, "default": own.dtype}
         self.pipe = _load(models.FlashVideoRefinePipeline, folder, dtypes, settings.pools.refine, **_NO_TEXT)
-        self.device = _device_name(self.pipe)
+        self.device_name = _device_name(self.pipe)
         self.store = store
         self.fps = fps
         self.provenance = dict(provenance)
-        self.device_lock = threading.Lock()
         super().__init__(settings, events)
 
     def takes(self, row: Mapping[str, Any]) -> bool:
         """Survivors."""
         return row["status"] in ("previewed", "approved")
 
-    def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def process(self, row: dict[str, Any]) -> dict[str, Any]:
         """Publishes the clip; adds where it is and what it holds, `status` and `refine_seconds`."""
         packed = row["preview_latents"] if row["preview_latents"] is not None else self.store.get(row["latents"])
         latents = unpack(packed)["latents"]
-        with self.device_lock:
+        with self.device(row):
             started = time.perf_counter()
             frames = self._refine(row, latents)
             refined = time.perf_counter()
@@ -321,7 +348,7 @@ class Refine(StageBase):
             "sha256": hashlib.sha256(mp4).hexdigest(),
             "refine_seconds": refined - started,
             "publish_seconds": time.perf_counter() - refined,
-            "device": self.device,
+            "device": self.device_name,
             "host": socket.gethostname(),
         }
 

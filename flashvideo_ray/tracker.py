@@ -43,7 +43,13 @@ class StageEvents(Protocol):
         """An actor of the stage has loaded its model and takes work."""
 
     def begin(self, stage: Stage, clip_id: str) -> int:
-        """A call starts. Returns how many times it was started, this time included."""
+        """A call starts. Returns how many times it was started without an end, this time included."""
+
+    def attempt(self, stage: Stage, clip_id: str) -> int:
+        """A call gets the device. Returns how many times it got it and did not give it back, this time included."""
+
+    def survived(self, stage: Stage, clip_id: str) -> None:
+        """A call gave the device back: its process did not die of it."""
 
     def end(self, stage: Stage, clip_id: str, outcome: str, seconds: float) -> None:
         """A call ended, as `ok` or `failed`, after so many seconds."""
@@ -57,6 +63,7 @@ class Tracker:
 
     def __init__(self, store: Store, previews: pa.Schema, settings: LedgerSettings):
         self._previews = Writer(store, "previews", previews, settings)
+        self._begins: Counter[tuple[Stage, str]] = Counter()
         self._attempts: Counter[tuple[Stage, str]] = Counter()
         self._stages: dict[Stage, StageState] = defaultdict(StageState)
 
@@ -69,15 +76,24 @@ class Tracker:
         state = self._stages[stage]
         if state.first_begin is None:
             state.first_begin = time.time()
-        self._attempts[stage, clip_id] += 1
-        if self._attempts[stage, clip_id] == 1:
+        self._begins[stage, clip_id] += 1
+        if self._begins[stage, clip_id] == 1:
             state.open += 1
+        return self._begins[stage, clip_id]
+
+    def attempt(self, stage: Stage, clip_id: str) -> int:
+        """See StageEvents."""
+        self._attempts[stage, clip_id] += 1
         return self._attempts[stage, clip_id]
+
+    def survived(self, stage: Stage, clip_id: str) -> None:
+        """See StageEvents."""
+        self._attempts.pop((stage, clip_id), None)
 
     def end(self, stage: Stage, clip_id: str, outcome: str, seconds: float) -> None:
         """See StageEvents."""
         state = self._stages[stage]
-        if self._attempts.pop((stage, clip_id), 0):
+        if self._begins.pop((stage, clip_id), 0):
             state.open -= 1
         state.outcomes[outcome] += 1
         state.seconds += seconds
@@ -110,6 +126,14 @@ class TrackerClient:
     def begin(self, stage: Stage, clip_id: str) -> int:
         """See StageEvents. Waits for the answer, so that the mark is there before the call can kill its process."""
         return self._get(self._handle.begin.remote(stage, clip_id))
+
+    def attempt(self, stage: Stage, clip_id: str) -> int:
+        """See StageEvents. Waits, as `begin` does."""
+        return self._get(self._handle.attempt.remote(stage, clip_id))
+
+    def survived(self, stage: Stage, clip_id: str) -> None:
+        """See StageEvents."""
+        self._handle.survived.remote(stage, clip_id)
 
     def end(self, stage: Stage, clip_id: str, outcome: str, seconds: float) -> None:
         """See StageEvents."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support import S3, serve_s3
 
-# Ray's workers and the jobs of these tests import `tiny` from here.
+# Ray's workers and the jobs of these tests import `faulty` from here.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 # No hub is asked for anything.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -23,14 +23,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """One Ray on this machine for all tests that do not need a cluster of their own."""
+    """One Ray on this machine for the tests of a module."""
     import ray
 
-    # diffusers takes a component's class only from modules that are imported, such as the faulty network of `tiny`.
-    hook = {"worker_process_setup_hook": "support.import_tiny_lazily"}
-    ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="warning", runtime_env=hook)
+    ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="warning")
     yield
     ray.shutdown()
 

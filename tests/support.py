@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import socket
@@ -74,15 +73,9 @@ def script(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def import_tiny_lazily() -> None:
-    """Put `tiny` among the imported modules; its own imports run when a worker first uses it."""
-    spec = importlib.util.find_spec("tiny")
-    assert spec is not None
-    assert spec.loader is not None
-    spec.loader = importlib.util.LazyLoader(spec.loader)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tiny"] = module
-    spec.loader.exec_module(module)
+def import_faulty() -> None:
+    """Ray's workers run this first: diffusers takes a component's class only from modules that are imported."""
+    import faulty  # noqa: F401
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from support import PROMPTS, tiny_overrides, write_prompts
-from tiny import CLIP_SIZE, FPS, FRAMES, PREVIEW_SIZE, save_model
+from tiny import CLIP_SIZE, FPS, FRAMES, PREVIEW_SIZE
 
 import flashvideo_ray
 from flashvideo_ray import Settings, ledger, video
@@ -92,29 +92,6 @@ def test_rejected_candidates_end_in_the_ledger_and_are_not_refined(tmp_path: Pat
         assert (row["stage"], row["clip"]) == ("score", None)
     assert not (tmp_path / "run" / "clips").exists()
     assert Counter(row["status"] for row in rows(tmp_path / "run", "previews")) == {"rejected": 4}
-
-
-def test_a_candidate_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
-    faults = {
-        PROMPTS[0]: ("preview", "raise", "RuntimeError", "more than the network can take", 1),
-        PROMPTS[1]: ("preview", "nan", "NonFiniteError", "stage 1 gave NaN", 1),
-        PROMPTS[2]: ("refine", "raise", "RuntimeError", "more than the network can take", 1),
-        PROMPTS[3]: ("refine", "nan", "NonFiniteError", "stage 2 gave NaN", 1),
-        PROMPTS[4]: ("refine", "kill", "AttemptsError", "died 2 times on this candidate", 3),
-    }
-    model = save_model(tmp_path / "model", [(stage, fault, prompt) for prompt, (stage, fault, *_) in faults.items()])
-    prompts = write_prompts(tmp_path / "prompts.parquet")
-    settings = Settings.load("nano", [*tiny_overrides(model), "max_attempts=2"])
-    result = flashvideo_ray.render(prompts, str(tmp_path / "run"), settings)
-    assert result.ended == {"rendered": 1, "failed": 5}
-    assert result.exit_status == 3
-    ended = {row["prompt"]: row for row in rows(tmp_path / "run", "clips")}
-    assert ended[PROMPTS[5]]["status"] == "rendered"
-    for prompt, (stage, _, error_class, message, attempts) in faults.items():
-        row = ended[prompt]
-        assert (row["status"], row["stage"], row["error_class"]) == ("failed", stage, error_class)
-        assert message in row["error"]
-        assert row["attempts"] == attempts
 
 
 def test_a_lost_preview_object_fails_its_candidate_only(tmp_path: Path, tiny_model: Path) -> None:

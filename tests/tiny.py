@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
-from diffusers.configuration_utils import register_to_config
+from faulty import FaultyTransformer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
@@ -28,45 +26,6 @@ WORDS = [
 ]
 FRAMES, FPS = 9, 8
 PREVIEW_SIZE, CLIP_SIZE = (32, 48), (64, 96)
-
-
-class FaultyTransformer(FlashVideoTransformer3DModel):
-    """A network that raises, gives NaN or kills its process when it is shown a prompt, known by its embedding's sum."""
-
-    @register_to_config
-    def __init__(
-        self,
-        triggers: tuple[float, ...] = (),
-        faults: tuple[str, ...] = (),
-        num_attention_heads: int = 2,
-        attention_head_dim: int = 16,
-        in_channels: int = 4,
-        time_embed_dim: int = 16,
-        text_embed_dim: int = 32,
-        num_layers: int = 2,
-        size_embedding: bool = False,
-        ref_step_embedding: bool = False,
-    ) -> None:
-        super().__init__(
-            num_attention_heads=num_attention_heads,
-            attention_head_dim=attention_head_dim,
-            in_channels=in_channels,
-            time_embed_dim=time_embed_dim,
-            text_embed_dim=text_embed_dim,
-            num_layers=num_layers,
-            size_embedding=size_embedding,
-            ref_step_embedding=ref_step_embedding,
-        )
-
-    def project_text(self, embeds: torch.Tensor) -> torch.Tensor:
-        for trigger, fault in zip(self.config.triggers, self.config.faults, strict=True):
-            if abs(embeds.double().sum().item() - trigger) < 1e-4:
-                if fault == "raise":
-                    raise RuntimeError("this prompt is more than the network can take")
-                if fault == "kill":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return super().project_text(embeds) * float("nan")
-        return super().project_text(embeds)
 
 
 def save_model(folder: Path, faults: Sequence[tuple[str, str, str]] = ()) -> Path:
