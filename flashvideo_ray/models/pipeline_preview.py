@@ -21,6 +21,7 @@ from .pipeline_base import (
 )
 from .schedulers import FlashVideoDPMScheduler
 from .transformer import FlashVideoTransformer3DModel
+from .vae import split_convolutions
 
 
 def dynamic_guidance_scale(scale: float, timestep: int, num_inference_steps: int) -> float:
@@ -91,6 +92,8 @@ class FlashVideoPreviewPipeline(FlashVideoPipeline):
         decode_tiles: Sequence = (1, 2),
     ) -> None:
         super().__init__()
+        if vae is not None:
+            split_convolutions(vae)
         self.register_modules(
             tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, vae=vae, scheduler=scheduler
         )

@@ -24,7 +24,7 @@ from .pipeline_base import (
 )
 from .schedulers import FlashVideoFlowScheduler
 from .transformer import FlashVideoTransformer3DModel
-from .vae import encode_video
+from .vae import encode_video, split_convolutions
 
 
 @dataclass
@@ -84,6 +84,8 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
         decode_tiles: Sequence = (1, 2),
     ) -> None:
         super().__init__()
+        if vae is not None:
+            split_convolutions(vae)
         self.register_modules(
             tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, vae=vae, scheduler=scheduler
         )

@@ -13,8 +13,12 @@ from itertools import pairwise, product
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX, CogVideoXSafeConv3d
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
+
+PART_ELEMENTS = 2**30
+"""Most input elements of one convolution: 2 GB in bfloat16."""
 
 REFERENCE_OVERLAP = 16
 """Latent pixels by which the reference extends a tile beyond its inner borders."""
@@ -42,6 +46,17 @@ def tile_axis(size: int, tiles: int, overlap: int = REFERENCE_OVERLAP) -> list[S
         )
         for start, stop in pairwise(borders)
     ]
+
+
+def encode_chunks(num_frames: int, chunk_frames: int) -> list[tuple[int, int]]:
+    """(start, stop) of each chunk of frames; the first has one more: 17, 16, 16 of 49."""
+    return list(pairwise([0, *range(1 + chunk_frames, num_frames, chunk_frames), num_frames]))
+
+
+def decode_chunks(latent_frames: int, chunk_frames: int = 2) -> list[tuple[int, int]]:
+    """(start, stop) of each chunk of latent frames; the first takes the odd one: 3, 2, 2, 2, 2, 2 of 13."""
+    first = latent_frames % chunk_frames + chunk_frames
+    return list(pairwise([0, *range(first, latent_frames, chunk_frames), latent_frames]))
 
 
 def axis_weights(spans: list[Span], scale: int, blend: bool) -> list[torch.Tensor]:
@@ -79,12 +94,35 @@ def spatial_factor(vae: AutoencoderKLCogVideoX) -> int:
     return 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
-def check_pass(vae: AutoencoderKLCogVideoX, height: int, width: int, frames: int, channels: int) -> None:
-    """Refuse a pass that diffusers cannot run: it cuts large convolutions in time, down to less than their kernel."""
-    depth = frames + 2  # with the convolution cache
-    parts = int(channels * depth * height * width * 2 / 1024**3 / 2) + 1
-    if parts > 1 and -(-depth // parts) < 3:
-        raise ValueError(f"{height}x{width} pixels are too many for one pass of the VAE: use more tiles")
+class SplitConv3d(CogVideoXSafeConv3d):
+    """A causal convolution of a large video, a few frames at a time, into one result.
+
+    diffusers splits such convolutions too (cuDNN wants less than 2 GB), but into copies that are all alive at once, and
+    into parts that can be shorter than the kernel: it cannot decode 1072x1920 whole. The numbers are the same.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Convolve `[batch, channels, frames, height, width]`; time is neither padded nor strided."""
+        kernel = self.kernel_size[0]
+        outputs = input.shape[2] - kernel + 1
+        step = max(PART_ELEMENTS // input[:, :, :1].numel() - kernel + 1, 1)
+        if outputs <= step:
+            return nn.Conv3d.forward(self, input)
+        result: torch.Tensor | None = None
+        for start in range(0, outputs, step):
+            part = nn.Conv3d.forward(self, input[:, :, start : start + step + kernel - 1])
+            if result is None:
+                result = part.new_empty(*part.shape[:2], outputs, *part.shape[3:])
+            result[:, :, start : start + part.shape[2]] = part
+        assert result is not None
+        return result
+
+
+def split_convolutions(vae: AutoencoderKLCogVideoX) -> None:
+    """Make a VAE's convolutions `SplitConv3d`, in place; its weights stay as they are."""
+    for module in vae.modules():
+        if type(module) is CogVideoXSafeConv3d:
+            module.__class__ = SplitConv3d
 
 
 @torch.no_grad()
@@ -121,17 +159,14 @@ def encode_video(
         raise ValueError(f"chunk_frames must be a multiple of {ratio}, got {chunk_frames}")
     if height % scale or width % scale:
         raise ValueError(f"the VAE takes sizes that are multiples of {scale}, got {height}x{width}")
-    starts = [0, *range(1 + chunk_frames, num_frames, chunk_frames), num_frames]
+    chunks = encode_chunks(num_frames, chunk_frames)
     rows, columns = tile_axis(height // scale, tiles[0]), tile_axis(width // scale, tiles[1])
     latent_frames = (num_frames - 1) // ratio + 1
     moments = torch.empty(batch, latent_frames, 2 * vae.config["latent_channels"], height // scale, width // scale)
 
     for sample, row, column in product(range(batch), rows, columns):
-        first_chunk = min(num_frames, chunk_frames + 1)
-        tile_size = ((row.stop - row.start) * scale, (column.stop - column.start) * scale)
-        check_pass(vae, *tile_size, first_chunk, vae.config["block_out_channels"][0])
         cache, done = None, 0
-        for start, stop in pairwise(starts):
+        for start, stop in chunks:
             chunk = resize_frames(frames[sample : sample + 1, start:stop].to(device or vae.device), (height, width))
             chunk = chunk[..., row.start * scale : row.stop * scale, column.start * scale : column.stop * scale]
             out, cache = vae.encoder(chunk.transpose(1, 2).to(vae.dtype), conv_cache=cache)
@@ -173,9 +208,7 @@ def decode_video(
     scale, ratio = spatial_factor(vae), int(vae.config["temporal_compression_ratio"])
     if ratio > 1 and latent_frames > 1 and latent_frames % 2 == 0:
         raise ValueError(f"the VAE decodes an odd number of latent frames, got {latent_frames}")
-    # Two latent frames at a time, the odd one joins the first chunk: 3, 2, 2, …
-    per_chunk = vae.num_latent_frames_batch_size
-    starts = [0, *range(latent_frames % per_chunk + per_chunk, latent_frames, per_chunk), latent_frames]
+    chunks = decode_chunks(latent_frames, vae.num_latent_frames_batch_size)
     rows, columns = tile_axis(latents.shape[-2], tiles[0]), tile_axis(latents.shape[-1], tiles[1])
     row_weights, column_weights = axis_weights(rows, scale, blend), axis_weights(columns, scale, blend)
     frames = torch.zeros(
@@ -184,10 +217,9 @@ def decode_video(
 
     for sample, (r, row), (c, column) in product(range(batch), enumerate(rows), enumerate(columns)):
         tile = latents[sample : sample + 1, :, :, row.start : row.stop, column.start : column.stop]
-        check_pass(vae, tile.shape[-2] * scale, tile.shape[-1] * scale, 2 * ratio, vae.config["block_out_channels"][1])
         weights = row_weights[r][:, None] * column_weights[c]
         cache, done = None, 0
-        for start, stop in pairwise(starts):
+        for start, stop in chunks:
             chunk = tile[:, start:stop].to(device or vae.device, vae.dtype).transpose(1, 2)
             out, cache = vae.decoder(chunk, conv_cache=cache)
             pixels = (out[0].transpose(0, 1).float().cpu() / 2 + 0.5).clamp_(0, 1)
