@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import world
 
@@ -55,3 +55,16 @@ TINY = NanoConfig(
     clip_dim=16,
     clip_layers=1,
 )
+SMOKE = replace(
+    NANO,
+    text_dim=16,
+    text_layers=1,
+    vae_channels=(8, 8, 8),
+    heads=(1, 1),
+    head_dim=16,
+    layers=(1, 1),
+    time_dim=8,
+    clip_dim=24,
+    clip_layers=1,
+)
+"""Toy networks at the world's real size: for a run of the whole training in a minute."""

@@ -30,6 +30,7 @@ def read(frames: Tensor) -> dict[str, str]:
 
     `frames` [frames, 3, height, width] float in 0..1, of low (48 x 64) or high (192 x 256) resolution.
     """
+    frames = frames.float().contiguous()
     high = frames.shape[-2] > world.HEIGHT
     low = _reduce(frames) if high else frames
     background, rows = _background(low)

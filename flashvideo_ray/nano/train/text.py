@@ -40,8 +40,15 @@ def disturb(text: str, rng: random.Random) -> str:
     return " ".join(words)
 
 
-def train_text(work: Path, steps: int = 700, batch: int = 128, seed: int = 0, config: NanoConfig = NANO) -> Any:
-    """Train, or continue, the text encoder; returns it with averaged weights."""
+def train_text(
+    work: Path,
+    steps: int = 700,
+    batch: int = 128,
+    seed: int = 0,
+    config: NanoConfig = NANO,
+    stop: int | None = None,
+) -> Any:
+    """Train, or continue, the text encoder; returns it with averaged weights. `stop` ends early, as a kill would."""
     torch.manual_seed(seed)
     encoder, tokenizer = build_text_encoder(config).train(), build_tokenizer(config)
     heads = nn.ModuleDict({name: nn.Linear(config.text_dim, len(v)) for name, v in world.ATTRIBUTES.items()})
@@ -65,7 +72,8 @@ def train_text(work: Path, steps: int = 700, batch: int = 128, seed: int = 0, co
         )
 
     right: dict[str, float] = {}
-    for step in range(first, steps):
+    stop = steps if stop is None else stop
+    for step in range(first, stop):
         rng, generator = random.Random(f"{seed}/{step}"), torch.Generator().manual_seed(seed * 1_000_003 + step)
         scenes = world.sample(batch, generator, "all")
         texts = [disturb(text, rng) if rng.random() < 0.2 else text for text in scene_captions(scenes, rng)]
@@ -84,7 +92,7 @@ def train_text(work: Path, steps: int = 700, batch: int = 128, seed: int = 0, co
             run.log(step=step + 1, loss=loss.item(), std=hidden.std().item(), **right)
         if run.due():
             save(step + 1)
-    save(max(first, steps))
+    save(max(first, stop))
     encoder.load_state_dict(average.weights)
     return encoder.eval()
 
