@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test check format constraints clean
 
 setup: $(READY)
 
@@ -32,6 +32,13 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Needs `uv`. What belongs to one build of torch is left out.
+constraints:
+	sed -n '1,3p' constraints.txt > constraints.new
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-emit-package torch \
+		--no-emit-find-links --no-annotate --no-header --quiet | grep -vE '^(nvidia|cuda|triton)' >> constraints.new
+	mv constraints.new constraints.txt
 
 clean:
 	rm -rf $(VENV) build *.egg-info

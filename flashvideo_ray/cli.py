@@ -7,7 +7,6 @@ settings are wrong and nothing was started; 1 anything else.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -45,7 +44,7 @@ def render(
     """Render prompts to clips: preview, score, select, refine. Start it again and it carries on."""
     from flashvideo_ray import pipeline
 
-    run_job(lambda: pipeline.render(prompts, output, Settings.load(config, set_ or [])))
+    raise typer.Exit(run_job(lambda: pipeline.render(prompts, output, Settings.load(config, set_ or []))))
 
 
 @app.command()
@@ -55,7 +54,7 @@ def preview(
     """Stage 1 and scores only; `refine` goes on from there."""
     from flashvideo_ray import pipeline
 
-    run_job(lambda: pipeline.preview(prompts, output, Settings.load(config, set_ or [])))
+    raise typer.Exit(run_job(lambda: pipeline.preview(prompts, output, Settings.load(config, set_ or []))))
 
 
 @app.command()
@@ -66,7 +65,7 @@ def refine(output: OutputArgument, config: ConfigOption = None, set_: SetOption 
     def job() -> Any:
         return pipeline.refine(output, _run_settings(output, config, set_ or []))
 
-    run_job(job)
+    raise typer.Exit(run_job(job))
 
 
 @app.command()
@@ -114,28 +113,32 @@ def demo(
     """Render the bundled prompts with the nano model into a local folder."""
     from flashvideo_ray import nano, pipeline
 
-    run_job(lambda: pipeline.render(str(nano.demo_prompts()), output, Settings.load("nano", set_ or [])))
+    raise typer.Exit(
+        run_job(lambda: pipeline.render(str(nano.demo_prompts()), output, Settings.load("nano", set_ or [])))
+    )
 
 
 def main() -> None:
     """Entry point of the console script."""
+    app()
+
+
+def run_job(job: Callable[[], Any]) -> int:
+    """Run a job, print what it did and return its exit status."""
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",
         handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)],
     )
-    # Every process of a job would print these bars, interleaved.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    app()
-
-
-def run_job(job: Callable[[], Any]) -> None:
-    """Run a job, print what it did and leave with its exit status."""
-    result = _guarded(job)
+    try:
+        result = job()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if not result.ended:
         console.print("Nothing to do: every candidate of these prompts has ended before.")
     print_result(result)
-    raise typer.Exit(result.exit_status)
+    return result.exit_status
 
 
 def print_result(result: Any) -> None:

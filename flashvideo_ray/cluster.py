@@ -19,6 +19,9 @@ from flashvideo_ray.settings import STAGES, Pool, Pools
 REFINE_CALLS = 2
 
 
+log = logging.getLogger("flashvideo_ray")
+
+
 class PlacementError(InputError):
     """A pool asks for what the cluster does not have. The message names the pool and what is there."""
 
@@ -27,13 +30,19 @@ def connect(pools: Pools) -> None:
     """Use the cluster that `RAY_ADDRESS` names (a submitted job has it set), else start Ray on this machine.
 
     A local Ray declares as many CPUs as the pools ask for, so that a laptop with two cores can run four small actors.
-    Raises PlacementError where a pool can never be placed on this machine.
+    Raises PlacementError where a pool can never be placed on this machine; a cluster may still grow, so there it is
+    only a warning.
     """
-    if ray.is_initialized():
+    if not ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
+        _start_local(pools)
         return
-    if os.environ.get("RAY_ADDRESS"):
+    if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
-        return
+    for problem in misplaced(pools):
+        log.warning("%s; waiting for a node that has it", problem)
+
+
+def _start_local(pools: Pools) -> None:
     # Ray says that this machine's own session is authenticated; nobody need act on it.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     asked = sum(getattr(pools, stage).num_cpus * getattr(pools, stage).size for stage in STAGES)
@@ -43,23 +52,21 @@ def connect(pools: Pools) -> None:
         include_dashboard=False,
         logging_level=logging.WARNING,
     )
-    try:
-        check_local(pools)
-    except PlacementError:
+    problems = misplaced(pools)
+    if problems:
         ray.shutdown()
-        raise
+        raise PlacementError("\n".join(problems) + "\nSet RAY_ADDRESS to use a cluster, or change these pools.")
 
 
-def check_local(pools: Pools) -> None:
-    """Raise PlacementError if an actor of some pool fits no node that is there now."""
+def misplaced(pools: Pools) -> list[str]:
+    """One line for each pool that fits no node of the cluster as it is now: what it asks for and what there is."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    for stage in STAGES:
-        pool: Pool = getattr(pools, stage)
-        if not any(fits(pool, node["Resources"], node.get("Labels", {})) for node in nodes):
-            raise PlacementError(
-                f"pools.{stage} asks for {describe(pool)}, which this machine does not have "
-                f"({describe_nodes(nodes)}); set RAY_ADDRESS to use a cluster, or change pools.{stage}"
-            )
+    return [
+        f"pools.{stage} asks for {describe(pool)}, which no node has ({describe_nodes(nodes)})"
+        for stage in STAGES
+        for pool in [getattr(pools, stage)]
+        if not any(fits(pool, node["Resources"], node.get("Labels", {})) for node in nodes)
+    ]
 
 
 def fits(pool: Pool, resources: Mapping[str, float], labels: Mapping[str, str]) -> bool:

@@ -117,24 +117,29 @@ def read_run(store: Store) -> dict[str, Any] | None:
         raise NoRunError(f"{store.url}: cannot be read: {type(error).__name__}: {error}") from error
 
 
-def open_run(store: Store, recipe: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Start a run or take up the one that is there.
-
-    `recipe` is what must stay the same, `about` what is only recorded by the job that starts the run. Raises
-    RecipeError if the run that is there has another recipe.
-    """
+def check_recipe(store: Store, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The run that is there, or None. Raises RecipeError if it has another recipe."""
     run = read_run(store)
-    if run is None:
-        run = {"recipe": dict(recipe), **about, "created": _now().isoformat()}
-        store.put("run.json", json.dumps(run, indent=2).encode())
-        return run
-    differences = list(_differences(run["recipe"], dict(recipe)))
+    differences = list(_differences(run["recipe"], dict(recipe))) if run is not None else []
     if differences:
         raise RecipeError(
             f"{store.url} holds a run with another recipe:\n"
             + "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in differences)
             + "\nUse another OUTPUT, or the settings of that run."
         )
+    return run
+
+
+def open_run(store: Store, recipe: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Start a run or take up the one that is there.
+
+    `recipe` is what must stay the same, `about` what is only recorded by the job that starts the run. Raises
+    RecipeError if the run that is there has another recipe.
+    """
+    run = check_recipe(store, recipe)
+    if run is None:
+        run = {"recipe": dict(recipe), **about, "created": _now().isoformat()}
+        store.put("run.json", json.dumps(run, indent=2).encode())
     return run
 
 

@@ -50,15 +50,16 @@ def render(prompt_url: str, output: str, settings: Settings | None = None, until
     started = time.monotonic()
     settings = weights.with_model_defaults(settings or Settings())
     runs.check_rules(settings)
+    weights.check_sizes(settings)
     recipe = runs.recipe_of(settings)
     table = prompts.read_prompts(prompt_url, base_seed=settings.seed, reserved=stages.row_schema().names)
     runs.warn_of_prompts(table, settings)
     table = prompts.candidates(table, settings.candidates, settings.stage1_recipe(), recipe["fingerprints"]["preview"])
     store = Store(output)
-    ledger.open_run(store, recipe, runs.about(settings, table))
+    ledger.check_recipe(store, recipe)
     extra = [field for field in table.schema if field.name not in stages.row_schema().names]
     rows = runs.open_rows(store, table, stages.row_schema(extra), until)
-    return _run(store, settings, recipe, rows, extra, until, started)
+    return _run(_Job(store, settings, recipe, runs.about(settings, table), rows, extra, until), started)
 
 
 def preview(prompt_url: str, output: str, settings: Settings | None = None) -> RunResult:
@@ -78,7 +79,7 @@ def refine(output: str, settings: Settings | None = None) -> RunResult:
         raise ledger.NoRunError(f"{output}: no run here (no run.json); start one with render or preview")
     settings = weights.with_model_defaults(settings or Settings.of_tree(run["settings"], where="run.json"))
     recipe = runs.recipe_of(settings)
-    ledger.open_run(store, recipe, {})
+    ledger.check_recipe(store, recipe)
     previews = ledger.read(store, "previews")
     extra = [
         field
@@ -91,7 +92,7 @@ def refine(output: str, settings: Settings | None = None) -> RunResult:
         for clip_id, status in zip(previews["clip_id"].to_pylist(), previews["status"].to_pylist(), strict=True)
     ]
     rows = runs.as_rows(previews.filter(pa.array(keep, pa.bool_())), stages.row_schema(extra))
-    return _run(store, settings, recipe, rows, extra, "refine", started)
+    return _run(_Job(store, settings, recipe, {}, rows, extra, "refine"), started)
 
 
 def build_graph(
@@ -124,47 +125,59 @@ def build_graph(
     )
 
 
-def _run(
-    store: Store,
-    settings: Settings,
-    recipe: Mapping[str, Any],
-    rows: pa.Table,
-    extra: list[pa.Field],
-    until: Until,
-    started: float,
-) -> RunResult:
-    """Run the graph over the rows and bring what comes out of it into the ledger."""
+@dataclass(frozen=True)
+class _Job:
+    """What one job has to do: the open rows of a run, and how far to take them."""
+
+    store: Store
+    settings: Settings
+    recipe: Mapping[str, Any]
+    about: Mapping[str, Any]
+    rows: pa.Table
+    extra: list[pa.Field]
+    until: Until
+
+
+def _run(job: _Job, started: float) -> RunResult:
+    """Do the job, if there is anything to do, and bring the summary and the report up to date."""
     ended: Counter[str] = Counter()
-    if rows.num_rows:
-        cluster.connect(settings.pools)
-        _configure_data()
-        names = [f"score_{name}" for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
-        scores = [pa.field(name, pa.float64()) for name in names]
-        clips = ledger.Writer(store, "clips", ledger.extended(ledger.CLIPS, extra), settings.ledger)
-        # No CPU: it answers short questions and waits the rest of the time.
-        tracker: Any = (
-            ray.remote(Tracker)
-            .options(num_cpus=0)
-            .remote(store, ledger.extended(ledger.PREVIEWS, [*extra, *scores]), settings.ledger)
-        )
-        try:
-            graph = build_graph(rows, store, settings, recipe, TrackerClient(tracker, ray.get), until)
-            totals = _totals(rows, until)
-            shown = STAGES if until == "refine" else STAGES[:-1]
-            with Progress(settings, totals, shown) as progress, _Heartbeat(tracker, clips, progress, ended):
-                batches: Iterator[pa.Table] = iter(graph.iter_batches(batch_size=None, batch_format="pyarrow"))
-                for batch in batches:
-                    for row in batch.to_pylist():
-                        ended[row["status"]] += 1
-                        if row["status"] != "previewed":
-                            clips.append(row)
-        finally:
-            ray.get(tracker.flush.remote())
-            clips.flush()
-            ray.kill(tracker)
+    if job.rows.num_rows:
+        cluster.connect(job.settings.pools)
+        ledger.open_run(job.store, job.recipe, job.about)
+        _run_graph(job, ended)
     seconds = time.monotonic() - started
-    total = runs.finish(store, seconds)
-    return RunResult(store.url, dict(ended), total, seconds)
+    total = runs.finish(job.store, seconds)
+    return RunResult(job.store.url, dict(ended), total, seconds)
+
+
+def _run_graph(job: _Job, ended: Counter[str]) -> None:
+    """Run the graph over the rows and bring what comes out of it into the ledger."""
+    store, settings = job.store, job.settings
+    names = [f"score_{name}" for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
+    scores = [pa.field(name, pa.float64()) for name in names]
+    clips = ledger.Writer(store, "clips", ledger.extended(ledger.CLIPS, job.extra), settings.ledger)
+    # No CPU: it answers short questions and waits the rest of the time.
+    tracker: Any = (
+        ray.remote(Tracker)
+        .options(num_cpus=0)
+        .remote(store, ledger.extended(ledger.PREVIEWS, [*job.extra, *scores]), settings.ledger)
+    )
+    _configure_data()
+    graph = build_graph(job.rows, store, settings, job.recipe, TrackerClient(tracker, ray.get), job.until)
+    shown = STAGES if job.until == "refine" else STAGES[:-1]
+    progress = Progress(settings, _totals(job.rows, job.until), shown)
+    try:
+        with progress, _Heartbeat(tracker, clips, progress, ended):
+            batches: Iterator[pa.Table] = iter(graph.iter_batches(batch_size=None, batch_format="pyarrow"))
+            for batch in batches:
+                for row in batch.to_pylist():
+                    ended[row["status"]] += 1
+                    if row["status"] != "previewed":
+                        clips.append(row)
+    finally:
+        ray.get(tracker.flush.remote())
+        clips.flush()
+        ray.kill(tracker)
 
 
 class _Heartbeat:

@@ -57,11 +57,9 @@ class Progress:
     def _row(self, stage: Stage, state: StageState) -> tuple[str, str, str, str, str]:
         pool = getattr(self.settings.pools, stage)
         total = self.totals.get(stage, 0)
-        elapsed = time.time() - state.first_begin if state.first_begin is not None else 0.0
-        rate = state.done / elapsed if elapsed > 0 else 0.0
-        left = "-" if not rate else duration(max(0, total - state.done) / rate) + " left"
+        left = duration(max(0, total - state.done) / state.rate) + " left" if state.rate else "-"
         up = "starting" if state.actors == 0 else f"{min(state.open, pool.size)}/{pool.size} busy"
-        return stage, f"{state.done}/{total}", _rate(rate), left, up
+        return stage, f"{state.done}/{total}", _rate(state.rate), left, up
 
 
 def duration(seconds: float) -> str:

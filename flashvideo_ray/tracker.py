@@ -29,11 +29,19 @@ class StageState:
     outcomes: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     first_begin: float | None = None
+    last_end: float | None = None
 
     @property
     def done(self) -> int:
         """Calls that ended, whatever came of them."""
         return self.outcomes.total()
+
+    @property
+    def rate(self) -> float:
+        """Calls that ended a second, from the first begin to the last end; 0 before there is one."""
+        if self.first_begin is None or self.last_end is None:
+            return 0.0
+        return self.done / max(self.last_end - self.first_begin, 1e-6)
 
 
 class StageEvents(Protocol):
@@ -97,6 +105,7 @@ class Tracker:
             state.open -= 1
         state.outcomes[outcome] += 1
         state.seconds += seconds
+        state.last_end = time.time()
 
     def previewed(self, row: Mapping[str, Any]) -> None:
         """See StageEvents."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import platformdirs
 
 from flashvideo_ray.errors import InputError
-from flashvideo_ray.settings import Settings
+from flashvideo_ray.settings import Settings, SettingsError
 
 ModelStage = Literal["preview", "refine"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -45,9 +45,7 @@ def locate(model: str, stage: ModelStage) -> Path:
 
 def sampling_defaults(model: str, stage: ModelStage) -> dict[str, Any]:
     """Sizes, steps, guidance and the like that the model's own `model_index.json` states."""
-    local = _local(model)
-    folder = locate(model, stage) if local is not None else _download(model, [f"{stage}/model_index.json"]) / stage
-    index = json.loads((folder / "model_index.json").read_text())
+    index = _json(model, stage, "model_index.json")
     return {key: value for key, value in index.items() if not key.startswith("_") and not _is_component(value)}
 
 
@@ -65,6 +63,27 @@ def with_model_defaults(settings: Settings) -> Settings:
         known = {name: defaults[name] for name in nulls if name in defaults}
         resolved[str(stage)] = type(own).model_validate({**own.model_dump(), **known})
     return settings.model_copy(update=resolved)
+
+
+def check_sizes(settings: Settings) -> None:
+    """Raise SettingsError for a size or a length that the models cannot make."""
+    stage: ModelStage
+    for stage in ("preview", "refine"):
+        own = getattr(settings, stage)
+        vae, transformer = (_json(own.model, stage, f"{part}/config.json") for part in ("vae", "transformer"))
+        smallest = 2 ** (len(vae["block_out_channels"]) - 1) * transformer["patch_size"]
+        for name in ("height", "width"):
+            if getattr(own, name) < smallest:
+                raise SettingsError(
+                    f"{stage}.{name}: {getattr(own, name)} pixels; this model makes at least {smallest}"
+                )
+        if stage == "preview":
+            ratio = int(vae["temporal_compression_ratio"])
+            latent_frames, rest = divmod(own.num_frames - 1, ratio)
+            if rest or (ratio > 1 and latent_frames % 2):
+                raise SettingsError(
+                    f"preview.num_frames: {own.num_frames}; this model makes {2 * ratio}k + 1, such as {12 * ratio + 1}"
+                )
 
 
 def fingerprint(model: str, stage: ModelStage) -> str:
@@ -98,6 +117,12 @@ def _local(model: str) -> Path | None:
     if _HUB_ID.fullmatch(model):
         return None
     raise ModelNotFoundError(f"{model}: no such folder, and not a hub id (org/name)")
+
+
+def _json(model: str, stage: ModelStage, file: str) -> dict[str, Any]:
+    """One JSON file of a stage's folder; of a hub model only that file is downloaded."""
+    folder = locate(model, stage) if _local(model) is not None else _download(model, [f"{stage}/{file}"]) / stage
+    return json.loads((folder / file).read_text())
 
 
 def _is_component(value: Any) -> bool:

@@ -16,8 +16,8 @@ from flashvideo_ray.cli import run_job
 from flashvideo_ray.settings import Settings
 
 
-def main() -> None:
-    """Read the arguments and run the job; exit status as in flashvideo_ray.cli."""
+def main() -> int:
+    """Read the arguments and run the job; the exit status is that of flashvideo_ray.cli."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--prompts", required=True, help="Parquet (or .jsonl, .csv): file, folder or glob, any fsspec URL"
@@ -30,8 +30,10 @@ def main() -> None:
 
     from flashvideo_ray import pipeline
 
-    run_job(lambda: pipeline.render(args.prompts, args.output, Settings.load(args.config, args.overrides), args.until))
+    return run_job(
+        lambda: pipeline.render(args.prompts, args.output, Settings.load(args.config, args.overrides), args.until)
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

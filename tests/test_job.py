@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -63,12 +65,13 @@ def head(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
             raise RuntimeError(f"the head did not come up: {(folder / 'head.log').read_text()[-2000:]}")
         yield env
     finally:
+        started = [process, *psutil.Process(process.pid).children(recursive=True)]
         process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        time.sleep(3)
+        for each in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait()
 
 
 def submit(head: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,124 @@
+"""Commands: exit status, one clear message, and nothing left behind by wrong input."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support import script, tiny_overrides, write_prompts
+from typer.testing import CliRunner
+
+from flashvideo_ray import Settings, ledger, pipeline
+from flashvideo_ray.cli import app
+from flashvideo_ray.settings import LedgerSettings
+from flashvideo_ray.storage import Store
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, arguments)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text": ["a"]}, "no column 'prompt'"),
+        ({"prompt": ["a", None]}, "row 2: prompt is null"),
+        ({"prompt": ["a", " "]}, "row 2: prompt is empty"),
+        ({"prompt": ["a", "b"], "id": ["x", "x"]}, "row 2: the id 'x' was used before"),
+        ({"prompt": ["a"], "seed": ["one"]}, "column 'seed' holds string"),
+        ({"prompt": [3]}, "column 'prompt' holds int64"),
+        ({"prompt": ["a"], "clip": ["x"]}, "column clip has a name that the ledger uses"),
+    ],
+)
+def test_wrong_prompts_end_with_status_2_and_leave_no_run(
+    tmp_path: Path, tiny_model: Path, columns: dict[str, list[object]], message: str
+) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "prompts.parquet")
+    overrides = [word for override in tiny_overrides(tiny_model) for word in ("--set", override)]
+    result = run("render", str(tmp_path / "prompts.parquet"), str(tmp_path / "run"), *overrides)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["pools.refin.size=2"], "did you mean pools.refine?"),
+        (["score.scorers=[moton]"], "unknown scorer 'moton': did you mean motion?"),
+        (["score.scorers=[{name: motion, options: {fsp: 3}}]"], "does not take these options"),
+        (["select.require=motoin > 1"], "uses motoin, but the scorers of this run give"),
+        (["preview.model=/absent"], "/absent: no such folder"),
+        (["preview.height=8"], "preview.height: 8 pixels; this model makes at least 16"),
+        (["preview.num_frames=10"], "preview.num_frames: 10; this model makes 8k + 1"),
+        (["pools.preview.num_gpus=64"], "pools.preview asks for 1 CPU, 64 GPU, which no node has"),
+    ],
+)
+def test_wrong_settings_end_with_status_2_and_leave_no_run(
+    tmp_path: Path, tiny_model: Path, overrides: list[str], message: str
+) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet")
+    words = [word for override in [*tiny_overrides(tiny_model), *overrides] for word in ("--set", override)]
+    result = run("render", prompts, str(tmp_path / "run"), *words)
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["refine", "status", "report"])
+def test_a_place_without_a_run(tmp_path: Path, command: str) -> None:
+    result = run(command, str(tmp_path))
+    assert result.exit_code == 2
+    assert "no run here" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prompts_that_are_too_long_or_have_a_negative_are_named_and_rendered_all_the_same(
+    tmp_path: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = write_prompts(
+        tmp_path / "prompts.parquet", ["a red circle", "a red star " * 9], negative_prompt=[None, "blue"]
+    )
+    from flashvideo_ray import runs
+    from flashvideo_ray.prompts import read_prompts
+
+    runs.warn_of_prompts(read_prompts(prompts), Settings.load("nano", tiny_overrides(tiny_model)))
+    assert "1 of 2 prompts have more than 16 tokens and are cut there: row 2 (28)" in caplog.text
+    assert "1 prompts have a negative_prompt" in caplog.text
+
+
+def test_status_counts_candidates(tmp_path: Path, tiny_model: Path) -> None:
+    store = Store(str(tmp_path / "run"))
+    settings = Settings.load("nano", tiny_overrides(tiny_model))
+    ledger.open_run(store, {}, {"settings": settings.model_dump(mode="json"), "candidates": 5})
+    for table, statuses in {
+        "previews": ["previewed", "rejected", "previewed"],
+        "clips": ["rendered", "rejected"],
+    }.items():
+        writer = ledger.Writer(store, table, ledger.SCHEMAS[table], LedgerSettings())
+        for number, status in enumerate(statuses):
+            common = {"id": "p", "prompt": "a", "seed": 0, "candidate": 0}
+            writer.append({**common, "clip_id": str(number), "status": status})
+        writer.flush()
+    result = run("status", store.url)
+    assert result.exit_code == 0
+    words = result.output.split()
+    counts = {
+        word: words[index + 2]
+        for index, word in enumerate(words)
+        if word in ("rendered", "rejected", "previewed", "open")
+    }
+    assert counts == {"rendered": "1", "rejected": "1", "previewed": "1", "open": "2"}
+    assert run("report", store.url).exit_code == 0
+    assert "<html" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_the_console_script_is_there() -> None:
+    result = subprocess.run([script("flashvideo-ray"), "--help"], capture_output=True, text=True, check=True)
+    for command in ("demo", "render", "preview", "refine", "status", "report"):
+        assert command in result.stdout
+    assert pipeline.render.__doc__
