@@ -272,19 +272,27 @@ def stage1_pixels(golden: Golden) -> Iterator[Comparison]:
     yield "pixels", PIXELS, to_255(frames), to_255(golden.low_resolution_frames)
 
 
-def stage2_input(golden: Golden) -> Iterator[Comparison]:
-    """Upsampling, encoding in chunks, posterior sample and degradation."""
+def stage2_moments(golden: Golden) -> Iterator[Comparison]:
+    """The preview upsampled, and encoded in chunks."""
     theirs = golden.file("stage2.safetensors")
     size = golden.refine._floor_size(*golden.config["target"])
     low = golden.low_resolution_frames
     for key in [key for key in theirs if key.startswith("pixel_upsampled_frame")]:
         picked = [int(number) for number in re.findall(r"\d+", key)]
-        ours = resize_frames(low[:, picked], size)[0].transpose(0, 1)
-        yield "upsampled pixels", EXACT, ours, theirs[key]
+        yield "upsampled pixels", EXACT, resize_frames(low[:, picked], size)[0].transpose(0, 1), theirs[key]
     moments = encode_video(golden.refine.vae, low, size, chunk_frames=golden.refine.config.encode_chunk_frames)
     yield "VAE moments", MOMENTS, moments.transpose(1, 2), theirs["vae_moments"]
+
+
+def stage2_start(golden: Golden) -> Iterator[Comparison]:
+    """The posterior sampled and scaled, and degraded: where the flow starts."""
+    theirs = golden.file("stage2.safetensors")
+    height, width = golden.config["target"]
     latents = golden.refine.encode_frames(
-        low, height=size[0], width=size[1], posterior_noise=theirs["vae_sample_noise"].transpose(1, 2)
+        golden.low_resolution_frames,
+        height=height,
+        width=width,
+        posterior_noise=theirs["vae_sample_noise"].transpose(1, 2),
     )
     yield "encoded preview", STAGE2, latents, theirs["ref_latents_scaled"]
     start = golden.refine.scheduler.add_noise(latents, theirs["ref_noise"], golden.config["ref_step"])
@@ -322,7 +330,10 @@ def stage2_run(golden: Golden) -> Iterator[Comparison]:
 def stage2_pixels(golden: Golden) -> Iterator[Comparison]:
     """The decoded clip: two tiles, hard cut."""
     theirs = golden.file("stage2_pixels.safetensors")
-    frames = golden.refine.decode_latents(golden.file("stage2.safetensors")["latents_final"])
+    latents = golden.file("stage2.safetensors")["latents_final"]
+    ratio = int(golden.refine.vae.config["temporal_compression_ratio"])
+    needed = (int(theirs["frame_index"].max()) + ratio - 1) // ratio + 1  # later ones have no influence
+    frames = golden.refine.decode_latents(latents[:, : needed + 1 - needed % 2])
     yield "pixels", PIXELS, to_255(frames[:, theirs["frame_index"]]), theirs["pixels_0_255"]
 
 
@@ -354,7 +365,8 @@ GROUPS: dict[str, Callable[[Golden], Iterator[Comparison]]] = {
     "stage 1, short run": lambda golden: stage1_run(golden, "stage1_short.safetensors"),
     "stage 1, full run": lambda golden: stage1_run(golden, "stage1_51.safetensors"),
     "stage 1, decoded": stage1_pixels,
-    "stage 2, input": stage2_input,
+    "stage 2, encoded": stage2_moments,
+    "stage 2, start": stage2_start,
     "stage 2, run": stage2_run,
     "stage 2, decoded": stage2_pixels,
 }
