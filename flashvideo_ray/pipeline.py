@@ -217,6 +217,7 @@ def _configure_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it says that its bars are off
 
 
 def _totals(rows: pa.Table, until: Until) -> dict[Stage, int]:
