@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import uuid
@@ -68,6 +69,11 @@ class Store:
     def exists(self, key: str) -> bool:
         """Whether an object of this name is there."""
         return self.fs.isfile(self.path(key))
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is removed already."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self.path(key))
 
     def keys(self, folder: str = "", suffix: str = "") -> list[str]:
         """Keys of all objects below a folder, sorted. An absent folder has none."""
