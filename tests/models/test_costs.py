@@ -1,0 +1,38 @@
+"""Estimates of the released networks, made without weights."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from flashvideo_ray.models import FlashVideoTransformer3DModel
+from flashvideo_ray.models.costs import GIB, RELEASED, estimate_preview, estimate_refine, parameters, transformer_flops
+
+SMALL_CARD = {"guidance_batching": "apart", "offload": "model", "encode_chunk_frames": 8, "encode_tiles": (2, 2)}
+
+
+def test_the_formula_is_what_the_network_does():
+    config = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 3, "patch_size": 2}
+    config |= {"in_channels": 4, "time_embed_dim": 8, "text_embed_dim": 12}
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network = FlashVideoTransformer3DModel(**config)
+        network(torch.empty(1, 3, 4, 8, 10), torch.empty(1, 7, 12), torch.empty(1))
+    assert transformer_flops(config, (3, 8, 10), 7) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_the_released_networks_have_their_published_size():
+    assert parameters(RELEASED["preview"]) == 5_570_283_072
+    assert parameters(RELEASED["refine"]) == 1_693_783_872 + 2_492_416
+
+
+def test_what_fits_which_card():
+    vae = RELEASED["vae"]
+    assert estimate_preview(RELEASED["preview"], vae).fits(24)
+    reference = estimate_refine(RELEASED["refine"], vae)
+    assert reference.fits(80)
+    assert not reference.fits(48)
+    assert [phase.name for phase in reference.phases] == ["encode", "denoise", "decode"]
+    assert estimate_refine(RELEASED["refine"], vae, decode_tiles=(3, 4), **SMALL_CARD).fits(24)
+    # A clip of 51 + 5 steps with its three VAE passes.
+    total = estimate_preview(RELEASED["preview"], vae).flops + reference.flops
+    assert total == pytest.approx(36.5e15 + 112e12 + 887e12 + 2126e12, rel=0.01)
+    assert reference.peak_bytes > 40 * GIB
