@@ -7,7 +7,9 @@
     OUTPUT/latents/ab/<clip_id>.safetensors  stage-1 latents
     OUTPUT/clips/ab/<clip_id>.mp4, .jpg      clip and its poster
 
-Parts of the ledger are added, never rewritten. Media come first and their row after, so whatever a row names exists.
+Parts of the ledger are added, never rewritten; `compact` merges them into new ones. The newest row of a candidate
+counts, and one with status `open` takes back what was before it. Media come first and their row after, so whatever a
+row names exists.
 """
 
 from __future__ import annotations
@@ -16,14 +18,15 @@ import datetime as dt
 import json
 import threading
 import time
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
+from flashvideo_ray import parts
 from flashvideo_ray.errors import InputError
+from flashvideo_ray.parts import Compaction
 from flashvideo_ray.settings import LedgerSettings
 from flashvideo_ray.storage import Store
 
@@ -143,24 +146,51 @@ def open_run(store: Store, recipe: Mapping[str, Any], about: Mapping[str, Any]) 
     return run
 
 
-def read(store: Store, table: Table, columns: Sequence[str] | None = None) -> pa.Table:
-    """All rows of one ledger table, the newest one of each clip_id, oldest first.
+def read(
+    store: Store,
+    table: Table,
+    columns: Sequence[str] | None = None,
+    *,
+    damaged: Callable[[str, Exception], None] | None = None,
+) -> pa.Table:
+    """The state of one ledger table: the newest row of each clip_id, oldest first, without those taken back.
 
-    With `columns`, only those are read (an absent one is left out).
+    Of rows with the same `at`, the one in the later part counts, and in one part the later one. Parts may be added and
+    compacted meanwhile. With `columns`, only those (and `clip_id` and `at`) are read; an absent one is left out. A part
+    that cannot be read raises DamagedPartError, or is left out and told to `damaged`.
     """
     wanted = None if columns is None else list(dict.fromkeys([*columns, "clip_id", "at"]))
-    parts = [_read_part(store, key, wanted) for key in store.keys("ledger", ".parquet") if f"/{table}-" in f"/{key}"]
-    if not parts:
-        schema = SCHEMAS[table]
-        return (
-            schema.empty_table()
-            if wanted is None
-            else schema.empty_table().select([c for c in wanted if c in schema.names])
-        )
-    rows = pa.concat_tables(parts, promote_options="permissive").sort_by("at")
-    ids = rows["clip_id"].to_pylist()
-    newest = {clip_id: index for index, clip_id in enumerate(ids)}
-    return rows if len(newest) == len(ids) else rows.take(pa.array(sorted(newest.values())))
+    needed = None if wanted is None else list(dict.fromkeys([*wanted, "status"]))
+    found = [*parts.read_all(store, f"ledger/{table}-", needed, damaged).values()]
+    rows = parts.newest(found) if found else SCHEMAS[table].empty_table()
+    return rows if wanted is None else rows.select([name for name in wanted if name in rows.column_names])
+
+
+def supersede(store: Store, table: Table, rows: pa.Table) -> None:
+    """Write other versions of rows that `read` gave; each is newer than the one it was by a millisecond."""
+    if rows.num_rows:
+        at = rows["at"].cast(pa.int64())
+        at = pc.add(at, 1).cast(rows.schema.field("at").type)
+        rows = rows.set_column(rows.schema.get_field_index("at"), rows.schema.field("at"), at)
+        parts.write(store, _stem(table), rows)
+
+
+def reopen(store: Store, table: Table, rows: pa.Table) -> None:
+    """Take back rows that `read` gave, as if their candidates had never got that far; the next job does them again."""
+    status = pa.array(["open"] * rows.num_rows, pa.string())
+    index = rows.schema.get_field_index("status")
+    supersede(store, table, rows.set_column(index, rows.schema.field("status"), status))
+
+
+def compact(store: Store, part_rows: int = 250_000) -> dict[Table, Compaction]:
+    """Merge all parts of each table into as few as `part_rows` allows, with the newest row of each clip_id.
+
+    Readers, writers and other compactions may go on meanwhile, and it may be killed at any moment: the old parts are
+    deleted when the new ones are complete, and until then `read` sees the same rows twice and counts them once. What
+    a kill leaves behind is merged by the next compaction. Raises DamagedPartError, and changes nothing in that table,
+    if a part cannot be read.
+    """
+    return {table: parts.merge(store, f"ledger/{table}-", part_rows) for table in SCHEMAS}
 
 
 def extended(schema: pa.Schema, extra: Iterable[pa.Field]) -> pa.Schema:
@@ -209,19 +239,12 @@ class Writer:
             if not self._rows:
                 return
             part = pa.Table.from_pylist(self._rows, schema=self.schema)
-            sink = pa.BufferOutputStream()
-            pq.write_table(part, sink, compression="zstd")
-            stamp = _now().strftime("%Y%m%dT%H%M%S")
-            self.store.put(f"ledger/{self.table}-{stamp}-{uuid.uuid4().hex[:8]}.parquet", sink.getvalue().to_pybytes())
+            parts.write(self.store, _stem(self.table), part)
             self._rows.clear()
 
 
-def _read_part(store: Store, key: str, columns: list[str] | None) -> pa.Table:
-    source = pa.BufferReader(store.get(key))
-    if columns is None:
-        return pq.read_table(source)
-    file = pq.ParquetFile(source)
-    return file.read(columns=[name for name in columns if name in file.schema_arrow.names])
+def _stem(table: Table) -> str:
+    return f"ledger/{table}-{_now():%Y%m%dT%H%M%S%f}"
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterable[tuple[str, Any, Any]]:
