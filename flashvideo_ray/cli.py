@@ -6,6 +6,7 @@ settings are wrong and nothing was started; 1 anything else.
 
 from __future__ import annotations
 
+import enum
 import logging
 import sys
 from collections.abc import Callable
@@ -32,39 +33,63 @@ ConfigOption = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting, e.g. pools.refine.size=4.")
 ]
+RetryOption = Annotated[
+    str | None, typer.Option(help="Take up candidates again: failed, or failed:ErrorClass for one class.")
+]
 PromptsArgument = Annotated[
     str, typer.Argument(help="Parquet (or .jsonl, .csv): a file, folder or glob, any fsspec URL.")
 ]
 OutputArgument = Annotated[str, typer.Argument(help="The run: a folder or any fsspec URL, such as s3://bucket/run1.")]
 
 
+class Until(enum.Enum):
+    """Where a job may stop."""
+
+    preview = "preview"
+    refine = "refine"
+
+
 @app.command()
 def render(
-    prompts: PromptsArgument, output: OutputArgument, config: ConfigOption = None, set_: SetOption = None
+    prompts: PromptsArgument,
+    output: OutputArgument,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    until: Annotated[Until, typer.Option(help="Stop after this stage.")] = Until.refine,
+    retry: RetryOption = None,
 ) -> None:
     """Render prompts to clips: preview, score, select, refine. Start it again and it carries on."""
     from flashvideo_ray import pipeline
 
-    raise typer.Exit(run_job(lambda: pipeline.render(prompts, output, Settings.load(config, set_ or []))))
+    def job() -> Any:
+        return pipeline.render(prompts, output, Settings.load(config, set_ or []), until=until.value, retry=retry)
+
+    raise typer.Exit(run_job(job))
 
 
 @app.command()
 def preview(
-    prompts: PromptsArgument, output: OutputArgument, config: ConfigOption = None, set_: SetOption = None
+    prompts: PromptsArgument,
+    output: OutputArgument,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    retry: RetryOption = None,
 ) -> None:
     """Stage 1 and scores only; `refine` goes on from there."""
     from flashvideo_ray import pipeline
 
-    raise typer.Exit(run_job(lambda: pipeline.preview(prompts, output, Settings.load(config, set_ or []))))
+    raise typer.Exit(run_job(lambda: pipeline.preview(prompts, output, Settings.load(config, set_ or []), retry=retry)))
 
 
 @app.command()
-def refine(output: OutputArgument, config: ConfigOption = None, set_: SetOption = None) -> None:
+def refine(
+    output: OutputArgument, config: ConfigOption = None, set_: SetOption = None, retry: RetryOption = None
+) -> None:
     """Stage 2 for the survivors of a run that have no clip yet, from their kept latents."""
     from flashvideo_ray import pipeline
 
     def job() -> Any:
-        return pipeline.refine(output, _run_settings(output, config, set_ or []))
+        return pipeline.refine(output, _run_settings(output, config, set_ or []), retry=retry)
 
     raise typer.Exit(run_job(job))
 
@@ -160,6 +185,9 @@ def run_job(job: Callable[[], Any]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Stopped. What is done is in the ledger; the same command carries on.", file=sys.stderr)
+        return 1
     if not result.ended:
         console.print("Nothing to do: every candidate of these prompts has ended before.")
     print_result(result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 from collections import Counter
@@ -14,7 +15,8 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from flashvideo_ray import cluster, ledger, prompts, runs, scorers, stages, weights
+from flashvideo_ray import cluster, ledger, prompts, runs, scorers, stage_base, stages, weights
+from flashvideo_ray.patient import PatientStore
 from flashvideo_ray.progress import Progress
 from flashvideo_ray.runs import Until
 from flashvideo_ray.settings import STAGES, Settings, Stage
@@ -40,39 +42,51 @@ class RunResult:
         return 3 if self.ended.get("failed") else 0
 
 
-def render(prompt_url: str, output: str, settings: Settings | None = None, until: Until = "refine") -> RunResult:
+def render(
+    prompt_url: str,
+    output: str,
+    settings: Settings | None = None,
+    *,
+    until: Until = "refine",
+    retry: str | None = None,
+) -> RunResult:
     """Render prompts into OUTPUT: text, preview, score, refine, publish.
 
     Starts a run or takes one up: candidates that ended before are not done again, and a finished preview is kept.
+    `until="preview"` stops after stage 1 and scores. `retry="failed"` takes up candidates that failed, and
+    `retry="failed:OutOfMemoryError"` those of one class.
     Raises PromptError, SettingsError, RuleError, ModelNotFoundError, RecipeError or PlacementError before anything is
     started.
     """
     started = time.monotonic()
     settings = weights.with_model_defaults(settings or Settings())
+    runs.check_retry(retry)
     runs.check_rules(settings)
     weights.check_sizes(settings)
     recipe = runs.recipe_of(settings)
-    table = prompts.read_prompts(prompt_url, base_seed=settings.seed, reserved=stages.row_schema().names)
+    table = prompts.read_prompts(prompt_url, base_seed=settings.seed, reserved=stage_base.row_schema().names)
     runs.warn_of_prompts(table, settings)
     table = prompts.candidates(table, settings.candidates, settings.stage1_recipe(), recipe["fingerprints"]["preview"])
     store = Store(output)
     ledger.check_recipe(store, recipe)
-    extra = [field for field in table.schema if field.name not in stages.row_schema().names]
-    rows = runs.open_rows(store, table, stages.row_schema(extra), until)
+    extra = [field for field in table.schema if field.name not in stage_base.row_schema().names]
+    rows = runs.open_rows(store, table, stage_base.row_schema(extra), until, retry)
     return _run(_Job(store, settings, recipe, runs.about(settings, table), rows, extra, until), started)
 
 
-def preview(prompt_url: str, output: str, settings: Settings | None = None) -> RunResult:
+def preview(prompt_url: str, output: str, settings: Settings | None = None, *, retry: str | None = None) -> RunResult:
     """Stage 1 and scores only; `refine` takes it from there, whenever and wherever."""
-    return render(prompt_url, output, settings, until="preview")
+    return render(prompt_url, output, settings, until="preview", retry=retry)
 
 
-def refine(output: str, settings: Settings | None = None) -> RunResult:
+def refine(output: str, settings: Settings | None = None, *, retry: str | None = None) -> RunResult:
     """Stage 2 for all survivors of a run that have no clip yet, from their kept latents.
 
-    `settings` defaults to those the run was started with. Raises NoRunError where there is no run.
+    `settings` defaults to those the run was started with; `retry` is as in `render`. Raises NoRunError where there is
+    no run.
     """
     started = time.monotonic()
+    runs.check_retry(retry)
     store = Store(output)
     run = ledger.read_run(store)
     if run is None:
@@ -84,24 +98,27 @@ def refine(output: str, settings: Settings | None = None) -> RunResult:
     extra = [
         field
         for field in previews.schema
-        if field.name not in stages.row_schema().names and not field.name.startswith("score_") and field.name != "at"
+        if field.name not in stage_base.row_schema().names
+        and not field.name.startswith("score_")
+        and field.name != "at"
     ]
-    ended = set(ledger.read(store, "clips", ["clip_id"])["clip_id"].to_pylist())
+    ended = runs.ended(store, retry)
     keep = [
         status == "previewed" and clip_id not in ended
         for clip_id, status in zip(previews["clip_id"].to_pylist(), previews["status"].to_pylist(), strict=True)
     ]
-    rows = runs.as_rows(previews.filter(pa.array(keep, pa.bool_())), stages.row_schema(extra))
+    rows = runs.as_rows(previews.filter(pa.array(keep, pa.bool_())), stage_base.row_schema(extra))
     return _run(_Job(store, settings, recipe, {}, rows, extra, "refine"), started)
 
 
 def build_graph(
     rows: pa.Table, store: Store, settings: Settings, recipe: Mapping[str, Any], events: TrackerClient, until: Until
 ) -> ray.data.Dataset:
-    """The graph. Rows have the schema of `stages.row_schema` and never leave the dataset, whatever becomes of them."""
+    """The graph. Rows have the schema of `row_schema` and never leave the dataset, whatever becomes of them."""
     pools = settings.pools
-    common = {"settings": settings, "events": events}
-    publishing = {**common, "store": store, "fps": recipe["fps"], "provenance": runs.provenance(recipe)}
+    text = {"settings": settings, "events": events}
+    common = {**text, "store": store}
+    publishing = {**common, "fps": recipe["fps"], "provenance": runs.provenance(recipe)}
 
     # A block is the unit of streaming: with one row in each, the first clip is done while previews are being made.
     chunks = [rows.slice(start, _CHUNK) for start in range(0, rows.num_rows, _CHUNK)]
@@ -109,13 +126,13 @@ def build_graph(
     ds = ds.repartition(target_num_rows_per_block=1)
 
     # Text is encoded once, for both stages.
-    ds = ds.map_batches(stages.EncodeText, fn_constructor_kwargs=common, **cluster.map_options(pools.text))
+    ds = ds.map_batches(stages.EncodeText, fn_constructor_kwargs=text, **cluster.map_options(pools.text))
 
     # Rows that already have a preview pass through these two.
     ds = ds.map_batches(stages.Preview, fn_constructor_kwargs=common, **cluster.map_options(pools.preview))
     ds = ds.map_batches(stages.Score, fn_constructor_kwargs=publishing, **cluster.map_options(pools.score))
     if until == "preview":
-        return ds.drop_columns(list(stages.PAYLOAD))
+        return ds.drop_columns(list(stage_base.PAYLOAD))
 
     # Only survivors cost anything here. 1080p frames stay in the actor: what leaves it is an MP4, for the store.
     return ds.map_batches(
@@ -152,7 +169,8 @@ def _run(job: _Job, started: float) -> RunResult:
 
 def _run_graph(job: _Job, ended: Counter[str]) -> None:
     """Run the graph over the rows and bring what comes out of it into the ledger."""
-    store, settings = job.store, job.settings
+    settings = job.settings
+    store = PatientStore(job.store.url, settings.store_patience_seconds)
     names = [f"score_{name}" for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
     scores = [pa.field(name, pa.float64()) for name in names]
     clips = ledger.Writer(store, "clips", ledger.extended(ledger.CLIPS, job.extra), settings.ledger)
@@ -162,6 +180,7 @@ def _run_graph(job: _Job, ended: Counter[str]) -> None:
         .options(num_cpus=0)
         .remote(store, ledger.extended(ledger.PREVIEWS, [*job.extra, *scores]), settings.ledger)
     )
+    _stop_on_sigterm()
     _configure_data()
     graph = build_graph(job.rows, store, settings, job.recipe, TrackerClient(tracker, ray.get), job.until)
     shown = STAGES if job.until == "refine" else STAGES[:-1]
@@ -207,6 +226,12 @@ class _Heartbeat:
     def _once(self, last: bool = False) -> None:
         self._clips.flush_if_due()
         self._progress.update(ray.get(self._tracker.tick.remote()), self._ended, last)
+
+
+def _stop_on_sigterm() -> None:
+    """SIGTERM (`ray job stop`, a node that is taken away) stops a job the way Ctrl-C does: the ledger is written."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _configure_data() -> None:

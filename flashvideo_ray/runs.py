@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flashvideo_ray import ledger, prompts, report, scorers, stages, weights
 from flashvideo_ray.selection import Requirement, check_names
@@ -87,14 +88,32 @@ def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
         )
 
 
-def open_rows(store: Store, table: pa.Table, schema: pa.Schema, until: Until) -> pa.Table:
+def check_retry(retry: str | None) -> None:
+    """Raise SettingsError unless it is None, `failed` or `failed:ErrorClass`."""
+    if retry is not None and (retry.partition(":")[0] != "failed" or retry.endswith(":")):
+        raise SettingsError(f"--retry {retry}: write failed, or failed:ErrorClass as `status` and the report show it")
+
+
+def ended(store: Store, retry: str | None = None) -> set[str]:
+    """The candidates that have ended and are not to be taken up again."""
+    clips = ledger.read(store, "clips", ["clip_id", "status", "error_class"])
+    if retry is None:
+        return set(clips["clip_id"].to_pylist())
+    again = pc.equal(clips["status"], "failed")
+    _, _, error_class = retry.partition(":")
+    if error_class:
+        again = pc.and_(again, pc.fill_null(pc.equal(clips["error_class"], error_class), False))
+    return set(clips.filter(pc.invert(again))["clip_id"].to_pylist())
+
+
+def open_rows(store: Store, table: pa.Table, schema: pa.Schema, until: Until, retry: str | None = None) -> pa.Table:
     """The candidates that have not ended, as rows of the graph: those with a preview carry on from it."""
-    ended = set(ledger.read(store, "clips", ["clip_id"])["clip_id"].to_pylist())
+    over = ended(store, retry)
     done = ledger.read(store, "previews", ["clip_id", "status", "reason", "latents", "preview", "poster"])
     made = {row["clip_id"]: row for row in done.to_pylist()}
     ids = table["clip_id"].to_pylist()
     finished_here = {clip_id for clip_id, row in made.items() if until == "preview" and row["status"] == "previewed"}
-    keep = [clip_id not in ended and clip_id not in finished_here for clip_id in ids]
+    keep = [clip_id not in over and clip_id not in finished_here for clip_id in ids]
     table = table.filter(pa.array(keep, pa.bool_()))
     ids = table["clip_id"].to_pylist()
     for name in ("status", "reason", "latents", "preview", "poster"):

@@ -5,7 +5,7 @@ Three kinds of settings live in three places, because they are treated different
 - what decides pixels (`seed`, `candidates`, `text`, `preview`, `refine`, `video`) and numbers (`score`): the *recipe*,
   fixed by the first job that writes to an OUTPUT;
 - what decides who is refined (`select`): may be changed at any time;
-- what decides where and how work runs (`pools`, `ledger`, `max_attempts`, `progress_seconds`): operational, free.
+- what decides where and how work runs (`pools`, `ledger`, `max_attempts` and the seconds): operational, free.
 
 All models are frozen and refuse unknown keys. A `null` in `preview` or `refine` means "as the model itself says": the
 sizes, steps and guidance stored in its `model_index.json`.
@@ -149,6 +149,7 @@ class Pool(Frozen):
     resources: dict[str, NonNegative] = {}
     batch_size: Positive = Field(1, description="rows a call; each row is still computed by itself")
     in_flight: Positive = Field(2, description="calls sent to an actor at once; 1 leaves a gap between calls")
+    time_limit_seconds: Annotated[float, Field(gt=0)] = Field(3600.0, description="for one row; then it is tried anew")
     offload: Literal["none", "model", "sequential"] = Field(
         "none", description="diffusers' CPU offload, for small cards"
     )
@@ -184,6 +185,7 @@ class Settings(Frozen):
     pools: Pools = Pools()
     ledger: LedgerSettings = LedgerSettings()
     max_attempts: Positive = Field(3, description="times a candidate may kill the process of a stage before it fails")
+    store_patience_seconds: NonNegative = Field(600.0, description="how long a run waits for a store that is away")
     progress_seconds: Annotated[float, Field(gt=0)] = Field(15.0, description="between progress lines in a job's log")
 
     @classmethod

@@ -11,133 +11,25 @@ import hashlib
 import json
 import platform
 import socket
-import sys
-import threading
 import time
-import traceback
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as unpack
 from safetensors.torch import save as pack
 
 from flashvideo_ray import ledger, models, scorers, video, weights
 from flashvideo_ray.selection import Requirement, decide
 from flashvideo_ray.settings import Pool, Settings, Stage
+from flashvideo_ray.stage_base import DROPPED, PAYLOAD, NonFiniteError, StageBase
 from flashvideo_ray.storage import Store
 from flashvideo_ray.tracker import StageEvents
 
-_PAYLOAD = [
-    pa.field("prompt_embeds", pa.large_binary()),  # safetensors: `preview`, `refine` and, if asked for, `negative`
-    pa.field("preview_latents", pa.large_binary()),  # safetensors: `latents`
-    pa.field("preview_frames", pa.large_binary()),  # safetensors: `frames`, uint8
-    pa.field("scores", pa.map_(pa.string(), pa.float64())),
-]
-PAYLOAD = tuple(field.name for field in _PAYLOAD)
-DROPPED = dict.fromkeys(PAYLOAD)
 _NO_TEXT: dict[str, None] = {"text_encoder": None, "tokenizer": None}  # embeddings arrive in the rows
-
-
-def row_schema(extra: Iterable[pa.Field] = ()) -> pa.Schema:
-    """The one schema of all rows of the graph, however they fare: both ledger tables' columns and what travels."""
-    names = dict.fromkeys([*ledger.PREVIEWS.names, *ledger.CLIPS.names])
-    names.pop("at")
-    known = pa.unify_schemas([ledger.PREVIEWS, ledger.CLIPS])
-    return pa.schema([*(known.field(name) for name in names), *_PAYLOAD, *extra])
-
-
-_BYSTANDER_DEATHS = 4
-
-
-class NonFiniteError(ValueError):
-    """A model gave NaN or infinite values."""
-
-
-class AttemptsError(RuntimeError):
-    """A candidate killed the process of a stage too often and is not tried again."""
-
-
-class StageBase(ABC):
-    """What all stages share: which rows are theirs, and that an error is a value in the row."""
-
-    name: ClassVar[Stage]
-
-    def __init__(self, settings: Settings, events: StageEvents):
-        self.settings = settings
-        self.events = events
-        self._device_lock = threading.Lock()
-        self._logged: set[type[Exception]] = set()
-        events.joined(self.name)
-
-    @abstractmethod
-    def takes(self, row: Mapping[str, Any]) -> bool:
-        """Whether the row needs this stage."""
-
-    @abstractmethod
-    def process(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The columns of the row that change. Whatever it raises ends the row."""
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Map rows to rows, same count, same order, same schema."""
-        rows = [self._guarded(row) if self.takes(row) else row for row in batch.to_pylist()]
-        return pa.Table.from_pylist(rows, schema=batch.schema)
-
-    @contextmanager
-    def device(self, row: dict[str, Any]) -> Iterator[None]:
-        """The part of a call that has the device to itself.
-
-        If the process dies in here, it dies of this row, and the row is not tried more than `max_attempts` times. The
-        calls beside it are only bystanders.
-        """
-        with self._device_lock:
-            row["attempts"] = self.events.attempt(self.name, row["clip_id"])
-            try:
-                self._check_attempts(row["attempts"] - 1, self.settings.max_attempts)
-                yield
-            finally:
-                self.events.survived(self.name, row["clip_id"])
-
-    def _check_attempts(self, deaths: int, limit: int) -> None:
-        if deaths >= limit:
-            raise AttemptsError(f"the process of stage {self.name} died {deaths} times on this candidate")
-
-    def _guarded(self, row: dict[str, Any]) -> dict[str, Any]:
-        started = time.perf_counter()
-        begins = self.events.begin(self.name, row["clip_id"])
-        outcome = "failed"
-        try:
-            # A process can also die outside the part that has the device (out of memory while encoding, say).
-            self._check_attempts(begins - 1, _BYSTANDER_DEATHS * self.settings.max_attempts)
-            result = {**row, **self.process(row)}
-            outcome = "ok"
-            return result
-        except Exception as error:
-            self._log_error(error, row["clip_id"])
-            return {
-                **row,
-                **DROPPED,
-                "status": "failed",
-                "stage": self.name,
-                "reason": f"{self.name}: {type(error).__name__}",
-                "error_class": type(error).__name__,
-                "error": str(error) or repr(error),
-                "host": socket.gethostname(),
-            }
-        finally:
-            self.events.end(self.name, row["clip_id"], outcome, time.perf_counter() - started)
-
-    def _log_error(self, error: Exception, clip_id: str) -> None:
-        """One line for each failure in the worker's log; where it came from only for the first of its class."""
-        print(f"{self.name} failed on {clip_id}: {type(error).__name__}: {error}", file=sys.stderr)
-        if type(error) not in self._logged:
-            self._logged.add(type(error))
-            traceback.print_exception(error)
 
 
 class EncodeText(StageBase):
@@ -181,12 +73,13 @@ class Preview(StageBase):
 
     name = "preview"
 
-    def __init__(self, settings: Settings, events: StageEvents):
+    def __init__(self, settings: Settings, events: StageEvents, store: Store):
         own = settings.preview
         folder = weights.locate(own.model, "preview")
         dtypes = {"vae": own.vae_dtype or own.dtype, "default": own.dtype}
         self.pipe = _load(models.FlashVideoPreviewPipeline, folder, dtypes, settings.pools.preview, **_NO_TEXT)
         self.device_name = _device_name(self.pipe)
+        self.store = store
         super().__init__(settings, events)
 
     def takes(self, row: Mapping[str, Any]) -> bool:
@@ -194,19 +87,24 @@ class Preview(StageBase):
         return row["status"] == "open"
 
     def process(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Adds `preview_latents`, `preview_frames` and `preview_seconds`."""
-        started = time.perf_counter()
+        """Adds `preview_latents`, `preview_frames` and `preview_seconds` (null where stage 1 had been paid before)."""
+        kept = self._kept(row["clip_id"])
         with self.device(row):
-            latents, frames = self._preview(row)
+            started = time.perf_counter()
+            latents = self._sample(row) if kept is None else kept
+            frames = self.pipe.decode_latents(latents[None])
+            _check_finite(frames, "the preview decoder")
+            seconds = time.perf_counter() - started
+        pixels = video.to_uint8(frames[0].float().cpu())
         return {
             "preview_latents": pack({"latents": latents}, {"candidate": json.dumps(_provenance(row))}),
-            "preview_frames": pack({"frames": torch.from_numpy(frames)}),
-            "preview_seconds": time.perf_counter() - started,
+            "preview_frames": pack({"frames": torch.from_numpy(pixels)}),
+            "preview_seconds": seconds if kept is None else None,
             "device": self.device_name,
             "host": socket.gethostname(),
         }
 
-    def _preview(self, row: Mapping[str, Any]) -> tuple[torch.Tensor, np.ndarray]:
+    def _sample(self, row: Mapping[str, Any]) -> torch.Tensor:
         own = self.settings.preview
         latents = self.pipe(
             **_embeds(row["prompt_embeds"], "preview"),
@@ -220,9 +118,17 @@ class Preview(StageBase):
             guidance_batching=own.guidance_batching,
         ).latents.to(self.pipe.transformer.dtype)
         _check_finite(latents, "stage 1")
-        frames = self.pipe.decode_latents(latents)
-        _check_finite(frames, "the preview decoder")
-        return latents[0].cpu().contiguous(), video.to_uint8(frames[0].float().cpu())
+        return latents[0].cpu().contiguous()
+
+    def _kept(self, clip_id: str) -> torch.Tensor | None:
+        """Latents that were stored by a job that died before the ledger had their row. Damaged ones are made anew."""
+        key = ledger.latents_key(clip_id)
+        if not self.store.exists(key):
+            return None
+        try:
+            return unpack(self.store.get(key))["latents"]
+        except (SafetensorError, KeyError):
+            return None
 
 
 class Score(StageBase):
@@ -318,11 +224,14 @@ class Refine(StageBase):
 
     def process(self, row: dict[str, Any]) -> dict[str, Any]:
         """Publishes the clip; adds where it is and what it holds, `status` and `refine_seconds`."""
+        adopted = self._published(row)
+        if adopted is not None:
+            return adopted
         packed = row["preview_latents"] if row["preview_latents"] is not None else self.store.get(row["latents"])
         latents = unpack(packed)["latents"]
         with self.device(row):
             started = time.perf_counter()
-            frames = self._refine(row, latents)
+            frames, note = self._refine(row, latents)
             refined = time.perf_counter()
         key = ledger.clip_key(row["clip_id"])
         mp4 = video.encode_mp4(
@@ -336,26 +245,58 @@ class Refine(StageBase):
         self.store.put(ledger.poster_key(key), video.poster_jpeg(frames))
         self.store.put(key, mp4)
         return {
+            **self._rendered(row, mp4, *frames.shape[:3]),
+            "reason": note,
+            "refine_seconds": refined - started,
+            "publish_seconds": time.perf_counter() - refined,
+        }
+
+    def _rendered(self, row: Mapping[str, Any], mp4: bytes, frames: int, height: int, width: int) -> dict[str, Any]:
+        key = ledger.clip_key(row["clip_id"])
+        return {
             **DROPPED,
             "status": "rendered",
+            "stage": self.name,
             "clip": key,
             "poster": ledger.poster_key(key),
-            "frames": frames.shape[0],
-            "height": frames.shape[1],
-            "width": frames.shape[2],
+            "frames": frames,
+            "height": height,
+            "width": width,
             "fps": self.fps,
             "bytes": len(mp4),
             "sha256": hashlib.sha256(mp4).hexdigest(),
-            "refine_seconds": refined - started,
-            "publish_seconds": time.perf_counter() - refined,
             "device": self.device_name,
             "host": socket.gethostname(),
         }
 
-    def _refine(self, row: Mapping[str, Any], latents: torch.Tensor) -> np.ndarray:
+    def _published(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The row of a clip that was stored by a job that died before the ledger had it.
+
+        It is adopted if it decodes and its metadata name this candidate, these settings and these weights.
+        """
+        key = ledger.clip_key(row["clip_id"])
+        if not self.store.exists(key):
+            return None
+        mp4 = self.store.get(key)
+        try:
+            info = video.probe(mp4, count=True)
+        except ValueError:
+            return None
+        expected = {"clip_id": row["clip_id"], **self.provenance}
+        if any(info.metadata.get(name) != value for name, value in expected.items()):
+            return None
+        if not self.store.exists(ledger.poster_key(key)):
+            self.store.put(ledger.poster_key(key), video.poster_jpeg(video.decode_mp4(mp4)[0]))
+        return {
+            **self._rendered(row, mp4, info.frames, info.height, info.width),
+            "reason": "found in the store, checked and adopted",
+        }
+
+    def _refine(self, row: Mapping[str, Any], preview_latents: torch.Tensor) -> tuple[np.ndarray, str | None]:
+        """RGB uint8 `[frames, height, width, 3]`, and a note if they had to be decoded otherwise than asked."""
         own = self.settings.refine
-        frames = self.pipe(
-            preview_latents=latents[None],
+        latents = self.pipe(
+            preview_latents=preview_latents[None],
             **_embeds(row["prompt_embeds"], "refine"),
             height=own.height,
             width=own.width,
@@ -364,12 +305,22 @@ class Refine(StageBase):
             noise_step=own.noise_step,
             generator=_generator(row["seed"], self.name),
             guidance_batching=own.guidance_batching,
-            decode_tiling=own.decode_tiling,
-            decode_tiles=own.decode_tiles,
-            output_type="pt",
-        ).frames
-        _check_finite(frames, "stage 2")
-        return video.to_uint8(frames[0].float().cpu())
+            output_type="latent",
+        ).latents
+        _check_finite(latents, "stage 2")
+        note = None
+        try:
+            frames = self.pipe.decode_latents(latents, tiling=own.decode_tiling, tiles=own.decode_tiles)
+        except (torch.OutOfMemoryError, MemoryError):
+            # Four times as many tiles fit a quarter of the memory; what was paid for is kept.
+            torch.cuda.empty_cache()
+            rows, columns = own.decode_tiles or (1, 1)
+            tiles = (2 * rows, 2 * columns)
+            tiling = "reference" if own.decode_tiling in (None, "none") else own.decode_tiling
+            frames = self.pipe.decode_latents(latents, tiling=tiling, tiles=tiles)
+            note = f"decoded in {tiles[0]}x{tiles[1]} tiles after running out of memory"
+        _check_finite(frames, "the decoder")
+        return video.to_uint8(frames[0].float().cpu()), note
 
 
 def count_tokens(model: str, prompts: Sequence[str]) -> tuple[list[int], int]:

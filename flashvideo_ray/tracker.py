@@ -44,6 +44,14 @@ class StageState:
         return self.done / max(self.last_end - self.first_begin, 1e-6)
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """How many times a call got the device and did not give it back, and whether it ever ran over its time limit."""
+
+    count: int
+    overdue: bool
+
+
 class StageEvents(Protocol):
     """What a stage tells about its work."""
 
@@ -53,8 +61,11 @@ class StageEvents(Protocol):
     def begin(self, stage: Stage, clip_id: str) -> int:
         """A call starts. Returns how many times it was started without an end, this time included."""
 
-    def attempt(self, stage: Stage, clip_id: str) -> int:
-        """A call gets the device. Returns how many times it got it and did not give it back, this time included."""
+    def attempt(self, stage: Stage, clip_id: str) -> Attempt:
+        """A call gets the device."""
+
+    def overdue(self, stage: Stage, clip_id: str) -> None:
+        """A call that has the device is over its time limit: its process is about to end itself."""
 
     def survived(self, stage: Stage, clip_id: str) -> None:
         """A call gave the device back: its process did not die of it."""
@@ -73,6 +84,7 @@ class Tracker:
         self._previews = Writer(store, "previews", previews, settings)
         self._begins: Counter[tuple[Stage, str]] = Counter()
         self._attempts: Counter[tuple[Stage, str]] = Counter()
+        self._overdue: set[tuple[Stage, str]] = set()
         self._stages: dict[Stage, StageState] = defaultdict(StageState)
 
     def joined(self, stage: Stage) -> None:
@@ -89,14 +101,19 @@ class Tracker:
             state.open += 1
         return self._begins[stage, clip_id]
 
-    def attempt(self, stage: Stage, clip_id: str) -> int:
+    def attempt(self, stage: Stage, clip_id: str) -> Attempt:
         """See StageEvents."""
         self._attempts[stage, clip_id] += 1
-        return self._attempts[stage, clip_id]
+        return Attempt(self._attempts[stage, clip_id], (stage, clip_id) in self._overdue)
+
+    def overdue(self, stage: Stage, clip_id: str) -> None:
+        """See StageEvents."""
+        self._overdue.add((stage, clip_id))
 
     def survived(self, stage: Stage, clip_id: str) -> None:
         """See StageEvents."""
         self._attempts.pop((stage, clip_id), None)
+        self._overdue.discard((stage, clip_id))
 
     def end(self, stage: Stage, clip_id: str, outcome: str, seconds: float) -> None:
         """See StageEvents."""
@@ -136,9 +153,13 @@ class TrackerClient:
         """See StageEvents. Waits for the answer, so that the mark is there before the call can kill its process."""
         return self._get(self._handle.begin.remote(stage, clip_id))
 
-    def attempt(self, stage: Stage, clip_id: str) -> int:
+    def attempt(self, stage: Stage, clip_id: str) -> Attempt:
         """See StageEvents. Waits, as `begin` does."""
         return self._get(self._handle.attempt.remote(stage, clip_id))
+
+    def overdue(self, stage: Stage, clip_id: str) -> None:
+        """See StageEvents. Waits: the process ends right after."""
+        self._get(self._handle.overdue.remote(stage, clip_id))
 
     def survived(self, stage: Stage, clip_id: str) -> None:
         """See StageEvents."""

@@ -26,12 +26,19 @@ def main() -> int:
     parser.add_argument("--config", default=None, help="a preset (nano, flashvideo-1080p) or a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="one setting")
     parser.add_argument("--until", choices=["preview", "refine"], default="refine", help="stop after this stage")
+    parser.add_argument("--retry", metavar="failed[:CLASS]", help="take up candidates that failed before")
     args = parser.parse_args()
 
     from flashvideo_ray import pipeline
 
     return run_job(
-        lambda: pipeline.render(args.prompts, args.output, Settings.load(args.config, args.overrides), args.until)
+        lambda: pipeline.render(
+            args.prompts,
+            args.output,
+            Settings.load(args.config, args.overrides),
+            until=args.until,
+            retry=args.retry,
+        )
     )
 
 

@@ -1,0 +1,143 @@
+"""What all stages share: the schema of their rows, and that an error is a value in the row."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from flashvideo_ray import ledger
+from flashvideo_ray.settings import Pool, Settings, Stage
+from flashvideo_ray.tracker import StageEvents
+
+_PAYLOAD = [
+    pa.field("prompt_embeds", pa.large_binary()),  # safetensors: `preview`, `refine` and, if asked for, `negative`
+    pa.field("preview_latents", pa.large_binary()),  # safetensors: `latents`
+    pa.field("preview_frames", pa.large_binary()),  # safetensors: `frames`, uint8
+    pa.field("scores", pa.map_(pa.string(), pa.float64())),
+]
+PAYLOAD = tuple(field.name for field in _PAYLOAD)
+DROPPED = dict.fromkeys(PAYLOAD)
+# A process can also die outside the part of a call that has the device (out of memory while encoding, say). There it is
+# not known whose fault that is, so more deaths are let pass.
+_BYSTANDER_DEATHS = 4
+
+
+def row_schema(extra: Iterable[pa.Field] = ()) -> pa.Schema:
+    """The one schema of all rows of the graph, however they fare: both ledger tables' columns and what travels."""
+    names = dict.fromkeys([*ledger.PREVIEWS.names, *ledger.CLIPS.names])
+    names.pop("at")
+    known = pa.unify_schemas([ledger.PREVIEWS, ledger.CLIPS])
+    return pa.schema([*(known.field(name) for name in names), *_PAYLOAD, *extra])
+
+
+class NonFiniteError(ValueError):
+    """A model gave NaN or infinite values."""
+
+
+class AttemptsError(RuntimeError):
+    """A candidate killed the process of a stage too often and is not tried again."""
+
+
+class TimeLimitError(RuntimeError):
+    """A candidate ran into the time limit of a stage too often and is not tried again."""
+
+
+class StageBase(ABC):
+    """What all stages share: which rows are theirs, and that an error is a value in the row."""
+
+    name: ClassVar[Stage]
+
+    def __init__(self, settings: Settings, events: StageEvents):
+        self.settings = settings
+        self.events = events
+        self._device_lock = threading.Lock()
+        self._logged: set[type[Exception]] = set()
+        events.joined(self.name)
+
+    @abstractmethod
+    def takes(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row needs this stage."""
+
+    @abstractmethod
+    def process(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The columns of the row that change. Whatever it raises ends the row."""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Map rows to rows, same count, same order, same schema."""
+        rows = [self._guarded(row) if self.takes(row) else row for row in batch.to_pylist()]
+        return pa.Table.from_pylist(rows, schema=batch.schema)
+
+    @contextmanager
+    def device(self, row: dict[str, Any]) -> Iterator[None]:
+        """The part of a call that has the device to itself, within the pool's time limit.
+
+        If the process dies in here, it dies of this row, and the row is not tried more than `max_attempts` times. The
+        calls beside it are only bystanders.
+        """
+        with self._device_lock:
+            attempt = self.events.attempt(self.name, row["clip_id"])
+            row["attempts"] = attempt.count
+            watch = threading.Timer(self._pool.time_limit_seconds, self._give_up, [row["clip_id"]])
+            watch.daemon = True
+            watch.start()
+            try:
+                if attempt.count > self.settings.max_attempts:
+                    if attempt.overdue:
+                        raise TimeLimitError(f"{attempt.count - 1} times over {self._pool.time_limit_seconds:g} s")
+                    raise AttemptsError(f"the process died {attempt.count - 1} times on this candidate")
+                yield
+            finally:
+                watch.cancel()
+                self.events.survived(self.name, row["clip_id"])
+
+    @property
+    def _pool(self) -> Pool:
+        return getattr(self.settings.pools, self.name)
+
+    def _give_up(self, clip_id: str) -> None:
+        """End this process: a call that hangs in a kernel cannot be stopped otherwise. Ray starts another one."""
+        print(f"{self.name} ran over {self._pool.time_limit_seconds:g} s on {clip_id}: process ends", file=sys.stderr)
+        self.events.overdue(self.name, clip_id)
+        os._exit(1)
+
+    def _guarded(self, row: dict[str, Any]) -> dict[str, Any]:
+        started = time.perf_counter()
+        begins = self.events.begin(self.name, row["clip_id"])
+        outcome = "failed"
+        try:
+            if begins > _BYSTANDER_DEATHS * self.settings.max_attempts:
+                raise AttemptsError(f"the process died {begins - 1} times while this candidate was in it")
+            result = {**row, **self.process(row)}
+            outcome = "ok"
+            return result
+        except Exception as error:
+            self._log_error(error, row["clip_id"])
+            return {
+                **row,
+                **DROPPED,
+                "status": "failed",
+                "stage": self.name,
+                "reason": f"{self.name}: {type(error).__name__}",
+                "error_class": type(error).__name__,
+                "error": str(error) or repr(error),
+                "host": socket.gethostname(),
+            }
+        finally:
+            self.events.end(self.name, row["clip_id"], outcome, time.perf_counter() - started)
+
+    def _log_error(self, error: Exception, clip_id: str) -> None:
+        """One line for each failure in the worker's log; where it came from only for the first of its class."""
+        print(f"{self.name} failed on {clip_id}: {type(error).__name__}: {error}", file=sys.stderr)
+        if type(error) not in self._logged:
+            self._logged.add(type(error))
+            traceback.print_exception(error)
