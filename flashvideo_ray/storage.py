@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import posixpath
+import time
 import uuid
 from collections.abc import Iterator
 from functools import cached_property
 
 import fsspec
 from fsspec.core import url_to_fs
+
+# fsspec's names of the stores whose file systems turn `mode="create"` into a conditional put.
+CONDITIONAL_PUT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
+SETTLE_SECONDS = 2.0
+NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS})  # what a mounted bucket or a FAT disk answers
 
 
 class Store:
@@ -51,16 +58,44 @@ class Store:
         if not self.is_local:
             self.fs.pipe_file(path, data)
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        partial = os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}.partial")
-        try:
-            with open(partial, "wb") as file:
-                file.write(data)
+        with _written_beside(path, data) as partial:
             os.replace(partial, path)
-        except BaseException:
-            if os.path.exists(partial):
-                os.remove(partial)
-            raise
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object where there is none. Returns whether the key now holds the data of this call.
+
+        Of several callers exactly one is told so, provided that their data differ: put a nonce in it. It is exact in a
+        local folder (a hard link) and in stores with a conditional put (S3, Google, Azure). Elsewhere it is weaker: the
+        data are put if nothing is there and read back `SETTLE_SECONDS` later, so two callers are told so if one of them
+        stands still for that long between looking and putting.
+        """
+        try:
+            self._create(key, data)
+        except Exception:  # an object in the way is another error in each store
+            if not self.exists(key):
+                raise
+        # What is there decides, not what the write answered: a write whose answer was lost and that was sent again is
+        # refused because of itself, and a server that does not know the condition lets everybody write.
+        try:
+            return self.get(key) == data
+        except FileNotFoundError:
+            return False
+
+    def _create(self, key: str, data: bytes) -> None:
+        path = self.path(key)
+        if self.is_local:
+            with _written_beside(path, data) as partial:
+                try:
+                    return os.link(partial, path)
+                except OSError as error:
+                    if error.errno not in NO_HARD_LINKS:
+                        raise
+        protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
+        if protocols & CONDITIONAL_PUT:
+            self.fs.pipe_file(path, data, mode="create")
+        elif not self.exists(key):
+            self.put(key, data)
+            time.sleep(SETTLE_SECONDS)
 
     def get(self, key: str) -> bytes:
         """Read an object; FileNotFoundError if there is none."""
@@ -88,3 +123,18 @@ class Store:
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.url,)
+
+
+@contextlib.contextmanager
+def _written_beside(path: str, data: bytes) -> Iterator[str]:
+    """A hidden file with the data in the folder of `path`, to be linked or moved there; gone at the end."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    partial = os.path.join(folder, f".{uuid.uuid4().hex}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+        yield partial
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(partial)
