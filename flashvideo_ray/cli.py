@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from flashvideo_ray.claim import ClaimLostError
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.progress import duration
 from flashvideo_ray.settings import Settings
@@ -36,6 +37,7 @@ SetOption = Annotated[
 RetryOption = Annotated[
     str | None, typer.Option(help="Take up candidates again: failed, or failed:ErrorClass for one class.")
 ]
+TakeoverOption = Annotated[bool, typer.Option("--takeover", help="Take the run from a job that still holds it.")]
 PromptsArgument = Annotated[
     str, typer.Argument(help="Parquet (or .jsonl, .csv): a file, folder or glob, any fsspec URL.")
 ]
@@ -57,12 +59,14 @@ def render(
     set_: SetOption = None,
     until: Annotated[Until, typer.Option(help="Stop after this stage.")] = Until.refine,
     retry: RetryOption = None,
+    takeover: TakeoverOption = False,
 ) -> None:
     """Render prompts to clips: preview, score, select, refine. Start it again and it carries on."""
     from flashvideo_ray import pipeline
 
     def job() -> Any:
-        return pipeline.render(prompts, output, Settings.load(config, set_ or []), until=until.value, retry=retry)
+        settings = Settings.load(config, set_ or [])
+        return pipeline.render(prompts, output, settings, until=until.value, retry=retry, takeover=takeover)
 
     raise typer.Exit(run_job(job))
 
@@ -74,6 +78,7 @@ def preview(
     config: ConfigOption = None,
     set_: SetOption = None,
     retry: RetryOption = None,
+    takeover: TakeoverOption = False,
 ) -> None:
     """Stage 1 and scores only; `refine` goes on from there."""
     from flashvideo_ray import pipeline
@@ -83,13 +88,17 @@ def preview(
 
 @app.command()
 def refine(
-    output: OutputArgument, config: ConfigOption = None, set_: SetOption = None, retry: RetryOption = None
+    output: OutputArgument,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    retry: RetryOption = None,
+    takeover: TakeoverOption = False,
 ) -> None:
     """Stage 2 for the survivors of a run that have no clip yet, from their kept latents."""
     from flashvideo_ray import pipeline
 
     def job() -> Any:
-        return pipeline.refine(output, _run_settings(output, config, set_ or []), retry=retry)
+        return pipeline.refine(output, _run_settings(output, config, set_ or []), retry=retry, takeover=takeover)
 
     raise typer.Exit(run_job(job))
 
@@ -185,6 +194,9 @@ def run_job(job: Callable[[], Any]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ClaimLostError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("Stopped. What is done is in the ledger; the same command carries on.", file=sys.stderr)
         return 1

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import ray
 import ray.data
 
 from flashvideo_ray import cluster, ledger, prompts, runs, scorers, stage_base, stages, weights
+from flashvideo_ray.claim import Claim, Identity
 from flashvideo_ray.patient import PatientStore
 from flashvideo_ray.progress import Progress
 from flashvideo_ray.runs import Until
@@ -49,14 +50,16 @@ def render(
     *,
     until: Until = "refine",
     retry: str | None = None,
+    takeover: bool = False,
 ) -> RunResult:
     """Render prompts into OUTPUT: text, preview, score, refine, publish.
 
     Starts a run or takes one up: candidates that ended before are not done again, and a finished preview is kept.
     `until="preview"` stops after stage 1 and scores. `retry="failed"` takes up candidates that failed, and
-    `retry="failed:OutOfMemoryError"` those of one class.
-    Raises PromptError, SettingsError, RuleError, ModelNotFoundError, RecipeError or PlacementError before anything is
-    started.
+    `retry="failed:OutOfMemoryError"` those of one class. One job at a time works on a run: another one is refused until
+    the first has ended or has not been heard of for `ledger.lease_seconds`, unless `takeover`.
+    Raises an InputError of its kind (PromptError, SettingsError, RuleError, ModelNotFoundError, RecipeError,
+    PlacementError, ClaimedError) before anything is started.
     """
     started = time.monotonic()
     settings = weights.with_model_defaults(settings or Settings())
@@ -70,8 +73,12 @@ def render(
     store = Store(output)
     ledger.check_recipe(store, recipe)
     extra = [field for field in table.schema if field.name not in stage_base.row_schema().names]
-    rows = runs.open_rows(store, table, stage_base.row_schema(extra), until, retry)
-    return _run(_Job(store, settings, recipe, runs.about(settings, table), rows, extra, until), started)
+    about = runs.about(settings, table)
+
+    def open_rows() -> pa.Table:
+        return runs.open_rows(store, table, stage_base.row_schema(extra), until, retry)
+
+    return _run(_Job(store, settings, recipe, about, open_rows, extra, until, takeover), started)
 
 
 def preview(prompt_url: str, output: str, settings: Settings | None = None, *, retry: str | None = None) -> RunResult:
@@ -79,11 +86,13 @@ def preview(prompt_url: str, output: str, settings: Settings | None = None, *, r
     return render(prompt_url, output, settings, until="preview", retry=retry)
 
 
-def refine(output: str, settings: Settings | None = None, *, retry: str | None = None) -> RunResult:
+def refine(
+    output: str, settings: Settings | None = None, *, retry: str | None = None, takeover: bool = False
+) -> RunResult:
     """Stage 2 for all survivors of a run that have no clip yet, from their kept latents.
 
-    `settings` defaults to those the run was started with; `retry` is as in `render`. Raises NoRunError where there is
-    no run.
+    `settings` defaults to those the run was started with; `retry` and `takeover` are as in `render`. Raises NoRunError
+    where there is no run, and what `render` raises.
     """
     started = time.monotonic()
     runs.check_retry(retry)
@@ -94,21 +103,14 @@ def refine(output: str, settings: Settings | None = None, *, retry: str | None =
     settings = weights.with_model_defaults(settings or Settings.of_tree(run["settings"], where="run.json"))
     recipe = runs.recipe_of(settings)
     ledger.check_recipe(store, recipe)
-    previews = ledger.read(store, "previews")
-    extra = [
-        field
-        for field in previews.schema
-        if field.name not in stage_base.row_schema().names
-        and not field.name.startswith("score_")
-        and field.name != "at"
-    ]
-    ended = runs.ended(store, retry)
-    keep = [
-        status == "previewed" and clip_id not in ended
-        for clip_id, status in zip(previews["clip_id"].to_pylist(), previews["status"].to_pylist(), strict=True)
-    ]
-    rows = runs.as_rows(previews.filter(pa.array(keep, pa.bool_())), stage_base.row_schema(extra))
-    return _run(_Job(store, settings, recipe, {}, rows, extra, "refine"), started)
+    own = {*stage_base.row_schema().names, "at"}
+    extra = [field for field in ledger.read(store, "previews").schema if field.name not in own]
+    extra = [field for field in extra if not field.name.startswith("score_")]
+
+    def open_rows() -> pa.Table:
+        return runs.survivors(store, stage_base.row_schema(extra), retry)
+
+    return _run(_Job(store, settings, recipe, {}, open_rows, extra, "refine", takeover), started)
 
 
 def build_graph(
@@ -144,30 +146,37 @@ def build_graph(
 
 @dataclass(frozen=True)
 class _Job:
-    """What one job has to do: the open rows of a run, and how far to take them."""
+    """What one job has to do: the open rows of a run (read from its ledger when asked), and how far to take them."""
 
     store: Store
     settings: Settings
     recipe: Mapping[str, Any]
     about: Mapping[str, Any]
-    rows: pa.Table
+    open_rows: Callable[[], pa.Table]
     extra: list[pa.Field]
     until: Until
+    takeover: bool
 
 
 def _run(job: _Job, started: float) -> RunResult:
     """Do the job, if there is anything to do, and bring the summary and the report up to date."""
     ended: Counter[str] = Counter()
-    if job.rows.num_rows:
+    if job.open_rows().num_rows:
         cluster.connect(job.settings.pools)
-        ledger.open_run(job.store, job.recipe, job.about)
-        _run_graph(job, ended)
-    seconds = time.monotonic() - started
-    total = runs.finish(job.store, seconds)
-    return RunResult(job.store.url, dict(ended), total, seconds)
+        identity = Identity.of_this_process()
+        with Claim(job.store, identity, job.settings.ledger.lease_seconds, job.takeover) as claim:
+            # Read again: another job may have worked on the run until just now.
+            rows = job.open_rows()
+            ledger.open_run(job.store, job.recipe, job.about)
+            if rows.num_rows:
+                _run_graph(job, rows, claim, ended)
+            total = runs.finish(job.store, time.monotonic() - started)
+    else:
+        total = runs.finish(job.store)
+    return RunResult(job.store.url, dict(ended), total, time.monotonic() - started)
 
 
-def _run_graph(job: _Job, ended: Counter[str]) -> None:
+def _run_graph(job: _Job, rows: pa.Table, claim: Claim, ended: Counter[str]) -> None:
     """Run the graph over the rows and bring what comes out of it into the ledger."""
     settings = job.settings
     store = PatientStore(job.store.url, settings.store_patience_seconds)
@@ -182,13 +191,14 @@ def _run_graph(job: _Job, ended: Counter[str]) -> None:
     )
     _stop_on_sigterm()
     _configure_data()
-    graph = build_graph(job.rows, store, settings, job.recipe, TrackerClient(tracker, ray.get), job.until)
+    graph = build_graph(rows, store, settings, job.recipe, TrackerClient(tracker, ray.get), job.until)
     shown = STAGES if job.until == "refine" else STAGES[:-1]
-    progress = Progress(settings, _totals(job.rows, job.until), shown)
+    progress = Progress(settings, _totals(rows, job.until), shown)
     try:
         with progress, _Heartbeat(tracker, clips, progress, ended):
             batches: Iterator[pa.Table] = iter(graph.iter_batches(batch_size=None, batch_format="pyarrow"))
             for batch in batches:
+                claim.check()
                 for row in batch.to_pylist():
                     ended[row["status"]] += 1
                     if row["status"] != "previewed":

@@ -124,6 +124,14 @@ def open_rows(store: Store, table: pa.Table, schema: pa.Schema, until: Until, re
     return as_rows(table, schema)
 
 
+def survivors(store: Store, schema: pa.Schema, retry: str | None = None) -> pa.Table:
+    """The previews that were let through and have no clip yet, as rows of the graph."""
+    previews = ledger.read(store, "previews")
+    over = pa.array(sorted(ended(store, retry)), pa.string())
+    open_ = pc.and_(pc.equal(previews["status"], "previewed"), pc.invert(pc.is_in(previews["clip_id"], over)))
+    return as_rows(previews.filter(open_), schema)
+
+
 def as_rows(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The table with exactly the schema's columns; what it does not have is null."""
     columns = [

@@ -165,10 +165,11 @@ class Pools(Frozen):
 
 
 class LedgerSettings(Frozen):
-    """How often finished rows become durable: after so many rows or seconds, whichever comes first."""
+    """How often finished rows become durable (by rows or by seconds), and how long a silent job keeps its run."""
 
     flush_rows: Positive = 256
     flush_seconds: Annotated[float, Field(gt=0)] = 5.0
+    lease_seconds: Annotated[float, Field(ge=1)] = Field(60.0, description="after which a job that died frees its run")
 
 
 class Settings(Frozen):

@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="one setting")
     parser.add_argument("--until", choices=["preview", "refine"], default="refine", help="stop after this stage")
     parser.add_argument("--retry", metavar="failed[:CLASS]", help="take up candidates that failed before")
+    parser.add_argument("--takeover", action="store_true", help="take the run from a job that still holds it")
     args = parser.parse_args()
 
     from flashvideo_ray import pipeline
@@ -38,6 +39,7 @@ def main() -> int:
             Settings.load(args.config, args.overrides),
             until=args.until,
             retry=args.retry,
+            takeover=args.takeover,
         )
     )
 
