@@ -80,11 +80,6 @@ def read_all(
     raise OSError(f"{store.url}: the parts of the ledger change faster than they can be read")
 
 
-def parse(data: bytes) -> pa.Table:
-    """A part's rows from its bytes. Raises an error of some class if it is damaged or no part."""
-    return _parse(pa.BufferReader(data), None)
-
-
 def newest(parts: list[pa.Table], *, keep_open: bool = False) -> pa.Table:
     """One row each clip_id, oldest first, without those whose status is `open` unless they are to be kept.
 

@@ -1,6 +1,13 @@
 """The run directory: one recipe, parts that are only added, the newest row of each candidate."""
 
 import datetime as dt
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +17,7 @@ import pytest
 from support import S3
 
 from flashvideo_ray import ledger
+from flashvideo_ray.parts import DamagedPartError
 from flashvideo_ray.settings import LedgerSettings
 from flashvideo_ray.storage import Store
 
@@ -121,3 +129,170 @@ def test_rows_that_could_not_be_written_wait_for_the_next_flush(tmp_path: Path) 
     (tmp_path / "ledger").unlink()
     writer.flush()
     assert ledger.read(store, "clips")["clip_id"].to_pylist() == ["a"]
+
+
+def add_parts(store: Store, names: list[str], status: str = "rendered", **columns: Any) -> None:
+    """One part for each name, with one row."""
+    for name in names:
+        writer = ledger.Writer(store, "clips", ledger.CLIPS, LedgerSettings())
+        writer.append(row(name, status, **columns))
+        writer.flush()
+
+
+def state(store: Store) -> dict[str, str]:
+    table = ledger.read(store, "clips", ["status"])
+    assert table.column_names == ["status", "clip_id", "at"]
+    assert table["at"].to_pylist() == sorted(table["at"].to_pylist())
+    return dict(zip(table["clip_id"].to_pylist(), table["status"].to_pylist(), strict=True))
+
+
+def test_compaction_keeps_the_state_and_leaves_few_parts(store: Store) -> None:
+    add_parts(store, ["a", "b"], "failed")
+    schema = ledger.extended(ledger.CLIPS, [pa.field("mood", pa.string())])
+    writer = ledger.Writer(store, "clips", schema, LedgerSettings())
+    writer.append(row("c", mood="x"))
+    writer.flush()
+    add_parts(store, ["a"], "rendered", bytes=7)
+    before = ledger.read(store, "clips")
+    assert ledger.compact(store) == {
+        "clips": ledger.Compaction(parts_before=4, parts_after=1, rows=3, superseded=1),
+        "previews": ledger.Compaction(0, 0, 0, 0),
+    }
+    assert len(store.keys("ledger")) == 1
+    assert ledger.read(store, "clips") == before
+    assert ledger.compact(store)["clips"] == ledger.Compaction(1, 1, 3, 0)
+    assert ledger.compact(store, part_rows=3)["clips"].parts_after == 1
+    add_parts(store, ["d"])
+    assert ledger.compact(store, part_rows=3)["clips"] == ledger.Compaction(2, 2, 4, 0)
+    add_parts(store, ["e"])
+    assert ledger.compact(store, part_rows=3)["clips"] == ledger.Compaction(3, 2, 5, 0)
+    assert list(state(store)) == ["b", "c", "a", "d", "e"]
+
+
+def test_of_rows_at_the_same_moment_the_last_one_counts_also_after_compaction(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    at = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
+    def part(stamp: str, *statuses: str) -> None:
+        rows = pa.Table.from_pylist([{**row("a", status), "at": at} for status in statuses], schema=ledger.CLIPS)
+        (tmp_path / "ledger").mkdir(exist_ok=True)
+        pq.write_table(rows, tmp_path / "ledger" / f"clips-{stamp}.parquet")
+
+    part("20260101T000000000002-ffffffff", "first", "second")
+    part("20260101T000000000001-00000000", "earlier part")
+    assert state(store) == {"a": "second"}
+    ledger.compact(store)
+    assert state(store) == {"a": "second"}
+    part("20260101T000000000003-00000000", "later part")
+    assert state(store) == {"a": "later part"}
+    ledger.compact(store)
+    assert state(store) == {"a": "later part"}
+
+
+def test_a_candidate_that_is_taken_back_is_open_until_it_ends_again(store: Store) -> None:
+    add_parts(store, ["a", "b"])
+    clips = ledger.read(store, "clips")
+    ledger.reopen(store, "clips", clips.filter(pa.array([True, False])))
+    assert state(store) == {"b": "rendered"}
+    ledger.compact(store)
+    assert state(store) == {"b": "rendered"}
+    add_parts(store, ["a"], "failed")
+    assert state(store) == {"a": "failed", "b": "rendered"}
+
+
+def test_columns_are_read_from_large_parts_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flashvideo_ray.parts._WHOLE", 0)
+    add_parts(store, ["a", "b"], bytes=7)
+    table = ledger.read(store, "clips", ["bytes", "absent", "bytes"])
+    assert table.select(["bytes", "clip_id"]).to_pylist() == [{"bytes": 7, "clip_id": name} for name in "ab"]
+    assert table.column_names == ["bytes", "clip_id", "at"]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-20], lambda b: b"", lambda b: b[:4] + bytes(len(b) - 8) + b[-4:]])
+def test_a_damaged_part_is_named_and_nothing_is_built_on_it(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    store = Store(str(tmp_path))
+    add_parts(store, ["a", "b"])
+    first, _ = keys = store.keys("ledger")
+    store.put(first, damage(store.get(first)))
+    with pytest.raises(DamagedPartError, match=first):
+        ledger.read(store, "clips")
+    with pytest.raises(DamagedPartError, match=first):
+        ledger.compact(store)
+    assert store.keys("ledger") == keys
+    told = []
+    assert ledger.read(store, "clips", damaged=lambda key, error: told.append(key))["clip_id"].to_pylist() == ["b"]
+    assert told == [first]
+
+
+READER = """
+import sys, time
+from flashvideo_ray import ledger
+from flashvideo_ray.storage import Store
+store, expected, reads = Store(sys.argv[1]), {f"old {i}" for i in range(int(sys.argv[2]))}, 0
+print("ready", flush=True)
+while not store.exists("stop"):
+    seen = ledger.read(store, "clips", ["clip_id"])["clip_id"].to_pylist()
+    assert len(seen) == len(set(seen)), "a row twice"
+    assert expected <= set(seen), f"lost: {sorted(expected - set(seen))[:5]} of {len(expected)}"
+    expected, reads = set(seen), reads + 1
+assert reads, "read nothing"
+"""
+
+
+def test_readers_and_a_writer_notice_nothing_of_compaction(store: Store) -> None:
+    count = 500 if store.is_local else 40
+    add_parts(store, [f"old {i}" for i in range(count)])
+    command = [sys.executable, "-c", READER, store.url, str(count)]
+    readers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for reader in readers:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "ready\n"
+    added, deadline = 0, time.monotonic() + 3
+    while time.monotonic() < deadline:
+        add_parts(store, [f"new {added + i}" for i in range(10)])
+        added += 10
+        assert ledger.compact(store)["clips"].parts_after == 1
+    store.put("stop", b"")
+    for reader in readers:
+        assert (reader.communicate()[1], reader.returncode) == ("", 0)
+    assert state(store).keys() == {f"old {i}" for i in range(count)} | {f"new {i}" for i in range(added)}
+
+
+class Mortal(Store):
+    """Kills its process before its n-th change of the store."""
+
+    def __init__(self, url: str, lives: int):
+        super().__init__(url)
+        self.lives = lives
+
+    def put(self, key: str, data: bytes) -> None:
+        self._die_or_live()
+        super().put(key, data)
+
+    def delete(self, key: str) -> None:
+        self._die_or_live()
+        super().delete(key)
+
+    def _die_or_live(self) -> None:
+        self.lives -= 1
+        if self.lives < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_compaction_may_be_killed_at_any_moment(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    expected = {}
+    fork = multiprocessing.get_context("fork")
+    for lives in range(8):  # two new parts are written, six or more old ones deleted
+        names = [f"{lives}.{i}" for i in range(6)]
+        add_parts(store, names, "failed")
+        add_parts(store, names[:3], "rendered")
+        expected |= dict.fromkeys(names, "failed") | dict.fromkeys(names[:3], "rendered")
+        process = fork.Process(target=ledger.compact, args=(Mortal(store.url, lives), len(expected) // 2 + 1))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert state(store) == expected
+    ledger.compact(store)
+    assert state(store) == expected
+    assert len(store.keys("ledger")) == 1
