@@ -3,10 +3,10 @@
     OUTPUT/claims/000003.json     generation 3 of the claim: who made it; created once, by exactly one job
     OUTPUT/claims/000003.lease    the same with the time of the last renewal; written by the holder alone
 
-The job that created the highest generation holds the run. It renews its lease from a thread; a claim that was released,
-or whose lease was not renewed for `lease_seconds`, is free, and the next job takes it by creating the next generation.
-Each generation has a lease of its own: a holder that was stopped, overtaken and woken up cannot touch that of its
-successor. The highest generation is never deleted, so numbers are never used twice.
+The job that created the highest generation holds the run. It renews its lease from a thread. A claim that was released,
+or whose lease was not renewed for `lease_seconds`, or whose process is known to be dead, is free: the next job takes
+it by creating the next generation. Each generation has a lease of its own: a holder that was stopped, overtaken and woken
+up cannot touch that of its successor. The highest generation is never deleted, so numbers are never used twice.
 
 Clocks: the times in a lease are those of its holder's clock, and those of two machines are expected to agree within
 `SKEW` of the lease (6 seconds of 60). No more hangs on that than a wrong waiting time: before a job takes over a claim
@@ -61,6 +61,7 @@ class Identity(BaseModel):
     user: str
     command: str
     ray_job: str | None = None
+    pids: str | None = None  # which pids this one is among: those of a machine, or of a container on it
 
     @classmethod
     def of_this_process(cls, ray_job: str | None = None) -> Self:
@@ -69,7 +70,22 @@ class Identity(BaseModel):
             user = getpass.getuser()
         except (KeyError, OSError):  # a container whose user has no name
             user = str(os.getuid())
-        return cls(host=socket.gethostname(), pid=os.getpid(), user=user, command=shlex.join(sys.argv), ray_job=ray_job)
+        command = shlex.join(sys.argv)
+        return cls(
+            host=socket.gethostname(), pid=os.getpid(), user=user, command=command, ray_job=ray_job, pids=_pids()
+        )
+
+    def is_known_dead(self) -> bool:
+        """Whether it was a process of this machine that is gone: nobody need wait for its lease to lapse then."""
+        if self.pids is None or (self.host, self.pids) != (socket.gethostname(), _pids()):
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
 
     def __str__(self) -> str:
         job = f", Ray job {self.ray_job}" if self.ray_job else ""
@@ -158,7 +174,7 @@ class Claim:
     def _refuse_unless_free(self, generation: int) -> None:
         """Raise ClaimedError if the holder of this generation may be alive."""
         lease = self._read(generation)
-        if lease is not None and lease.released:
+        if lease is not None and (lease.released or lease.holder.is_known_dead()):
             return
         if lease is not None and lease.seconds_left() > 0:
             raise ClaimedError(self._refusal(lease, lease.age(), lease.seconds_left()))
@@ -276,6 +292,14 @@ def _interval(lease_seconds: float) -> float:
 
 def _name(lease: Lease | None) -> str:
     return str(lease.holder) if lease is not None else "another job"
+
+
+def _pids() -> str | None:
+    """The pid namespace of this process on Linux; elsewhere nothing is concluded from a pid."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
 
 
 def _utc() -> dt.datetime:

@@ -28,11 +28,13 @@ def job(parent: Connection, environment: dict[str, str], url: str, lease_seconds
     """Claim at each message; hold what was claimed until the next one, or until the claim is lost."""
     os.environ.update(environment)
     store = Store(url)
+    # As a job on another machine: nobody here can see whether its process is alive.
+    elsewhere = Identity.of_this_process().model_copy(update={"pids": None})
     store.keys("claims")  # the connection is open before anyone races
     parent.send("ready")
     while parent.recv():
         try:
-            with Claim(store, Identity.of_this_process(), lease_seconds) as claim:
+            with Claim(store, elsewhere, lease_seconds) as claim:
                 parent.send(f"holds {claim.generation}")
                 while not claim.lost.is_set() and not parent.poll(0.05):
                     pass
@@ -144,6 +146,25 @@ def test_a_killed_job_is_succeeded_when_its_lease_has_lapsed(store: Store, start
         pass
     wait_until_lapsed(store)
     with Claim(store, ME) as claim:
+        assert claim.generation == 2
+
+
+def hold(url: str) -> None:
+    with Claim(Store(url), Identity.of_this_process()):
+        time.sleep(600)
+
+
+def test_a_job_of_this_machine_that_was_killed_is_succeeded_at_once(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    holder = PROCESSES.Process(target=hold, args=(store.url,))
+    holder.start()
+    while not store.keys("claims", ".json"):
+        time.sleep(0.05)
+    with pytest.raises(ClaimedError, match=f"pid {holder.pid}"), Claim(store, Identity.of_this_process()):
+        pass
+    holder.kill()
+    holder.join()
+    with Claim(store, Identity.of_this_process()) as claim:  # its lease of a minute has not lapsed
         assert claim.generation == 2
 
 
