@@ -3,9 +3,9 @@
     OUTPUT/claims/000003.json     generation 3 of the claim: who made it; created once, by exactly one job
     OUTPUT/claims/000003.lease    the same with the time of the last renewal; written by the holder alone
 
-The job that created the highest generation holds the run. It renews its lease from a thread. A claim that was released,
-or whose lease was not renewed for `lease_seconds`, or whose process is known to be dead, is free: the next job takes
-it by creating the next generation. Each generation has a lease of its own: a holder that was stopped, overtaken and woken
+The job that created the highest generation holds the run, and renews its lease from a thread. A claim is free if it was
+released, if its lease was not renewed for `lease_seconds`, or if its process is known to be dead: the next job takes it
+by creating the next generation. Each generation has a lease of its own: a holder that was stopped, overtaken and woken
 up cannot touch that of its successor. The highest generation is never deleted, so numbers are never used twice.
 
 Clocks: the times in a lease are those of its holder's clock, and those of two machines are expected to agree within
