@@ -75,6 +75,8 @@ class RefineSettings(Frozen):
     guidance_scale: NonNegative | None = None
     noise_step: Annotated[int, Field(ge=0, le=999)] | None = None
     guidance_batching: GuidanceBatching = "together"
+    encode_chunk_frames: Positive | None = Field(None, description="16 is the reference; fewer need less memory")
+    encode_tiles: tuple[Positive, Positive] | None = Field(None, description="rows, columns; more need less memory")
     decode_tiling: Literal["none", "reference", "blend"] | None = None
     decode_tiles: tuple[Positive, Positive] | None = Field(None, description="rows, columns; more need less memory")
 

@@ -211,7 +211,11 @@ class Refine(StageBase):
         video.check_encoder(settings.video.codec, settings.video.encoder_preset)
         folder = weights.locate(own.model, "refine")
         dtypes = {"vae": own.vae_dtype or own.dtype, "default": own.dtype}
-        self.pipe = _load(models.FlashVideoRefinePipeline, folder, dtypes, settings.pools.refine, **_NO_TEXT)
+        asked = {"encode_chunk_frames": own.encode_chunk_frames, "encode_tiles": own.encode_tiles}
+        encoding = {name: value for name, value in asked.items() if value is not None}
+        self.pipe = _load(
+            models.FlashVideoRefinePipeline, folder, dtypes, settings.pools.refine, **_NO_TEXT, **encoding
+        )
         self.device_name = _device_name(self.pipe)
         self.store = store
         self.fps = fps
@@ -332,15 +336,18 @@ def count_tokens(model: str, prompts: Sequence[str]) -> tuple[list[int], int]:
     return lengths, weights.sampling_defaults(model, "preview")["max_sequence_length"]
 
 
-def _load(pipeline: Any, folder: Path, dtype: str | Mapping[str, str], pool: Pool, **components: None) -> Any:
-    """Load a pipeline onto the actor's card, or on the CPU where Ray gave it none. `dtype` may differ by component."""
+def _load(pipeline: Any, folder: Path, dtype: str | Mapping[str, str], pool: Pool, **parts: Any) -> Any:
+    """Load a pipeline onto the actor's card, or on the CPU where Ray gave it none. `dtype` may differ by component.
+
+    `parts` are components, or settings of the pipeline, that are not to be as its folder has them.
+    """
     import diffusers.utils.logging
     import transformers.utils.logging
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     dtypes = getattr(torch, dtype) if isinstance(dtype, str) else {k: getattr(torch, v) for k, v in dtype.items()}
-    pipe = pipeline.from_pretrained(folder, dtype=dtypes, **components)
+    pipe = pipeline.from_pretrained(folder, dtype=dtypes, **parts)
     pipe.set_progress_bar_config(disable=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if pool.offload == "none" or device == "cpu":
@@ -348,7 +355,7 @@ def _load(pipeline: Any, folder: Path, dtype: str | Mapping[str, str], pool: Poo
     elif pool.offload == "model":
         pipe.enable_model_cpu_offload()
     else:
-        pipe.enable_sequential_cpu_offload()
+        pipe.enable_group_offload(onload_device=torch.device(device), offload_type="leaf_level", use_stream=True)
     return pipe
 
 

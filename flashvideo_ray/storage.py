@@ -102,8 +102,11 @@ class Store:
         return self.fs.cat_file(self.path(key))
 
     def exists(self, key: str) -> bool:
-        """Whether an object of this name is there."""
-        return self.fs.isfile(self.path(key))
+        """Whether an object of this name is there. A store that cannot be asked raises, and is not taken for empty."""
+        try:
+            return self.fs.info(self.path(key))["type"] == "file"
+        except FileNotFoundError:
+            return False
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is removed already."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import torch
 from diffusers import ModelMixin  # noqa: F401  diffusers looks for the base class in the component's own module
@@ -13,7 +14,7 @@ from flashvideo_ray import FlashVideoTransformer3DModel
 
 
 class FaultyTransformer(FlashVideoTransformer3DModel):
-    """A network that raises, gives NaN or kills its process when it is shown a prompt, known by its embedding's sum."""
+    """A network that raises, gives NaN, hangs or kills its process when shown a prompt, known by its embedding's sum."""
 
     @register_to_config
     def __init__(
@@ -47,5 +48,7 @@ class FaultyTransformer(FlashVideoTransformer3DModel):
                     raise RuntimeError("this prompt is more than the network can take")
                 if fault == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
+                if fault == "hang":
+                    time.sleep(3600)
                 return super().project_text(embeds) * float("nan")
         return super().project_text(embeds)

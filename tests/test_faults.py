@@ -31,12 +31,13 @@ def test_a_candidate_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
         PROMPTS[2]: ("refine", "raise", "RuntimeError", "more than the network can take", 1),
         PROMPTS[3]: ("refine", "nan", "NonFiniteError", "stage 2 gave NaN", 1),
         PROMPTS[4]: ("refine", "kill", "AttemptsError", "died 2 times on this candidate", 3),
+        "a red star moves up": ("preview", "hang", "TimeLimitError", "2 times over 10 s", 3),
     }
     model = save_model(tmp_path / "model", [(stage, fault, prompt) for prompt, (stage, fault, *_) in faults.items()])
-    prompts = write_prompts(tmp_path / "prompts.parquet")
-    settings = Settings.load("nano", [*tiny_overrides(model), "max_attempts=2"])
+    prompts = write_prompts(tmp_path / "prompts.parquet", [*faults, PROMPTS[5]])
+    settings = Settings.load("nano", [*tiny_overrides(model), "max_attempts=2", "pools.preview.time_limit_seconds=10"])
     result = flashvideo_ray.render(prompts, str(tmp_path / "run"), settings)
-    assert result.ended == {"rendered": 1, "failed": 5}
+    assert result.ended == {"rendered": 1, "failed": 6}
     assert result.exit_status == 3
     ended = {row["prompt"]: row for row in ledger.read(Store(str(tmp_path / "run")), "clips").to_pylist()}
     assert ended[PROMPTS[5]]["status"] == "rendered"

@@ -38,7 +38,7 @@ def cluster() -> Iterator[Cluster]:
 def test_each_pool_runs_on_its_cards_and_clips_come_while_previews_are_made(
     cluster: Cluster, tmp_path: Path, tiny_model: Path
 ) -> None:
-    prompts = write_prompts(tmp_path / "prompts.parquet", [f"a red circle moves left {n}" for n in range(40)])
+    prompts = write_prompts(tmp_path / "prompts.parquet", [f"a red circle moves left {n}" for n in range(24)])
     settings = Settings.load(
         "flashvideo-1080p",
         [
@@ -52,7 +52,7 @@ def test_each_pool_runs_on_its_cards_and_clips_come_while_previews_are_made(
         ],
     )
     result = flashvideo_ray.render(prompts, str(tmp_path / "run"), settings)
-    assert result.ended == {"rendered": 40}
+    assert result.ended == {"rendered": 24}
 
     tier = {node.node_id: node.labels["gpu-tier"] for node in list_nodes(detail=True)}
     places: dict[str, list[str]] = defaultdict(list)

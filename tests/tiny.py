@@ -29,7 +29,7 @@ PREVIEW_SIZE, CLIP_SIZE = (32, 48), (64, 96)
 
 
 def save_model(folder: Path, faults: Sequence[tuple[str, str, str]] = ()) -> Path:
-    """Save `preview/` and `refine/` below the folder. A fault is a stage, `raise`, `nan` or `kill`, and a prompt."""
+    """Save `preview/` and `refine/` below the folder. A fault: a stage, `raise`, `nan`, `hang` or `kill`, a prompt."""
     torch.manual_seed(0)
     tokenizer, text_encoder = _text()
     vae = AutoencoderKLCogVideoX(
