@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from flashvideo_ray.storage import Store
 
-CONNECTIONS = 16  # an object store answers slowly, but many questions at a time
+_CONNECTIONS = 16  # an object store answers slowly, but many questions at a time
+_THREADS = 4  # for a local folder, where more only get in each other's way
 _LISTINGS = 50
 _WHOLE = 2**22  # bytes; of a larger part in an object store only the columns that are asked for are fetched
 _TAKE = 100_000  # rows
@@ -61,7 +62,7 @@ def read_all(
     """
     found: dict[str, pa.Table | None] = {}
     gone = False
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
+    with _pool(store) as pool:
         for _ in range(_LISTINGS):
             new = [(key, size) for key, size in _list(store, prefix) if key not in found]
             if not new and not gone:
@@ -126,9 +127,13 @@ def merge(store: Store, prefix: str, part_rows: int) -> Compaction:
     stem = keys[-1].rpartition("-")[0]
     for start in starts:
         write(store, stem, rows.slice(start, part_rows))
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
+    with _pool(store) as pool:
         list(pool.map(store.delete, keys))
     return Compaction(len(keys), len(starts), rows.num_rows, total - rows.num_rows)
+
+
+def _pool(store: Store) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_THREADS if store.is_local else _CONNECTIONS)
 
 
 def _list(store: Store, prefix: str) -> Iterator[tuple[str, int]]:
