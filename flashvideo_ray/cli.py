@@ -117,7 +117,8 @@ def status(output: OutputArgument) -> None:
         clips = ledger.read(store, "clips", ["clip_id", "status"])
         counts = runs.statuses(previews, clips)
         open_ = max(0, run["candidates"] - sum(counts.values()))
-        table = Table("status", "candidates", title=store.url, title_justify="left")
+        console.print(store.url, markup=False, soft_wrap=True)
+        table = Table("status", "candidates")
         for name, count in {**counts, "open": open_}.items():
             table.add_row(name, str(count))
         console.print(table)
@@ -134,9 +135,9 @@ def report(output: OutputArgument) -> None:
         from flashvideo_ray.storage import Store
 
         store = Store(output)
-        _existing_run(store)
-        runs.finish(store)
-        console.print(f"{store.url}/report.html", soft_wrap=True)
+        settings = Settings.of_tree(_existing_run(store)["settings"], where="run.json")
+        runs.finish(store, settings.pools)
+        console.print(f"{store.url}/report.html", markup=False, soft_wrap=True)
 
     _guarded(write)
 
@@ -202,6 +203,8 @@ def run_job(job: Callable[[], Any]) -> int:
         return 1
     if not result.ended:
         console.print("Nothing to do: every candidate of these prompts has ended before.")
+        if result.total.get("failed"):
+            console.print(f"{result.total['failed']} of them failed; --retry failed takes them up again.")
     print_result(result)
     return result.exit_status
 
@@ -213,21 +216,19 @@ def print_result(result: Any) -> None:
     from flashvideo_ray.storage import Store
 
     summary = json.loads(Store(result.output).get("summary.json"))
-    table = Table(
-        "", "this job", "whole run", title=f"{result.output}  ({duration(result.seconds)})", title_justify="left"
-    )
+    console.print(f"{result.output} after {duration(result.seconds)}", markup=False, soft_wrap=True)
+    table = Table("", "this job", "whole run")
     for name in ("rendered", "rejected", "failed", "previewed"):
         if name in result.ended or name in result.total:
             table.add_row(name, str(result.ended.get(name, 0)), str(result.total.get(name, 0)))
     console.print(table)
-    stages = Table("stage", "candidates", "mean", "sum", title="whole run", title_justify="left")
+    stages = Table("stage", "candidates", "mean", "sum", "GPU-seconds", title="whole run", title_justify="left")
     for stage, numbers in summary["stages"].items():
         if numbers["count"]:
             mean, total = f"{numbers['mean_seconds']:.2f} s", duration(numbers["seconds"])
-            stages.add_row(stage, str(numbers["count"]), mean, total)
+            stages.add_row(stage, str(numbers["count"]), mean, total, f"{numbers['gpu_seconds']:.0f}")
     console.print(stages)
-    console.print(f"GPU time: {summary['gpu_seconds']:.0f} GPU-seconds")
-    console.print(f"Look at {result.output}/report.html", soft_wrap=True)
+    console.print(f"Look at {result.output}/report.html", markup=False, soft_wrap=True)
 
 
 def _run_settings(output: str, config: str | None, overrides: list[str]) -> Settings:

@@ -37,7 +37,10 @@ def connect(pools: Pools) -> None:
         _start_local(pools)
         return
     if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING)
+        try:
+            ray.init(logging_level=logging.WARNING)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise PlacementError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray to be had there: {error}") from error
     for problem in misplaced(pools):
         log.warning("%s; waiting for a node that has it", problem)
 
@@ -59,24 +62,46 @@ def _start_local(pools: Pools) -> None:
 
 
 def misplaced(pools: Pools) -> list[str]:
-    """One line for each pool that fits no node of the cluster as it is now: what it asks for and what there is."""
+    """One line for each pool that has no room on the cluster as it is now: what it asks for and what there is.
+
+    All pools are placed together, those with cards first, each actor on the first node that still has room for it.
+    """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    return [
-        f"pools.{stage} asks for {describe(pool)}, which no node has ({describe_nodes(nodes)})"
-        for stage in STAGES
-        for pool in [getattr(pools, stage)]
-        if not any(fits(pool, node["Resources"], node.get("Labels", {})) for node in nodes)
-    ]
+    free = [(dict(node["Resources"]), node.get("Labels", {})) for node in nodes]
+    problems = []
+    for stage in sorted(STAGES, key=lambda stage: -getattr(pools, stage).num_gpus):
+        pool: Pool = getattr(pools, stage)
+        placed = sum(_place(pool, free) for _ in range(pool.size))
+        if placed < pool.size:
+            problems.append(
+                f"pools.{stage} asks for {pool.size} times {describe(pool)}; there is room for {placed} "
+                f"({describe_nodes(nodes)})"
+            )
+    return problems
+
+
+def _place(pool: Pool, free: list[tuple[dict[str, float], Mapping[str, str]]]) -> bool:
+    for resources, labels in free:
+        if fits(pool, resources, labels):
+            for name, amount in _needs(pool).items():
+                resources[name] -= amount
+            return True
+    return False
+
+
+def _needs(pool: Pool) -> dict[str, float]:
+    """What one actor takes, in Ray's names."""
+    needs = {"CPU": pool.num_cpus, "GPU": pool.num_gpus, **pool.resources}
+    if pool.memory_gib:
+        needs["memory"] = pool.memory_gib * 2**30
+    if pool.accelerator_type:
+        needs[f"accelerator_type:{pool.accelerator_type}"] = 0.001
+    return {name: amount for name, amount in needs.items() if amount}
 
 
 def fits(pool: Pool, resources: Mapping[str, float], labels: Mapping[str, str]) -> bool:
     """Whether one actor of the pool could run on a node with these resources and labels."""
-    need = {"CPU": pool.num_cpus, "GPU": pool.num_gpus, **pool.resources}
-    if pool.memory_gib:
-        need["memory"] = pool.memory_gib * 2**30
-    if pool.accelerator_type:
-        need[f"accelerator_type:{pool.accelerator_type}"] = 0.001
-    enough = all(resources.get(name, 0) >= amount for name, amount in need.items())
+    enough = all(resources.get(name, 0) >= amount for name, amount in _needs(pool).items())
     return enough and any(matches(selector, labels) for selector in (pool.labels, *pool.fallback))
 
 

@@ -79,7 +79,6 @@ CLIPS = pa.schema(
     ]
 )
 SCHEMAS: dict[Table, pa.Schema] = {"previews": PREVIEWS, "clips": CLIPS}
-RESERVED = frozenset(PREVIEWS.names) | frozenset(CLIPS.names)
 
 
 class RecipeError(InputError):
@@ -113,11 +112,14 @@ def poster_key(video_key: str) -> str:
 def read_run(store: Store) -> dict[str, Any] | None:
     """The content of run.json, or None where there is no run. Raises NoRunError if the place cannot be read."""
     try:
-        return json.loads(store.get("run.json"))
+        run = json.loads(store.get("run.json"))
     except FileNotFoundError:
         return None
     except Exception as error:  # each file system has its own: no credentials, no such bucket, unknown protocol, …
         raise NoRunError(f"{store.url}: cannot be read: {type(error).__name__}: {error}") from error
+    if not isinstance(run, dict) or not {"recipe", "settings", "candidates"} <= set(run):
+        raise NoRunError(f"{store.url}: its run.json is not one of this program; use another OUTPUT")
+    return run
 
 
 def check_recipe(store: Store, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -136,13 +138,12 @@ def check_recipe(store: Store, recipe: Mapping[str, Any]) -> dict[str, Any] | No
 def open_run(store: Store, recipe: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     """Start a run or take up the one that is there.
 
-    `recipe` is what must stay the same, `about` what is only recorded by the job that starts the run. Raises
-    RecipeError if the run that is there has another recipe.
+    `recipe` is what must stay the same; `about` is recorded anew by each job. Raises RecipeError if the run that is
+    there has another recipe.
     """
-    run = check_recipe(store, recipe)
-    if run is None:
-        run = {"recipe": dict(recipe), **about, "created": _now().isoformat()}
-        store.put("run.json", json.dumps(run, indent=2).encode())
+    run = check_recipe(store, recipe) or {"recipe": dict(recipe), "created": _now().isoformat()}
+    run |= about
+    store.put("run.json", json.dumps(run, indent=2).encode())
     return run
 
 
@@ -234,13 +235,17 @@ class Writer:
             self.flush()
 
     def flush(self) -> None:
-        """Make all rows durable now."""
+        """Make all rows durable now. Nobody who appends waits for the store."""
         with self._lock:
-            if not self._rows:
-                return
-            part = pa.Table.from_pylist(self._rows, schema=self.schema)
-            parts.write(self.store, _stem(self.table), part)
-            self._rows.clear()
+            rows, self._rows = self._rows, []
+        if not rows:
+            return
+        try:
+            parts.write(self.store, _stem(self.table), pa.Table.from_pylist(rows, schema=self.schema))
+        except BaseException:
+            with self._lock:
+                self._rows = rows + self._rows
+            raise
 
 
 def _stem(table: Table) -> str:

@@ -8,12 +8,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flashvideo_ray import cluster, ledger, prompts, runs, scorers, stage_base, stages, weights
 from flashvideo_ray.claim import Claim, Identity
@@ -24,6 +26,7 @@ from flashvideo_ray.settings import STAGES, Settings, Stage
 from flashvideo_ray.storage import Store
 from flashvideo_ray.tracker import Tracker, TrackerClient
 
+_LAST_FLUSH_SECONDS = 60.0
 _CHUNK = 1000  # candidates in one block of the input
 log = logging.getLogger("flashvideo_ray")
 
@@ -39,8 +42,8 @@ class RunResult:
 
     @property
     def exit_status(self) -> int:
-        """0: all candidates of this job ended as they should; 3: some failed."""
-        return 3 if self.ended.get("failed") else 0
+        """0: all candidates that ended are rendered or rejected; 3: some failed."""
+        return 3 if self.total.get("failed") else 0
 
 
 def render(
@@ -67,7 +70,7 @@ def render(
     runs.check_rules(settings)
     weights.check_sizes(settings)
     recipe = runs.recipe_of(settings)
-    table = prompts.read_prompts(prompt_url, base_seed=settings.seed, reserved=stage_base.row_schema().names)
+    table = prompts.read_prompts(prompt_url, base_seed=settings.seed, reserved=[*stage_base.row_schema().names, "at"])
     runs.warn_of_prompts(table, settings)
     table = prompts.candidates(table, settings.candidates, settings.stage1_recipe(), recipe["fingerprints"]["preview"])
     store = Store(output)
@@ -76,7 +79,7 @@ def render(
     about = runs.about(settings, table)
 
     def open_rows() -> pa.Table:
-        return runs.open_rows(store, table, stage_base.row_schema(extra), until, retry)
+        return runs.open_rows(store, table, stage_base.row_schema(extra), settings, until, retry)
 
     return _run(_Job(store, settings, recipe, about, open_rows, extra, until, takeover), started)
 
@@ -101,6 +104,7 @@ def refine(
     if run is None:
         raise ledger.NoRunError(f"{output}: no run here (no run.json); start one with render or preview")
     settings = weights.with_model_defaults(settings or Settings.of_tree(run["settings"], where="run.json"))
+    runs.check_rules(settings)
     recipe = runs.recipe_of(settings)
     ledger.check_recipe(store, recipe)
     own = {*stage_base.row_schema().names, "at"}
@@ -108,7 +112,7 @@ def refine(
     extra = [field for field in extra if not field.name.startswith("score_")]
 
     def open_rows() -> pa.Table:
-        return runs.survivors(store, stage_base.row_schema(extra), retry)
+        return runs.survivors(store, stage_base.row_schema(extra), settings, retry)
 
     return _run(_Job(store, settings, recipe, {}, open_rows, extra, "refine", takeover), started)
 
@@ -170,28 +174,30 @@ def _run(job: _Job, started: float) -> RunResult:
             ledger.open_run(job.store, job.recipe, job.about)
             if rows.num_rows:
                 _run_graph(job, rows, claim, ended)
-            total = runs.finish(job.store, time.monotonic() - started)
+            total = runs.finish(job.store, job.settings.pools, time.monotonic() - started)
     else:
-        total = runs.finish(job.store)
+        total = runs.finish(job.store, job.settings.pools)
     return RunResult(job.store.url, dict(ended), total, time.monotonic() - started)
 
 
 def _run_graph(job: _Job, rows: pa.Table, claim: Claim, ended: Counter[str]) -> None:
     """Run the graph over the rows and bring what comes out of it into the ledger."""
-    settings = job.settings
-    store = PatientStore(job.store.url, settings.store_patience_seconds)
+    settings, store = job.settings, job.store
     names = [f"score_{name}" for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
     scores = [pa.field(name, pa.float64()) for name in names]
+    # The ledger's rows wait in memory when the store is away; only what the stages put and get must wait there.
     clips = ledger.Writer(store, "clips", ledger.extended(ledger.CLIPS, job.extra), settings.ledger)
-    # No CPU: it answers short questions and waits the rest of the time.
+    # On this node, which the run cannot outlive anyway, and without a CPU: it answers short questions.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     tracker: Any = (
         ray.remote(Tracker)
-        .options(num_cpus=0)
+        .options(num_cpus=0, scheduling_strategy=here)
         .remote(store, ledger.extended(ledger.PREVIEWS, [*job.extra, *scores]), settings.ledger)
     )
     _stop_on_sigterm()
     _configure_data()
-    graph = build_graph(rows, store, settings, job.recipe, TrackerClient(tracker, ray.get), job.until)
+    patient = PatientStore(store.url, settings.store_patience_seconds)
+    graph = build_graph(rows, patient, settings, job.recipe, TrackerClient(tracker, ray.get), job.until)
     shown = STAGES if job.until == "refine" else STAGES[:-1]
     progress = Progress(settings, _totals(rows, job.until), shown)
     try:
@@ -204,9 +210,23 @@ def _run_graph(job: _Job, rows: pa.Table, claim: Claim, ended: Counter[str]) -> 
                     if row["status"] != "previewed":
                         clips.append(row)
     finally:
-        ray.get(tracker.flush.remote())
-        clips.flush()
-        ray.kill(tracker)
+        # Each of them, whatever becomes of the others: a row that is lost here is paid for again.
+        with ExitStack() as last:
+            last.callback(ray.kill, tracker)
+            last.callback(lambda: _insist(lambda: ray.get(tracker.flush.remote())))
+            last.callback(lambda: _insist(clips.flush))
+
+
+def _insist(flush: Callable[[], None]) -> None:
+    """Write the ledger's last rows, against a store that is away for up to a minute."""
+    deadline = time.monotonic() + _LAST_FLUSH_SECONDS
+    while True:
+        try:
+            return flush()
+        except Exception:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(2.0)
 
 
 class _Heartbeat:
@@ -222,20 +242,20 @@ class _Heartbeat:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(_LAST_FLUSH_SECONDS)
         self._once(last=True)
 
     def _beat(self) -> None:
         while not self._stop.wait(1.0):
-            try:
-                self._once()
-            except OSError as error:
-                # The store is away: the rows stay in memory and the next beat tries again.
-                log.warning("ledger not written, trying again: %s", error)
+            self._once()
 
     def _once(self, last: bool = False) -> None:
-        self._clips.flush_if_due()
-        self._progress.update(ray.get(self._tracker.tick.remote()), self._ended, last)
+        """Errors are told and left to the next beat: rows stay in memory until they are written."""
+        try:
+            self._clips.flush_if_due()
+            self._progress.update(ray.get(self._tracker.tick.remote()), self._ended, last)
+        except Exception as error:
+            log.warning("ledger not written, trying again: %s: %s", type(error).__name__, error)
 
 
 def _stop_on_sigterm() -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import posixpath
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import fsspec
@@ -20,6 +20,7 @@ from flashvideo_ray.errors import InputError
 
 FORMATS = (".parquet", ".jsonl", ".csv")
 OWN_COLUMNS = ("id", "prompt", "negative_prompt", "seed")
+_JSON_BLOCK = 64 * 2**20  # bytes; a row must fit into one
 SHOWN = 5  # rows named in a message before it says how many more there are
 
 PROMPTS = pa.schema(
@@ -53,7 +54,8 @@ def read_prompts(url: str, *, base_seed: int = 0, reserved: Iterable[str] = ()) 
         near = next((name for name in names if name.lower().strip() in ("prompt", "prompts", "text", "caption")), None)
         hint = f"; rename {near!r} to 'prompt'" if near else ""
         raise PromptError(f"{url}: no column 'prompt' (columns: {', '.join(names) or 'none'}){hint}")
-    clashes = sorted(set(names) & set(reserved) - set(OWN_COLUMNS))
+    taken = set(reserved) - set(OWN_COLUMNS)
+    clashes = sorted(name for name in names if name in taken or name.startswith("score_"))
     if clashes:
         raise PromptError(f"{url}: column {', '.join(clashes)} has a name that the ledger uses; rename or drop it")
     try:
@@ -88,8 +90,8 @@ def candidates(prompts: pa.Table, count: int, stage1: Mapping[str, Any], fingerp
             if clip_id in first:
                 a, b = first[clip_id] // count + 1, row // count + 1
                 raise PromptError(
-                    f"rows {a} and {b} have the same prompt and seed and would make the same clip twice; "
-                    "drop one, or give one another seed"
+                    f"rows {a} and {b} have the same prompt, and candidate {first[clip_id] % count} of one has the "
+                    f"seed {seeds[row]} that candidate {row % count} of the other has; drop one or change its seed"
                 )
             first[clip_id] = row
     return (
@@ -97,15 +99,6 @@ def candidates(prompts: pa.Table, count: int, stage1: Mapping[str, Any], fingerp
         .append_column("candidate", pa.array(numbers, pa.int32()))
         .append_column("clip_id", pa.array(ids, pa.string()))
     )
-
-
-def over_long(
-    prompts: pa.Table, count_tokens: Callable[[Sequence[str]], list[int]], limit: int
-) -> list[tuple[int, str, int]]:
-    """Prompts that the text encoder would cut: (row counted from 1, id, tokens) of each with more than `limit`."""
-    counts = count_tokens(prompts["prompt"].to_pylist())
-    ids = prompts["id"].to_pylist()
-    return [(row + 1, ids[row], count) for row, count in enumerate(counts) if count > limit]
 
 
 def digest(*parts: str) -> str:
@@ -142,12 +135,12 @@ def _files(url: str) -> list[tuple[fsspec.AbstractFileSystem, str]]:
 
 def _listed(url: str) -> list[tuple[fsspec.AbstractFileSystem, str]]:
     fs, path = url_to_fs(url)
-    if any(mark in path for mark in "*?["):
-        found = [p for p in sorted(fs.glob(path)) if p.endswith(FORMATS)]
-    elif fs.isfile(path):
+    if fs.isfile(path):
         if not path.endswith(FORMATS):
             raise PromptError(f"{url}: expected a file that ends with {', '.join(FORMATS)}")
         found = [path]
+    elif any(mark in path for mark in "*?["):
+        found = [p for p in sorted(fs.glob(path)) if p.endswith(FORMATS)]
     else:
         # List rather than ask whether the folder exists: object stores disagree on what a folder is.
         found = [
@@ -162,18 +155,50 @@ def _read_file(fs: fsspec.AbstractFileSystem, path: str) -> pa.Table:
     try:
         with fs.open(path, "rb") as file:
             if path.endswith(".parquet"):
-                return pa.parquet.read_table(file)
+                return _plain(pa.parquet.read_table(file))
+            # An id such as 007 or 2024-01-02 must stay text, and prompts may hold line breaks.
+            texts = {name: pa.string() for name in ("id", "prompt", "negative_prompt")}
             if path.endswith(".csv"):
-                # An id such as 007 must stay text, and prompts may hold line breaks.
-                texts = {name: pa.string() for name in ("id", "prompt", "negative_prompt")}
                 return pa.csv.read_csv(
                     file,
                     parse_options=pa.csv.ParseOptions(newlines_in_values=True),
                     convert_options=pa.csv.ConvertOptions(column_types=texts),
                 )
-            return pa.json.read_json(file)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+            return _read_json(file.read(), texts)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeDecodeError, OSError) as error:
         raise PromptError(f"{path}: cannot be read: {error}") from None
+
+
+def _read_json(content: bytes, texts: Mapping[str, pa.DataType]) -> pa.Table:
+    def parse(columns: Mapping[str, pa.DataType]) -> pa.Table:
+        return pa.json.read_json(
+            pa.BufferReader(content),
+            read_options=pa.json.ReadOptions(block_size=_JSON_BLOCK),
+            parse_options=pa.json.ParseOptions(explicit_schema=pa.schema(list(columns.items()))),
+        )
+
+    try:
+        table = parse(texts)
+    except pa.ArrowInvalid as error:
+        if "(/id)" not in str(error):
+            raise
+        table = parse({name: kind for name, kind in texts.items() if name != "id"})  # whole numbers
+    table.validate(full=True)
+    return table.drop_columns([name for name in ("id", "negative_prompt") if _is_absent(table, name)])
+
+
+def _is_absent(table: pa.Table, name: str) -> bool:
+    return name in table.column_names and table[name].null_count == table.num_rows
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """The table with dictionaries decoded and text as `string`, so that files agree however they were written."""
+    for index, field in enumerate(table.schema):
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        kind = pa.string() if pa.types.is_string_view(kind) or pa.types.is_large_string(kind) else kind
+        if kind != field.type:
+            table = table.set_column(index, field.name, table[field.name].cast(kind))
+    return table
 
 
 def _checked(table: pa.Table, rows: _Rows, base_seed: int, url: str) -> pa.Table:
@@ -215,17 +240,27 @@ def _checked(table: pa.Table, rows: _Rows, base_seed: int, url: str) -> pa.Table
     own = pa.table([ids, prompts, negatives, final_seeds], schema=PROMPTS)
     for name in table.column_names:
         if name not in OWN_COLUMNS:
-            own = own.append_column(table.schema.field(name), table[name])
+            own = own.append_column(table.schema.field(name), _carried(table[name], name))
     return own
+
+
+def _carried(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """The column, if its values survive the way through Python objects that rows take."""
+    try:
+        if pa.chunked_array([pa.array(column.to_pylist(), column.type)], column.type).equals(column):
+            return column
+    except (ValueError, OverflowError, TypeError, pa.ArrowException):
+        pass
+    raise PromptError(
+        f"column {name!r} holds {column.type}, which cannot be carried along unchanged; turn it into text or drop it"
+    )
 
 
 def _texts(table: pa.Table, name: str, problems: dict[str, list[int]], required: bool = False) -> list[str | None]:
     if name not in table.column_names:
         return [None] * table.num_rows
     column = table[name]
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_null(column.type)):
+    if not (pa.types.is_string(column.type) or pa.types.is_null(column.type)):
         raise PromptError(f"column {name!r} holds {column.type}, expected text (string)")
     values = column.to_pylist()
     if required:
@@ -241,8 +276,7 @@ def _ids(table: pa.Table, problems: dict[str, list[int]]) -> list[str | None]:
     if "id" not in table.column_names:
         return [None] * table.num_rows
     kind = table["id"].type
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
-    if not (text or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+    if not (pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise PromptError(f"column 'id' holds {kind}, expected text or whole numbers")
     values = [None if value is None else str(value) for value in table["id"].to_pylist()]
     if pa.types.is_null(kind):

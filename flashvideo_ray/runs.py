@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashvideo_ray import ledger, prompts, report, scorers, stages, weights
-from flashvideo_ray.selection import Requirement, check_names
-from flashvideo_ray.settings import Settings, SettingsError
+from flashvideo_ray.selection import Requirement, check_names, decide
+from flashvideo_ray.settings import STAGES, Pools, Settings, SettingsError
 from flashvideo_ray.storage import Store
 
 Until = Literal["preview", "refine"]
@@ -63,12 +63,17 @@ def check_rules(settings: Settings) -> None:
         known = [name for spec in settings.score.scorers for name in scorers.load(spec.name, spec.options).names]
     except ValueError as error:
         raise SettingsError(f"score.scorers: {error}") from None
+    twice = sorted(name for name, count in Counter(known).items() if count > 1)
+    if twice:
+        raise SettingsError(f"score.scorers: {', '.join(twice)} would be given by two scorers; leave one out")
     check_names([Requirement.parse(text) for text in settings.select.require], known)
 
 
 def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
     """Say what will be cut or have no trained meaning; nothing of it stops a run."""
-    counts, limit = stages.count_tokens(settings.preview.model, table["prompt"].to_pylist())
+    longest = max((_prefix(settings, "preview"), _prefix(settings, "refine")), key=len)
+    texts = [longest + prompt for prompt in table["prompt"].to_pylist()]
+    counts, limit = stages.count_tokens(settings.preview.model, texts)
     cut = [(row, count) for row, count in enumerate(counts, start=1) if count > limit]
     if cut:
         shown = ", ".join(f"row {row} ({count})" for row, count in cut[: prompts.SHOWN])
@@ -81,11 +86,15 @@ def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
             shown,
             more,
         )
-    negatives = table.num_rows - table["negative_prompt"].null_count
+    negatives = sum(bool(text) for text in table["negative_prompt"].to_pylist())
     if negatives:
         log.warning(
             "%d prompts have a negative_prompt: FlashVideo was trained without any, its own is all zeros", negatives
         )
+
+
+def _prefix(settings: Settings, stage: weights.ModelStage) -> str:
+    return weights.sampling_defaults(getattr(settings, stage).model, stage).get("prompt_prefix", "")
 
 
 def check_retry(retry: str | None) -> None:
@@ -106,17 +115,19 @@ def ended(store: Store, retry: str | None = None) -> set[str]:
     return set(clips.filter(pc.invert(again))["clip_id"].to_pylist())
 
 
-def open_rows(store: Store, table: pa.Table, schema: pa.Schema, until: Until, retry: str | None = None) -> pa.Table:
+def open_rows(
+    store: Store, table: pa.Table, schema: pa.Schema, settings: Settings, until: Until, retry: str | None = None
+) -> pa.Table:
     """The candidates that have not ended, as rows of the graph: those with a preview carry on from it."""
+    _check_carried(store, table)
     over = ended(store, retry)
-    done = ledger.read(store, "previews", ["clip_id", "status", "reason", "latents", "preview", "poster"])
-    made = {row["clip_id"]: row for row in done.to_pylist()}
+    made = {row["clip_id"]: row for row in _decided(ledger.read(store, "previews"), settings)}
     ids = table["clip_id"].to_pylist()
     finished_here = {clip_id for clip_id, row in made.items() if until == "preview" and row["status"] == "previewed"}
     keep = [clip_id not in over and clip_id not in finished_here for clip_id in ids]
     table = table.filter(pa.array(keep, pa.bool_()))
     ids = table["clip_id"].to_pylist()
-    for name in ("status", "reason", "latents", "preview", "poster"):
+    for name in ("status", "reason", "stage", "latents", "preview", "poster"):
         values = [made[clip_id][name] if clip_id in made else None for clip_id in ids]
         if name == "status":
             values = [value or "open" for value in values]
@@ -124,12 +135,40 @@ def open_rows(store: Store, table: pa.Table, schema: pa.Schema, until: Until, re
     return as_rows(table, schema)
 
 
-def survivors(store: Store, schema: pa.Schema, retry: str | None = None) -> pa.Table:
-    """The previews that were let through and have no clip yet, as rows of the graph."""
+def survivors(store: Store, schema: pa.Schema, settings: Settings, retry: str | None = None) -> pa.Table:
+    """The previews that have not ended, as rows of the graph, with the decision that these settings make."""
     previews = ledger.read(store, "previews")
     over = pa.array(sorted(ended(store, retry)), pa.string())
-    open_ = pc.and_(pc.equal(previews["status"], "previewed"), pc.invert(pc.is_in(previews["clip_id"], over)))
-    return as_rows(previews.filter(open_), schema)
+    previews = previews.filter(pc.invert(pc.is_in(previews["clip_id"], over)))
+    decided = previews.schema.append(pa.field("stage", pa.string()))
+    return as_rows(pa.Table.from_pylist(_decided(previews, settings), schema=decided), schema)
+
+
+def _decided(previews: pa.Table, settings: Settings) -> list[dict[str, Any]]:
+    """Rows of previews as `select` decides on them now: it may have been changed since they were scored."""
+    requirements = [Requirement.parse(text) for text in settings.select.require]
+    rows = previews.to_pylist()
+    for row in rows:
+        scores = {name.removeprefix("score_"): value for name, value in row.items() if name.startswith("score_")}
+        decision = decide(scores, requirements)
+        row["status"] = "previewed" if decision.survives else "rejected"
+        row["reason"] = decision.reason
+        row["stage"] = None if decision.survives else "score"
+    return rows
+
+
+def _check_carried(store: Store, table: pa.Table) -> None:
+    """Raise PromptError if a column of the prompts has another type in the ledger, which could not be read then."""
+    carried = [name for name in table.column_names if name not in ledger.CLIPS.names]
+    for which in ("clips", "previews"):
+        there = ledger.read(store, which, carried).schema
+        for name in carried:
+            if name in there.names and there.field(name).type not in (table.schema.field(name).type, pa.null()):
+                now, before = table.schema.field(name).type, there.field(name).type
+                raise prompts.PromptError(
+                    f"column {name!r} holds {now}, and held {before} in the prompts that this run was started with; "
+                    "make them the same, or use another OUTPUT"
+                )
 
 
 def as_rows(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -141,15 +180,20 @@ def as_rows(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def finish(store: Store, seconds: float | None = None) -> dict[str, int]:
-    """Write summary.json and report.html from the ledger. Returns how many candidates have each status."""
+def finish(store: Store, pools: Pools, seconds: float = 0.0) -> dict[str, int]:
+    """Write summary.json and report.html from the ledger, after a job of so many seconds of wall time.
+
+    Returns how many candidates have each status.
+    """
     run = ledger.read_run(store)
     if run is None:
         raise ledger.NoRunError(f"{store.url}: no run here (no run.json)")
     previews, clips = ledger.read(store, "previews"), ledger.read(store, "clips")
     summary = report.summarise(previews, clips)
-    if seconds is not None:
-        summary["wall_seconds"] = seconds
+    summary["wall_seconds"] = _wall_seconds(store) + seconds
+    for stage, numbers in summary["stages"].items():
+        cards = getattr(pools, stage).num_gpus if stage in STAGES else 0
+        numbers["gpu_seconds"] = round(cards * numbers["seconds"], 3)
     store.put("summary.json", json.dumps(summary, indent=2).encode())
     page = report.write_report(
         previews,
@@ -168,6 +212,14 @@ def statuses(previews: pa.Table, clips: pa.Table) -> dict[str, int]:
     state = dict(zip(previews["clip_id"].to_pylist(), previews["status"].to_pylist(), strict=True))
     state |= dict(zip(clips["clip_id"].to_pylist(), clips["status"].to_pylist(), strict=True))
     return dict(Counter(state.values()))
+
+
+def _wall_seconds(store: Store) -> float:
+    """Of all jobs before this one."""
+    try:
+        return float(json.loads(store.get("summary.json")).get("wall_seconds", 0.0))
+    except (FileNotFoundError, ValueError):
+        return 0.0
 
 
 def _bytes(store: Store, key: str) -> bytes | None:

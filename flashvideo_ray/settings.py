@@ -58,7 +58,7 @@ class PreviewSettings(Frozen):
     height: Positive | None = None
     width: Positive | None = None
     num_frames: Positive | None = None
-    num_inference_steps: Positive | None = None
+    num_inference_steps: Annotated[int, Field(gt=0, lt=1000)] | None = None
     guidance_scale: NonNegative | None = None
     guidance_batching: GuidanceBatching = "together"
 
@@ -71,7 +71,7 @@ class RefineSettings(Frozen):
     vae_dtype: Dtype | None = Field(None, description="null: the same as dtype")
     height: Positive | None = None
     width: Positive | None = None
-    num_inference_steps: Positive | None = None
+    num_inference_steps: Annotated[int, Field(gt=0, lt=1000)] | None = None
     guidance_scale: NonNegative | None = None
     noise_step: Annotated[int, Field(ge=0, le=999)] | None = None
     guidance_batching: GuidanceBatching = "together"
@@ -234,7 +234,10 @@ def _read(source: str | Path) -> dict[str, Any]:
     if str(source) in presets():
         text = (importlib.resources.files("flashvideo_ray") / "presets" / f"{source}.yaml").read_text()
     elif Path(source).is_file():
-        text = Path(source).read_text()
+        try:
+            text = Path(source).read_text()
+        except UnicodeDecodeError:
+            raise SettingsError(f"{source}: not a text file") from None
     else:
         raise SettingsError(f"{source}: neither a file nor a preset (presets: {', '.join(presets())})")
     try:

@@ -6,7 +6,6 @@ import os
 import socket
 import sys
 import threading
-import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -111,15 +110,12 @@ class StageBase(ABC):
         os._exit(1)
 
     def _guarded(self, row: dict[str, Any]) -> dict[str, Any]:
-        started = time.perf_counter()
         begins = self.events.begin(self.name, row["clip_id"])
-        outcome = "failed"
         try:
             if begins > _BYSTANDER_DEATHS * self.settings.max_attempts:
                 raise AttemptsError(f"the process died {begins - 1} times while this candidate was in it")
-            result = {**row, **self.process(row)}
-            outcome = "ok"
-            return result
+            changed = self.process(row)
+            return {**row, **changed}  # in this order: `device` writes the attempts into the row
         except Exception as error:
             self._log_error(error, row["clip_id"])
             return {
@@ -133,7 +129,7 @@ class StageBase(ABC):
                 "host": socket.gethostname(),
             }
         finally:
-            self.events.end(self.name, row["clip_id"], outcome, time.perf_counter() - started)
+            self.events.end(self.name, row["clip_id"])
 
     def _log_error(self, error: Exception, clip_id: str) -> None:
         """One line for each failure in the worker's log; where it came from only for the first of its class."""

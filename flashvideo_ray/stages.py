@@ -50,7 +50,7 @@ class EncodeText(StageBase):
 
     def takes(self, row: Mapping[str, Any]) -> bool:
         """Rows that still need a preview or a clip."""
-        return row["status"] in ("open", "previewed", "approved")
+        return row["status"] in ("open", "previewed")
 
     def process(self, row: dict[str, Any]) -> dict[str, Any]:
         """Adds `prompt_embeds` and `text_seconds`."""
@@ -189,7 +189,8 @@ class Score(StageBase):
         scores: dict[str, float | None] = {}
         for name, scorer in self.scorers:
             try:
-                scores |= scorer(frames, prompt)
+                found = scorer(frames, prompt)
+                scores |= {key: float(found[key]) for key in scorer.names}
             except Exception as error:  # a scorer that fails loses its numbers, not the preview
                 print(f"scorer {name} failed: {type(error).__name__}: {error}")
                 scores |= dict.fromkeys(scorer.names)
@@ -224,7 +225,7 @@ class Refine(StageBase):
 
     def takes(self, row: Mapping[str, Any]) -> bool:
         """Survivors."""
-        return row["status"] in ("previewed", "approved")
+        return row["status"] == "previewed"
 
     def process(self, row: dict[str, Any]) -> dict[str, Any]:
         """Publishes the clip; adds where it is and what it holds, `status` and `refine_seconds`."""
@@ -328,7 +329,7 @@ class Refine(StageBase):
 
 
 def count_tokens(model: str, prompts: Sequence[str]) -> tuple[list[int], int]:
-    """Tokens of each prompt as the model's text encoder counts them, and how many it reads."""
+    """Tokens of each text as the model's text encoder counts them, and how many it reads."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(weights.locate(model, "preview") / "tokenizer")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -22,19 +22,13 @@ from flashvideo_ray.storage import Store
 
 @dataclass
 class StageState:
-    """One stage at one moment. Seconds are summed over calls."""
+    """One stage at one moment: its actors, the calls that are open, and those that ended, whatever came of them."""
 
     actors: int = 0
     open: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
+    done: int = 0
     first_begin: float | None = None
     last_end: float | None = None
-
-    @property
-    def done(self) -> int:
-        """Calls that ended, whatever came of them."""
-        return self.outcomes.total()
 
     @property
     def rate(self) -> float:
@@ -70,8 +64,8 @@ class StageEvents(Protocol):
     def survived(self, stage: Stage, clip_id: str) -> None:
         """A call gave the device back: its process did not die of it."""
 
-    def end(self, stage: Stage, clip_id: str, outcome: str, seconds: float) -> None:
-        """A call ended, as `ok` or `failed`, after so many seconds."""
+    def end(self, stage: Stage, clip_id: str) -> None:
+        """A call ended, well or not."""
 
     def previewed(self, row: Mapping[str, Any]) -> None:
         """A preview is in the store; its ledger row."""
@@ -115,13 +109,12 @@ class Tracker:
         self._attempts.pop((stage, clip_id), None)
         self._overdue.discard((stage, clip_id))
 
-    def end(self, stage: Stage, clip_id: str, outcome: str, seconds: float) -> None:
+    def end(self, stage: Stage, clip_id: str) -> None:
         """See StageEvents."""
         state = self._stages[stage]
         if self._begins.pop((stage, clip_id), 0):
             state.open -= 1
-        state.outcomes[outcome] += 1
-        state.seconds += seconds
+        state.done += 1
         state.last_end = time.time()
 
     def previewed(self, row: Mapping[str, Any]) -> None:
@@ -165,9 +158,9 @@ class TrackerClient:
         """See StageEvents."""
         self._handle.survived.remote(stage, clip_id)
 
-    def end(self, stage: Stage, clip_id: str, outcome: str, seconds: float) -> None:
+    def end(self, stage: Stage, clip_id: str) -> None:
         """See StageEvents."""
-        self._handle.end.remote(stage, clip_id, outcome, seconds)
+        self._handle.end.remote(stage, clip_id)
 
     def previewed(self, row: Mapping[str, Any]) -> None:
         """See StageEvents. Waits: a row handed over survives the death of this process."""

@@ -34,9 +34,7 @@ Kind = Literal[
     "upload",  # a multipart upload that was not completed; repair aborts it
 ]
 FINAL = ("rendered", "rejected", "failed", "skipped")
-MEDIA = ("previews", "latents", "clips")
-_BATCH = 4096  # rows looked at together
-_WORKERS = 8
+_BATCH, _WORKERS = 4096, 8  # rows looked at together, and threads that do
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]
 
@@ -108,7 +106,7 @@ class _Check:
         self.clips = ledger.read(store, "clips", damaged=self._damaged_part)
         self.ended = dict(zip(self.clips["clip_id"].to_pylist(), self.clips["status"].to_pylist(), strict=True))
         self.previewed = set(self.previews["clip_id"].to_pylist())
-        self.objects = {key: size for folder in MEDIA for key, size in self._list(folder)}
+        self.objects = {key: size for folder in ("previews", "latents", "clips") for key, size in self._list(folder)}
 
     def found(self, kind: Kind, key: str | None, clip_id: str | None, message: str, repairable: bool = True) -> None:
         self.findings.append(Finding(kind, key or "", clip_id, message, repairable and kind != "adoptable"))
@@ -167,11 +165,7 @@ class _Check:
 
     def _damaged_part(self, key: str, error: Exception) -> None:
         self.found("part", key, None, str(error))
-        self.mend.append(partial(self._set_aside, key))
-
-    def _set_aside(self, key: str) -> None:
-        self.store.put(f"damaged/{posixpath.basename(key)}", self.store.get(key))
-        self.store.delete(key)
+        self.mend.append(partial(_set_aside, self.store, key))
 
     def _twice(self) -> None:
         columns = ["clip_id", "status", "at"]
@@ -295,6 +289,11 @@ def _uploads(store: Store) -> Iterator[tuple[str, dict[str, Any]]]:
         if not answer.get("IsTruncated"):
             return
         page = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+
+
+def _set_aside(store: Store, key: str) -> None:
+    store.put(f"damaged/{posixpath.basename(key)}", store.get(key))
+    store.delete(key)
 
 
 def _abort(store: Store, upload: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from flashvideo_ray import FlashVideoTransformer3DModel
 
 
 class FaultyTransformer(FlashVideoTransformer3DModel):
-    """A network that raises, gives NaN, hangs or kills its process when shown a prompt, known by its embedding's sum."""
+    """A network that raises, gives NaN, hangs or kills its process at a prompt that it knows by its embedding's sum."""
 
     @register_to_config
     def __init__(

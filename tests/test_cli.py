@@ -52,10 +52,11 @@ def test_wrong_prompts_end_with_status_2_and_leave_no_run(
         (["score.scorers=[moton]"], "unknown scorer 'moton': did you mean motion?"),
         (["score.scorers=[{name: motion, options: {fsp: 3}}]"], "does not take these options"),
         (["select.require=motoin > 1"], "uses motoin, but the scorers of this run give"),
+        (["score.scorers=[motion, motion]"], "motion, motion_area would be given by two scorers"),
         (["preview.model=/absent"], "/absent: no such folder"),
         (["preview.height=8"], "preview.height: 8 pixels; this model makes at least 16"),
         (["preview.num_frames=10"], "preview.num_frames: 10; this model makes 8k + 1"),
-        (["pools.preview.num_gpus=64"], "pools.preview asks for 1 CPU, 64 GPU, which no node has"),
+        (["pools.preview.num_gpus=64"], "pools.preview asks for 1 times 1 CPU, 64 GPU; there is room for 0"),
     ],
 )
 def test_wrong_settings_end_with_status_2_and_leave_no_run(
@@ -94,7 +95,7 @@ def test_prompts_that_are_too_long_or_have_a_negative_are_named_and_rendered_all
 def test_status_counts_candidates(tmp_path: Path, tiny_model: Path) -> None:
     store = Store(str(tmp_path / "run"))
     settings = Settings.load("nano", tiny_overrides(tiny_model))
-    ledger.open_run(store, {}, {"settings": settings.model_dump(mode="json"), "candidates": 5})
+    ledger.open_run(store, {"seed": 0}, {"settings": settings.model_dump(mode="json"), "candidates": 5})
     for table, statuses in {
         "previews": ["previewed", "rejected", "previewed"],
         "clips": ["rendered", "rejected"],

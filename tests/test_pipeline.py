@@ -12,6 +12,7 @@ from tiny import CLIP_SIZE, FPS, FRAMES, PREVIEW_SIZE
 
 import flashvideo_ray
 from flashvideo_ray import Settings, ledger, video
+from flashvideo_ray.errors import InputError
 from flashvideo_ray.storage import Store
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -92,6 +93,30 @@ def test_rejected_candidates_end_in_the_ledger_and_are_not_refined(tmp_path: Pat
         assert (row["stage"], row["clip"]) == ("score", None)
     assert not (tmp_path / "run" / "clips").exists()
     assert Counter(row["status"] for row in rows(tmp_path / "run", "previews")) == {"rejected": 4}
+
+
+def test_another_rule_decides_anew_on_previews_that_have_not_ended(tmp_path: Path, tiny_model: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:2])
+    settings = Settings.load("nano", tiny_overrides(tiny_model))
+    flashvideo_ray.preview(prompts, str(tmp_path / "run"), settings)
+    motions = sorted(row["score_motion"] for row in rows(tmp_path / "run", "previews"))
+    rule = f"select.require=motion > {sum(motions) / 2}"
+    result = flashvideo_ray.refine(str(tmp_path / "run"), Settings.load("nano", [*tiny_overrides(tiny_model), rule]))
+    assert result.ended == {"rendered": 1, "rejected": 1}
+    [rejected] = [row for row in rows(tmp_path / "run", "clips") if row["status"] == "rejected"]
+    assert rejected["reason"].startswith("motion > ")
+    assert rejected["stage"] == "score"
+
+
+def test_a_column_that_changes_its_type_is_refused_before_anything_is_rendered(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    settings = Settings.load("nano", tiny_overrides(tiny_model))
+    flashvideo_ray.preview(write_prompts(tmp_path / "a.parquet", PROMPTS[:1], tag=[1]), str(tmp_path / "run"), settings)
+    with pytest.raises(InputError, match="column 'tag' holds string, and held int64"):
+        flashvideo_ray.render(
+            write_prompts(tmp_path / "b.parquet", PROMPTS[:2], tag=["1", "2"]), str(tmp_path / "run"), settings
+        )
 
 
 def test_a_lost_preview_object_fails_its_candidate_only(tmp_path: Path, tiny_model: Path) -> None:

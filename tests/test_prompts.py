@@ -57,6 +57,20 @@ def test_folders_globs_and_other_formats(tmp_path: Path) -> None:
     assert read_prompts(str(tmp_path / "c.csv")).to_pylist()[0]["prompt"] == "two\nlines"
 
 
+def test_text_stays_text_however_it_is_stored(tmp_path: Path) -> None:
+    (tmp_path / "a[1].jsonl").write_text('{"prompt": "2024-01-02", "id": "2024-01-02"}\n')
+    assert read_prompts(str(tmp_path / "a[1].jsonl"))["id"].to_pylist() == ["2024-01-02"]
+    words = pa.array(["a", "b", "c"])
+    pq.write_table(
+        pa.table({"prompt": words.dictionary_encode(), "tag": words.dictionary_encode()}), tmp_path / "1.parquet"
+    )
+    pq.write_table(
+        pa.table({"prompt": words.slice(1).cast(pa.large_string()), "tag": words.slice(1)}), tmp_path / "2.parquet"
+    )
+    with pytest.raises(PromptError, match=r"1\.parquet row 2 and 2\.parquet row 1 are the same prompt"):
+        read_prompts(str(tmp_path / "*.parquet"))
+
+
 def test_prompts_in_an_object_store(s3: S3) -> None:
     import s3fs
 
@@ -88,6 +102,8 @@ def test_prompts_in_an_object_store(s3: S3) -> None:
         ({"prompt": ["a"], "negative_prompt": [1]}, "column 'negative_prompt' holds int64"),
         ({"prompt": ["a", "b", "a"]}, "row 1 and row 3 are the same prompt with the same seed"),
         ({"prompt": ["a"], "status": ["x"]}, "column status has a name that the ledger uses"),
+        ({"prompt": ["a"], "score_motion": [1.0]}, "column score_motion has a name that the ledger uses"),
+        ({"prompt": ["a"], "far": pa.array([2**50], pa.timestamp("s"))}, "column 'far' holds timestamp"),
         ({"prompt": pa.array([], pa.string())}, "no rows"),
         ({"prompt": [""] * 9}, "row 1, row 2, row 3, row 4, row 5 and 4 more: prompt is empty"),
     ],
@@ -110,6 +126,7 @@ def test_rows_are_named_by_file_where_there_are_several(tmp_path: Path) -> None:
     [
         ("p.parquet", b"no parquet", "cannot be read"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": 3}\n', "row 1|row 2"),
+        ("p.jsonl", b'{"prompt": "\xff"}\n', "cannot be read"),
         ("p.txt", b"a cat", "ends with .parquet, .jsonl, .csv"),
     ],
 )
@@ -140,5 +157,5 @@ def test_candidates_have_a_seed_and_a_name_each(tmp_path: Path) -> None:
 def test_two_rows_that_would_make_the_same_clip(tmp_path: Path) -> None:
     url = write_prompts(tmp_path / "p.parquet", ["a", "a"], id=["x", "y"], seed=[5, 6])
     assert candidates(read_prompts(url), 1, {}, "")["clip_id"].to_pylist()
-    with pytest.raises(PromptError, match="rows 1 and 2 have the same prompt and seed"):
+    with pytest.raises(PromptError, match="rows 1 and 2 have the same prompt, and candidate 1 of one has the seed 6"):
         candidates(read_prompts(url), 2, {}, "")
