@@ -13,8 +13,10 @@ from PIL import Image
 
 from flashvideo_ray import video
 
+Check = Callable[[bytes], str | None]
 
-def fault_of(key: str, clip_id: str) -> Callable[[bytes], str | None]:
+
+def fault_of(key: str, clip_id: str) -> Check:
     """The check for an object of that name."""
     if key.endswith(".mp4"):
         return partial(video_fault, clip_id=clip_id)

@@ -86,8 +86,8 @@ def verify(store: Store, *, repair: bool = False, decode: bool = True, progress:
     if repair:
         check.repair()
     order = sorted(check.findings, key=lambda finding: (finding.kind, finding.key, finding.clip_id or ""))
-    rows = check.clips.num_rows + check.previews.num_rows
-    return Report(rows, len(check.objects), tuple(replace(f, repaired=repair and f.repairable) for f in order))
+    findings = tuple(replace(finding, repaired=repair and finding.repairable) for finding in order)
+    return Report(check.clips.num_rows + check.previews.num_rows, len(check.objects), findings)
 
 
 class _Check:
@@ -238,9 +238,7 @@ class _Check:
         else:
             self.found("orphan", key, clip_id, f"no row names it, and its candidate is {status}")
 
-    def _good(
-        self, key: str | None, clip_id: str, fault: Callable[[bytes], str | None], size: int | None = None
-    ) -> bool:
+    def _good(self, key: str | None, clip_id: str, fault: media.Check, size: int | None = None) -> bool:
         """Whether an object is there and as it should be; if not, that is a finding."""
         if key is None or key not in self.objects:
             self.found("missing", key, clip_id, "its row names no object" if key is None else "there is no such object")
