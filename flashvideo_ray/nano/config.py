@@ -27,10 +27,10 @@ class NanoConfig:
     patches: tuple[int, int] = (2, 4)
     time_dim: int = 32
     preview_steps: int = 20
-    preview_guidance: float = 2.0
+    preview_guidance: float = 1.5
     refine_steps: int = 4
     refine_guidance: float = 1.0
-    noise_step: int = 150
+    noise_step: int = 60
     shift: float = 1.0
     clip_dim: int = 96
     clip_layers: int = 3

@@ -58,7 +58,7 @@ def sheets(scenes: world.Scenes, generator: torch.Generator) -> Tensor:
     return out * gain + level * (torch.randn(out.shape, generator=generator) + 2 * coarse)
 
 
-def train_clip(work: Path, steps: int = 3000, groups: int = GROUPS, seed: int = 0, config: NanoConfig = NANO) -> Any:
+def train_clip(work: Path, steps: int = 2000, groups: int = GROUPS, seed: int = 0, config: NanoConfig = NANO) -> Any:
     """Train, or continue, the scorer; returns it with averaged weights."""
     torch.manual_seed(seed)
     clip, tokenizer = build_clip(config).train(), build_tokenizer(config)

@@ -33,7 +33,7 @@ class Segment:
     batch: int
 
 
-CURRICULUM = (Segment(1600, 1, 128), Segment(1000, 3, 48), Segment(4000, 9, 16))
+CURRICULUM = (Segment(1600, 1, 128), Segment(600, 3, 48), Segment(5000, 9, 16))
 CLIPS = 12_000
 
 

@@ -42,7 +42,7 @@ class Segment:
     batch: int
 
 
-CURRICULUM = (Segment(3600, 8, 8, 32), Segment(600, 12, 16, 12))
+CURRICULUM = (Segment(2000, 8, 8, 32), Segment(500, 12, 16, 12))
 
 
 def degrade(vae: Any, low: Tensor, generator: torch.Generator) -> Tensor:
