@@ -10,6 +10,7 @@ import enum
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -140,6 +141,58 @@ def report(output: OutputArgument) -> None:
         console.print(f"{store.url}/report.html", markup=False, soft_wrap=True)
 
     _guarded(write)
+
+
+@app.command()
+def verify(
+    output: OutputArgument,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
+    decode: Annotated[bool, typer.Option(help="Fetch, hash and decode every object, or compare names only.")] = True,
+    takeover: TakeoverOption = False,
+) -> None:
+    """Prove that ledger and store agree: exit status 0 if they do, 1 if not."""
+
+    def check() -> int:
+        from flashvideo_ray import verify as verification
+        from flashvideo_ray.claim import Claim, Identity
+        from flashvideo_ray.storage import Store
+
+        store = Store(output)
+        _existing_run(store)
+        held = Claim(store, Identity.of_this_process(), takeover=takeover) if repair else nullcontext()
+        with held, console.status("verifying") as status:
+            report = verification.verify(
+                store,
+                repair=repair,
+                decode=decode,
+                progress=lambda done, total: status.update(f"verifying: {done} of {total} rows"),
+            )
+        for finding in report.findings:
+            note = "mended" if finding.repaired else "notice" if finding.is_notice else "WRONG"
+            where = finding.key or finding.clip_id
+            console.print(f"{note}: {finding.kind}: {where}: {finding.message}", markup=False, soft_wrap=True)
+        console.print(f"{report.rows} rows and {report.objects} objects: {len(report.problems)} problems")
+        return 1 if report.problems else 0
+
+    raise typer.Exit(_guarded(check))
+
+
+@app.command()
+def compact(output: OutputArgument, takeover: TakeoverOption = False) -> None:
+    """Merge the parts of the ledger into few; readers are not disturbed. Each job does it at its end."""
+
+    def merge() -> None:
+        from flashvideo_ray import ledger
+        from flashvideo_ray.claim import Claim, Identity
+        from flashvideo_ray.storage import Store
+
+        store = Store(output)
+        _existing_run(store)
+        with Claim(store, Identity.of_this_process(), takeover=takeover):
+            for table, done in ledger.compact(store).items():
+                console.print(f"{table}: {done.rows} rows, {done.parts_before} parts before, {done.parts_after} now")
+
+    _guarded(merge)
 
 
 @app.command()

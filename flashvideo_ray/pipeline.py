@@ -174,6 +174,7 @@ def _run(job: _Job, started: float) -> RunResult:
             ledger.open_run(job.store, job.recipe, job.about)
             if rows.num_rows:
                 _run_graph(job, rows, claim, ended)
+                ledger.compact(job.store)
             total = runs.finish(job.store, job.settings.pools, time.monotonic() - started)
     else:
         total = runs.finish(job.store, job.settings.pools)
@@ -213,8 +214,9 @@ def _run_graph(job: _Job, rows: pa.Table, claim: Claim, ended: Counter[str]) -> 
         # Each of them, whatever becomes of the others: a row that is lost here is paid for again.
         with ExitStack() as last:
             last.callback(ray.kill, tracker)
-            last.callback(lambda: _insist(lambda: ray.get(tracker.flush.remote())))
             last.callback(lambda: _insist(clips.flush))
+            # The last one first: a clip's row follows its preview's.
+            last.callback(lambda: _insist(lambda: ray.get(tracker.flush.remote())))
 
 
 def _insist(flush: Callable[[], None]) -> None:
@@ -252,8 +254,9 @@ class _Heartbeat:
     def _once(self, last: bool = False) -> None:
         """Errors are told and left to the next beat: rows stay in memory until they are written."""
         try:
+            states = ray.get(self._tracker.tick.remote())  # first: a clip's row follows its preview's
             self._clips.flush_if_due()
-            self._progress.update(ray.get(self._tracker.tick.remote()), self._ended, last)
+            self._progress.update(states, self._ended, last)
         except Exception as error:
             log.warning("ledger not written, trying again: %s: %s", type(error).__name__, error)
 

@@ -88,7 +88,7 @@ def test_prompts_that_are_too_long_or_have_a_negative_are_named_and_rendered_all
     from flashvideo_ray.prompts import read_prompts
 
     runs.warn_of_prompts(read_prompts(prompts), Settings.load("nano", tiny_overrides(tiny_model)))
-    assert "1 of 2 prompts have more than 16 tokens and are cut there: row 2 (28)" in caplog.text
+    assert "1 of 2 prompts have more than 16 tokens and are cut there: row 2 (31)" in caplog.text
     assert "1 prompts have a negative_prompt" in caplog.text
 
 
@@ -117,9 +117,15 @@ def test_status_counts_candidates(tmp_path: Path, tiny_model: Path) -> None:
     assert run("report", store.url).exit_code == 0
     assert "<html" in (tmp_path / "run" / "report.html").read_text()
 
+    # Rows without media, and two parts that need not be two.
+    wrong = run("verify", store.url)
+    assert wrong.exit_code == 1
+    assert "WRONG" in wrong.output
+    assert "clips: 2 rows, 1 parts before" in run("compact", store.url).output
+
 
 def test_the_console_script_is_there() -> None:
     result = subprocess.run([script("flashvideo-ray"), "--help"], capture_output=True, text=True, check=True)
-    for command in ("demo", "render", "preview", "refine", "status", "report"):
+    for command in ("demo", "render", "preview", "refine", "status", "report", "verify", "compact", "convert"):
         assert command in result.stdout
     assert pipeline.render.__doc__
