@@ -84,7 +84,11 @@ def preview(
     """Stage 1 and scores only; `refine` goes on from there."""
     from flashvideo_ray import pipeline
 
-    raise typer.Exit(run_job(lambda: pipeline.preview(prompts, output, Settings.load(config, set_ or []), retry=retry)))
+    def job() -> Any:
+        settings = Settings.load(config, set_ or [])
+        return pipeline.preview(prompts, output, settings, retry=retry, takeover=takeover)
+
+    raise typer.Exit(run_job(job))
 
 
 @app.command()

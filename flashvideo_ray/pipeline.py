@@ -84,9 +84,16 @@ def render(
     return _run(_Job(store, settings, recipe, about, open_rows, extra, until, takeover), started)
 
 
-def preview(prompt_url: str, output: str, settings: Settings | None = None, *, retry: str | None = None) -> RunResult:
+def preview(
+    prompt_url: str,
+    output: str,
+    settings: Settings | None = None,
+    *,
+    retry: str | None = None,
+    takeover: bool = False,
+) -> RunResult:
     """Stage 1 and scores only; `refine` takes it from there, whenever and wherever."""
-    return render(prompt_url, output, settings, until="preview", retry=retry)
+    return render(prompt_url, output, settings, until="preview", retry=retry, takeover=takeover)
 
 
 def refine(
