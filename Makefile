@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check format constraints clean
+.PHONY: setup demo test check format nano nano-eval constraints clean
 
 setup: $(READY)
 
@@ -32,6 +32,13 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Trains the nano model anew (hours; a killed run continues) and measures it; see docs/nano.md.
+nano: $(READY)
+	$(BIN)/python -m flashvideo_ray.nano.train all
+
+nano-eval: $(READY)
+	$(BIN)/python -m flashvideo_ray.nano.evaluate
 
 # Needs `uv`. What belongs to one build of torch is left out.
 constraints:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashvideo_ray import ledger, prompts, report, scorers, stages, weights
+from flashvideo_ray.nano import vocabulary
 from flashvideo_ray.selection import Requirement, check_names, decide
 from flashvideo_ray.settings import STAGES, Pools, Settings, SettingsError
 from flashvideo_ray.storage import Store
@@ -86,6 +87,15 @@ def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
             shown,
             more,
         )
+    if settings.preview.model == "nano":
+        unknown = Counter(word for prompt in table["prompt"].to_pylist() for word in vocabulary.unknown_words(prompt))
+        if unknown:
+            log.warning(
+                "the nano model does not know %d words of these prompts: %s; it was trained on prompts such as: %s",
+                len(unknown),
+                ", ".join(word for word, _ in unknown.most_common(20)) + (" …" if len(unknown) > 20 else ""),
+                vocabulary.EXAMPLES[0],
+            )
     negatives = sum(bool(text) for text in table["negative_prompt"].to_pylist())
     if negatives:
         log.warning(

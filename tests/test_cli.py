@@ -12,8 +12,9 @@ import pytest
 from support import script, tiny_overrides, write_prompts
 from typer.testing import CliRunner
 
-from flashvideo_ray import Settings, ledger, pipeline
+from flashvideo_ray import Settings, ledger, pipeline, runs
 from flashvideo_ray.cli import app
+from flashvideo_ray.prompts import read_prompts
 from flashvideo_ray.settings import LedgerSettings
 from flashvideo_ray.storage import Store
 
@@ -84,12 +85,18 @@ def test_prompts_that_are_too_long_or_have_a_negative_are_named_and_rendered_all
     prompts = write_prompts(
         tmp_path / "prompts.parquet", ["a red circle", "a red star " * 9], negative_prompt=[None, "blue"]
     )
-    from flashvideo_ray import runs
-    from flashvideo_ray.prompts import read_prompts
-
     runs.warn_of_prompts(read_prompts(prompts), Settings.load("nano", tiny_overrides(tiny_model)))
     assert "1 of 2 prompts have more than 16 tokens and are cut there: row 2 (31)" in caplog.text
     assert "1 prompts have a negative_prompt" in caplog.text
+
+
+def test_words_that_the_nano_model_does_not_know_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prompts = ["A large striped red star slides left on a navy background.", "A heron takes off over a navy lake."]
+    table = read_prompts(write_prompts(tmp_path / "prompts.parquet", prompts))
+    runs.warn_of_prompts(table, Settings.load("nano"))
+    unknown = caplog.text.split("of these prompts: ")[1].split("; it was trained")[0].split(", ")
+    assert {"heron", "lake"} <= set(unknown)
+    assert not {"navy", "a", "large", "striped", "red"} & set(unknown)
 
 
 def test_status_counts_candidates(tmp_path: Path, tiny_model: Path) -> None:
