@@ -65,7 +65,7 @@ def test_the_cluster_file_has_a_place_for_every_pool_of_the_1080p_preset() -> No
         places = [
             name for name, node in types.items() if cluster.fits(pool, node["resources"], node["labels"])
         ]  # fmt: skip
-        expected = {"text": ["small"], "preview": ["large"], "score": ["head", "large", "small"], "refine": ["small"]}
+        expected = {"text": ["small"], "preview": ["large"], "score": ["head", "large"], "refine": ["small"]}
         assert places == expected[stage]
     # As many cards as the pools take, or a job would wait for ever.
     for tier, stages in {"large": ["preview"], "small": ["text", "refine"]}.items():
