@@ -141,7 +141,7 @@ def report(output: OutputArgument) -> None:
 
         store = Store(output)
         settings = Settings.of_tree(_existing_run(store)["settings"], where="run.json")
-        runs.finish(store, settings.pools)
+        runs.finish(store, settings)
         console.print(f"{store.url}/report.html", markup=False, soft_wrap=True)
 
     _guarded(write)
@@ -275,7 +275,7 @@ def print_result(result: Any) -> None:
     summary = json.loads(Store(result.output).get("summary.json"))
     console.print(f"{result.output} after {duration(result.seconds)}", markup=False, soft_wrap=True)
     table = Table("", "this job", "whole run")
-    for name in ("rendered", "rejected", "failed", "previewed"):
+    for name in ("rendered", "rejected", "failed", "skipped", "previewed", "approved"):
         if name in result.ended or name in result.total:
             table.add_row(name, str(result.ended.get(name, 0)), str(result.total.get(name, 0)))
     console.print(table)

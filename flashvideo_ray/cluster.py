@@ -6,17 +6,17 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy
 
 from flashvideo_ray.errors import InputError
-from flashvideo_ray.settings import STAGES, Pool, Pools
+from flashvideo_ray.settings import STAGES, Pool, Pools, Stage
 
 # One call computes while the one before it is being encoded and uploaded.
-REFINE_CALLS = 2
+PUBLISHING_CALLS = 2
 
 
 log = logging.getLogger("flashvideo_ray")
@@ -26,42 +26,43 @@ class PlacementError(InputError):
     """A pool asks for what the cluster does not have. The message names the pool and what is there."""
 
 
-def connect(pools: Pools) -> None:
+def connect(pools: Pools, stages: Sequence[Stage] = STAGES) -> None:
     """Use the cluster that `RAY_ADDRESS` names (a submitted job has it set), else start Ray on this machine.
 
-    A local Ray declares as many CPUs as the pools ask for, so that a laptop with two cores can run four small actors.
+    `stages` are those that have a pool. A local Ray declares as many CPUs as the pools ask for, so that a laptop with
+    two cores can run four small actors.
     Raises PlacementError where a pool can never be placed on this machine; a cluster may still grow, so there it is
     only a warning.
     """
     if not ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
-        _start_local(pools)
+        _start_local(pools, stages)
         return
     if not ray.is_initialized():
         try:
             ray.init(logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise PlacementError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray to be had there: {error}") from error
-    for problem in misplaced(pools):
+    for problem in misplaced(pools, stages):
         log.warning("%s; waiting for a node that has it", problem)
 
 
-def _start_local(pools: Pools) -> None:
+def _start_local(pools: Pools, stages: Sequence[Stage]) -> None:
     # Ray says that this machine's own session is authenticated; nobody need act on it.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    asked = sum(getattr(pools, stage).num_cpus * getattr(pools, stage).size for stage in STAGES)
+    asked = sum(getattr(pools, stage).num_cpus * getattr(pools, stage).size for stage in stages)
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, math.ceil(asked) + 1),
         include_dashboard=False,
         logging_level=logging.WARNING,
     )
-    problems = misplaced(pools)
+    problems = misplaced(pools, stages)
     if problems:
         ray.shutdown()
         raise PlacementError("\n".join(problems) + "\nSet RAY_ADDRESS to use a cluster, or change these pools.")
 
 
-def misplaced(pools: Pools) -> list[str]:
+def misplaced(pools: Pools, stages: Sequence[Stage] = STAGES) -> list[str]:
     """One line for each pool that has no room on the cluster as it is now: what it asks for and what there is.
 
     All pools are placed together, those with cards first, each actor on the first node that still has room for it.
@@ -69,7 +70,7 @@ def misplaced(pools: Pools) -> list[str]:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     free = [(dict(node["Resources"]), node.get("Labels", {})) for node in nodes]
     problems = []
-    for stage in sorted(STAGES, key=lambda stage: -getattr(pools, stage).num_gpus):
+    for stage in sorted(stages, key=lambda stage: -getattr(pools, stage).num_gpus):
         pool: Pool = getattr(pools, stage)
         placed = sum(_place(pool, free) for _ in range(pool.size))
         if placed < pool.size:
@@ -138,8 +139,11 @@ def describe_nodes(nodes: list[Mapping[str, Any]]) -> str:
     return "; ".join(texts)
 
 
-def map_options(pool: Pool, calls: int = 1) -> dict[str, Any]:
-    """A pool as arguments of `Dataset.map_batches`. `calls` may run in one actor at the same time."""
+def map_options(pool: Pool, calls: int = 1, *, same_rows: bool = True) -> dict[str, Any]:
+    """A pool as arguments of `Dataset.map_batches`. `calls` may run in one actor at the same time.
+
+    `same_rows`: a call returns as many rows as it gets.
+    """
     options: dict[str, Any] = {
         "batch_size": pool.batch_size,
         "batch_format": "pyarrow",
@@ -150,7 +154,7 @@ def map_options(pool: Pool, calls: int = 1) -> dict[str, Any]:
             enable_true_multi_threading=calls > 1,
         ),
         "num_cpus": pool.num_cpus,
-        "udf_modifying_row_count": False,
+        "udf_modifying_row_count": not same_rows,
     }
     if pool.num_gpus:
         options["num_gpus"] = pool.num_gpus

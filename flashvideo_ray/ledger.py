@@ -2,7 +2,8 @@
 
     OUTPUT/run.json                          what the run is: settings, fingerprints, versions
     OUTPUT/ledger/previews-*.parquet         one row a finished preview, with its scores and the decision
-    OUTPUT/ledger/clips-*.parquet            one row a candidate that ended: rendered, rejected or failed
+    OUTPUT/ledger/clips-*.parquet            one row a candidate that ended: rendered, rejected, failed or skipped
+    OUTPUT/decisions/*.parquet               what people decided (`decisions`)
     OUTPUT/previews/ab/<clip_id>.mp4, .jpg   preview and its poster
     OUTPUT/latents/ab/<clip_id>.safetensors  stage-1 latents
     OUTPUT/clips/ab/<clip_id>.mp4, .jpg      clip and its poster
@@ -51,6 +52,9 @@ PREVIEWS = pa.schema(
         pa.field("text_seconds", pa.float64()),
         pa.field("preview_seconds", pa.float64()),
         pa.field("score_seconds", pa.float64()),
+        pa.field("rate_seconds", pa.float64()),
+        pa.field("rank", pa.float64()),
+        pa.field("scorer_errors", pa.string()),
         pa.field("device", pa.string()),
         pa.field("host", pa.string()),
         pa.field("at", pa.timestamp("ms", tz="UTC"), nullable=False),
@@ -73,6 +77,7 @@ CLIPS = pa.schema(
         pa.field("sha256", pa.string()),
         pa.field("refine_seconds", pa.float64()),
         pa.field("publish_seconds", pa.float64()),
+        pa.field("audit", pa.bool_()),  # rejected, and refined all the same
         pa.field("device", pa.string()),
         pa.field("host", pa.string()),
         pa.field("at", pa.timestamp("ms", tz="UTC"), nullable=False),
@@ -223,6 +228,13 @@ class Writer:
             if not self._rows:
                 self._oldest = time.monotonic()
             self._rows.append({**{name: row.get(name) for name in self.schema.names}, "at": _now()})
+
+    def write(self, rows: pa.Table) -> None:
+        """Write many rows as a part of their own, now; columns that the schema does not have are left out."""
+        if rows.num_rows:
+            at = pa.array([_now()] * rows.num_rows, self.schema.field("at").type)
+            columns = [at if name == "at" else rows[name] for name in self.schema.names]
+            parts.write(self.store, _stem(self.table), pa.table(columns, schema=self.schema))
 
     def flush_if_due(self) -> None:
         """Write a part if enough rows or enough time have come together."""

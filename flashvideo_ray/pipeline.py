@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -21,10 +22,11 @@ from flashvideo_ray import cluster, ledger, prompts, runs, scorers, stage_base, 
 from flashvideo_ray.claim import Claim, Identity
 from flashvideo_ray.patient import PatientStore
 from flashvideo_ray.progress import Progress
+from flashvideo_ray.quota import Gate, Quota
 from flashvideo_ray.runs import Until
 from flashvideo_ray.settings import STAGES, Settings, Stage
 from flashvideo_ray.storage import Store
-from flashvideo_ray.tracker import Tracker, TrackerClient
+from flashvideo_ray.tracker import StageState, Tracker, TrackerClient
 
 _LAST_FLUSH_SECONDS = 60.0
 _CHUNK = 1000  # candidates in one block of the input
@@ -54,34 +56,45 @@ def render(
     until: Until = "refine",
     retry: str | None = None,
     takeover: bool = False,
+    quota: Quota | None = None,
 ) -> RunResult:
     """Render prompts into OUTPUT: text, preview, score, refine, publish.
 
     Starts a run or takes one up: candidates that ended before are not done again, and a finished preview is kept.
     `until="preview"` stops after stage 1 and scores. `retry="failed"` takes up candidates that failed, and
     `retry="failed:OutOfMemoryError"` those of one class. One job at a time works on a run: another one is refused until
-    the first has ended or has not been heard of for `ledger.lease_seconds`, unless `takeover`.
+    the first has ended or has not been heard of for `ledger.lease_seconds`, unless `takeover`. With a `quota` the job
+    ends when it has enough; what is left is `skipped`, and taken up by a later job.
     Raises an InputError of its kind (PromptError, SettingsError, RuleError, ModelNotFoundError, RecipeError,
     PlacementError, ClaimedError) before anything is started.
     """
     started = time.monotonic()
     settings = weights.with_model_defaults(settings or Settings())
     runs.check_retry(retry)
-    runs.check_rules(settings)
+    runs.check_scoring(settings)
     weights.check_sizes(settings)
     recipe = runs.recipe_of(settings)
-    table = prompts.read_prompts(prompt_url, base_seed=settings.seed, reserved=[*stage_base.row_schema().names, "at"])
-    runs.warn_of_prompts(table, settings)
-    table = prompts.candidates(table, settings.candidates, settings.stage1_recipe(), recipe["fingerprints"]["preview"])
+    rows = prompts.read_prompts(prompt_url, base_seed=settings.seed, reserved=[*stage_base.row_schema().names, "at"])
+    runs.warn_of_prompts(rows, settings)
+    fingerprint = recipe["fingerprints"]["preview"]
+
+    def candidates(first: int, count: int) -> pa.Table:
+        made = prompts.candidates(rows, first + count, settings.stage1_recipe(), fingerprint)
+        return made.filter(pc.greater_equal(made["candidate"], first))
+
+    table = candidates(0, settings.candidates)
     store = Store(output)
     ledger.check_recipe(store, recipe)
     extra = [field for field in table.schema if field.name not in stage_base.row_schema().names]
-    about = runs.about(settings, table)
+    schema = stage_base.row_schema(extra)
 
-    def open_rows() -> pa.Table:
-        return runs.open_rows(store, table, stage_base.row_schema(extra), settings, until, retry)
+    def next_work(again: str | None) -> runs.Work:
+        return runs.next_work(
+            store, table, schema, settings, until, again, lambda: candidates(settings.candidates, settings.select.draw)
+        )
 
-    return _run(_Job(store, settings, recipe, about, open_rows, extra, until, takeover), started)
+    job = _Job(store, settings, recipe, runs.about(settings, table), next_work, extra, takeover, retry, quota)
+    return _run(job, started)
 
 
 def preview(
@@ -91,18 +104,24 @@ def preview(
     *,
     retry: str | None = None,
     takeover: bool = False,
+    quota: Quota | None = None,
 ) -> RunResult:
     """Stage 1 and scores only; `refine` takes it from there, whenever and wherever."""
-    return render(prompt_url, output, settings, until="preview", retry=retry, takeover=takeover)
+    return render(prompt_url, output, settings, until="preview", retry=retry, takeover=takeover, quota=quota)
 
 
 def refine(
-    output: str, settings: Settings | None = None, *, retry: str | None = None, takeover: bool = False
+    output: str,
+    settings: Settings | None = None,
+    *,
+    retry: str | None = None,
+    takeover: bool = False,
+    quota: Quota | None = None,
 ) -> RunResult:
-    """Stage 2 for all survivors of a run that have no clip yet, from their kept latents.
+    """Stage 2 for all survivors of a run that have no clip yet, and what people approved, from their kept latents.
 
-    `settings` defaults to those the run was started with; `retry` and `takeover` are as in `render`. Raises NoRunError
-    where there is no run, and what `render` raises.
+    `settings` defaults to those the run was started with; the others are as in `render`. Raises NoRunError where there
+    is no run, and what `render` raises.
     """
     started = time.monotonic()
     runs.check_retry(retry)
@@ -111,17 +130,17 @@ def refine(
     if run is None:
         raise ledger.NoRunError(f"{output}: no run here (no run.json); start one with render or preview")
     settings = weights.with_model_defaults(settings or Settings.of_tree(run["settings"], where="run.json"))
-    runs.check_rules(settings)
+    runs.check_scoring(settings)
     recipe = runs.recipe_of(settings)
     ledger.check_recipe(store, recipe)
     own = {*stage_base.row_schema().names, "at"}
     extra = [field for field in ledger.read(store, "previews").schema if field.name not in own]
     extra = [field for field in extra if not field.name.startswith("score_")]
 
-    def open_rows() -> pa.Table:
-        return runs.survivors(store, stage_base.row_schema(extra), settings, retry)
+    def next_work(again: str | None) -> runs.Work:
+        return runs.next_work(store, None, stage_base.row_schema(extra), settings, retry=again)
 
-    return _run(_Job(store, settings, recipe, {}, open_rows, extra, "refine", takeover), started)
+    return _run(_Job(store, settings, recipe, {}, next_work, extra, takeover, retry, quota), started)
 
 
 def build_graph(
@@ -141,9 +160,19 @@ def build_graph(
     # Text is encoded once, for both stages.
     ds = ds.map_batches(stages.EncodeText, fn_constructor_kwargs=text, **cluster.map_options(pools.text))
 
-    # Rows that already have a preview pass through these two.
-    ds = ds.map_batches(stages.Preview, fn_constructor_kwargs=common, **cluster.map_options(pools.preview))
-    ds = ds.map_batches(stages.Score, fn_constructor_kwargs=publishing, **cluster.map_options(pools.score))
+    # Rows that already have a preview pass through these.
+    ds = ds.map_batches(
+        stages.Preview,
+        fn_constructor_kwargs=common,
+        **cluster.map_options(pools.preview, calls=cluster.PUBLISHING_CALLS),
+    )
+    # Candidates of one prompt leave the last of the scoring stages together, when all of them are judged.
+    for name in stages.rating_stages(settings):
+        ds = ds.map_batches(
+            stages.Rate if name == "rate" else stages.Score,
+            fn_constructor_kwargs=publishing,
+            **cluster.map_options(getattr(pools, name), same_rows=name != stages.rating_stages(settings)[-1]),
+        )
     if until == "preview":
         return ds.drop_columns(list(stage_base.PAYLOAD))
 
@@ -151,72 +180,127 @@ def build_graph(
     return ds.map_batches(
         stages.Refine,
         fn_constructor_kwargs=publishing,
-        **cluster.map_options(pools.refine, calls=cluster.REFINE_CALLS),
+        **cluster.map_options(pools.refine, calls=cluster.PUBLISHING_CALLS),
     )
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What one job has to do: the open rows of a run (read from its ledger when asked), and how far to take them."""
+    """What one job has to do: the work that is left in a run, read from its ledger when asked, round by round."""
 
     store: Store
     settings: Settings
     recipe: Mapping[str, Any]
     about: Mapping[str, Any]
-    open_rows: Callable[[], pa.Table]
+    next_work: Callable[[str | None], runs.Work]  # takes what is to be retried
     extra: list[pa.Field]
-    until: Until
     takeover: bool
+    retry: str | None
+    quota: Quota | None
 
 
 def _run(job: _Job, started: float) -> RunResult:
     """Do the job, if there is anything to do, and bring the summary and the report up to date."""
     ended: Counter[str] = Counter()
-    if job.open_rows().num_rows:
-        cluster.connect(job.settings.pools)
+    usage: dict[str, Any] = {}
+    work = job.next_work(job.retry)
+    if work:
+        stages_ = _pools(job.settings, "refine")
+        if work.rows.num_rows:
+            cluster.connect(job.settings.pools, stages_)
         identity = Identity.of_this_process()
         with Claim(job.store, identity, job.settings.ledger.lease_seconds, job.takeover) as claim:
             # Read again: another job may have worked on the run until just now.
-            rows = job.open_rows()
+            work = job.next_work(job.retry)
             ledger.open_run(job.store, job.recipe, job.about)
-            if rows.num_rows:
-                _run_graph(job, rows, claim, ended)
-                ledger.compact(job.store)
-            total = runs.finish(job.store, job.settings.pools, time.monotonic() - started)
+            while work:
+                enough = _do(job, work, claim, ended, usage)
+                done, work = work, job.next_work(None)
+                if enough or work.rows["clip_id"].equals(done.rows["clip_id"]):
+                    break  # or nothing came of it, and would not the next time
+            ledger.compact(job.store)
+            total = runs.finish(job.store, job.settings, time.monotonic() - started, usage)
     else:
-        total = runs.finish(job.store, job.settings.pools)
+        total = runs.finish(job.store, job.settings)
     return RunResult(job.store.url, dict(ended), total, time.monotonic() - started)
 
 
-def _run_graph(job: _Job, rows: pa.Table, claim: Claim, ended: Counter[str]) -> None:
-    """Run the graph over the rows and bring what comes out of it into the ledger."""
+def _pools(settings: Settings, until: Until) -> tuple[Stage, ...]:
+    """The stages that a graph has."""
+    absent = {"rate"} - set(stages.rating_stages(settings)) | ({"refine"} if until == "preview" else set())
+    return tuple(stage for stage in STAGES if stage not in absent)
+
+
+def _do(job: _Job, work: runs.Work, claim: Claim, ended: Counter[str], usage: dict[str, Any]) -> bool:
+    """One round: what is decided becomes ledger rows, the rest goes through the graph. True if the job has enough."""
+    # The ledger's rows wait in memory when the store is away; only what the stages put and get must wait there.
+    schema = ledger.extended(ledger.CLIPS, job.extra)
+    ledger.Writer(job.store, "clips", schema, job.settings.ledger).write(work.decided)
+    ended.update(work.decided["status"].to_pylist())
+    if not work.rows.num_rows:
+        return False
+    came: set[str] = set()
+    why = _run_graph(job, work, claim, ended, came, usage)
+    if why is not None:
+        ids = work.rows["clip_id"]
+        left = work.rows.filter(pc.invert(pc.is_in(ids, pa.array(sorted(came), pa.string()))))
+        skipped = {"status": "skipped", "reason": why, "stage": None, "audit": None}
+        for name, value in skipped.items():
+            index = left.schema.get_field_index(name)
+            left = left.set_column(index, left.schema.field(index), pa.array([value] * left.num_rows, left.schema.field(index).type))  # fmt: skip # noqa: E501
+        ledger.Writer(job.store, "clips", schema, job.settings.ledger).write(left)
+        ended["skipped"] += left.num_rows
+    return why is not None
+
+
+def _run_graph(
+    job: _Job, work: runs.Work, claim: Claim, ended: Counter[str], came: set[str], usage: dict[str, Any]
+) -> str | None:
+    """Run the graph over the rows and bring what comes out of it into the ledger.
+
+    Returns why the job has enough, or None if all rows came out. Those that did are in `came`.
+    """
     settings, store = job.settings, job.store
     names = [f"score_{name}" for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
     scores = [pa.field(name, pa.float64()) for name in names]
-    # The ledger's rows wait in memory when the store is away; only what the stages put and get must wait there.
     clips = ledger.Writer(store, "clips", ledger.extended(ledger.CLIPS, job.extra), settings.ledger)
     # On this node, which the run cannot outlive anyway, and without a CPU: it answers short questions.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     tracker: Any = (
         ray.remote(Tracker)
         .options(num_cpus=0, scheduling_strategy=here)
-        .remote(store, ledger.extended(ledger.PREVIEWS, [*job.extra, *scores]), settings.ledger)
+        .remote(
+            store,
+            ledger.extended(ledger.PREVIEWS, [*job.extra, *scores]),
+            settings.ledger,
+            runs.context_rows(work.context),
+            _gate(job, work),
+        )
     )
     _stop_on_sigterm()
     _configure_data()
     patient = PatientStore(store.url, settings.store_patience_seconds)
-    graph = build_graph(rows, patient, settings, job.recipe, TrackerClient(tracker, ray.get), job.until)
-    shown = STAGES if job.until == "refine" else STAGES[:-1]
-    progress = Progress(settings, _totals(rows, job.until), shown)
+    graph = build_graph(work.rows, patient, settings, job.recipe, TrackerClient(tracker, ray.get), work.until)
+    progress = Progress(settings, _totals(work), _pools(settings, work.until))
+    why = None
     try:
-        with progress, _Heartbeat(tracker, clips, progress, ended):
+        with progress, _Heartbeat(tracker, clips, progress, ended) as heartbeat:
             batches: Iterator[pa.Table] = iter(graph.iter_batches(batch_size=None, batch_format="pyarrow"))
             for batch in batches:
                 claim.check()
                 for row in batch.to_pylist():
+                    if row["status"] == "skipped":
+                        continue  # by the job's quota: all that is left gets its row at the end
+                    came.add(row["clip_id"])
                     ended[row["status"]] += 1
-                    if row["status"] != "previewed":
+                    if row["status"] not in ("previewed", "approved") and not (row["audit"] and row["clip"] is None):
                         clips.append(row)
+                tracker.forget.remote(list(set(batch["id"].to_pylist())))
+                if heartbeat.over is not None:
+                    why = heartbeat.over
+                    break
+            del batches, graph  # Ray Data gives its actors back
+            why = why or ray.get(tracker.over.remote())
     finally:
         # Each of them, whatever becomes of the others: a row that is lost here is paid for again.
         with ExitStack() as last:
@@ -224,6 +308,26 @@ def _run_graph(job: _Job, rows: pa.Table, claim: Claim, ended: Counter[str]) -> 
             last.callback(lambda: _insist(clips.flush))
             # The last one first: a clip's row follows its preview's.
             last.callback(lambda: _insist(lambda: ray.get(tracker.flush.remote())))
+            last.callback(lambda: _use(usage, ray.get(tracker.tick.remote())))
+    return why
+
+
+def _gate(job: _Job, work: runs.Work) -> Gate | None:
+    if job.quota is None:
+        return None
+    clips = ledger.read(job.store, "clips", ["status"])
+    rendered = pc.sum(pc.equal(clips["status"], "rendered")).as_py() or 0
+    rows = work.rows
+    waiting = rows.filter(pc.is_in(rows["status"], pa.array(["previewed", "approved"])))["clip_id"].to_pylist()
+    return Gate(job.quota, job.settings.pools, rendered, set(waiting))
+
+
+def _use(usage: dict[str, Any], states: Mapping[Stage, StageState]) -> None:
+    """Add what the pools of one graph held and used."""
+    for stage, state in states.items():
+        own = usage.setdefault(stage, {"held_seconds": 0.0, "busy_seconds": 0.0})
+        own["held_seconds"] += state.held_seconds
+        own["busy_seconds"] += state.busy_seconds
 
 
 def _insist(flush: Callable[[], None]) -> None:
@@ -243,11 +347,13 @@ class _Heartbeat:
 
     def __init__(self, tracker: Any, clips: ledger.Writer, progress: Progress, ended: Mapping[str, int]):
         self._tracker, self._clips, self._progress, self._ended = tracker, clips, progress, ended
+        self.over: str | None = None  # why the job has enough
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._thread.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
@@ -264,6 +370,7 @@ class _Heartbeat:
             states = ray.get(self._tracker.tick.remote())  # first: a clip's row follows its preview's
             self._clips.flush_if_due()
             self._progress.update(states, self._ended, last)
+            self.over = ray.get(self._tracker.over.remote())
         except Exception as error:
             log.warning("ledger not written, trying again: %s: %s", type(error).__name__, error)
 
@@ -285,12 +392,7 @@ def _configure_data() -> None:
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it says that its bars are off
 
 
-def _totals(rows: pa.Table, until: Until) -> dict[Stage, int]:
-    statuses = Counter(rows["status"].to_pylist())
-    fresh, kept = statuses["open"], statuses["previewed"]
-    return {
-        "text": fresh + (kept if until == "refine" else 0),
-        "preview": fresh,
-        "score": fresh,
-        "refine": fresh + kept,
-    }
+def _totals(work: runs.Work) -> dict[Stage, int]:
+    statuses = Counter(work.rows["status"].to_pylist())
+    fresh, kept = statuses["open"], work.rows.num_rows - statuses["open"]
+    return {"text": fresh + kept, "preview": fresh, "score": fresh, "rate": fresh, "refine": fresh + kept}

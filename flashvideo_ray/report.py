@@ -21,7 +21,10 @@ import pyarrow as pa
 import yaml
 from PIL import Image
 
-STAGES = {"text": "previews", "preview": "previews", "score": "previews", "refine": "clips", "publish": "clips"}
+STAGES = {
+    "text": "previews", "preview": "previews", "score": "previews", "rate": "previews",
+    "refine": "clips", "publish": "clips",
+}  # fmt: skip
 _TIMINGS = {f"{stage}_seconds" for stage in STAGES}
 _SEEN = re.compile(r" \([^()]*\)$")  # the numbers that selection adds to a requirement
 _CARDS = 120  # a section

@@ -8,17 +8,18 @@ import platform
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashvideo_ray import ledger, prompts, report, scorers, stages, weights
+from flashvideo_ray import decisions, ledger, prompts, report, scorers, stages, weights
 from flashvideo_ray.nano import vocabulary
-from flashvideo_ray.selection import Requirement, check_names, decide
-from flashvideo_ray.settings import STAGES, Pools, Settings, SettingsError
+from flashvideo_ray.selection import SCORE, Opinion, audited, check_rules, select
+from flashvideo_ray.settings import STAGES, Settings, SettingsError
 from flashvideo_ray.storage import Store
 
 Until = Literal["preview", "refine"]
@@ -58,7 +59,7 @@ def provenance(recipe: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def check_rules(settings: Settings) -> None:
+def check_scoring(settings: Settings) -> None:
     """Raise SettingsError or RuleError if a scorer or a requirement of the settings cannot be used."""
     try:
         known = [name for spec in settings.score.scorers for name in scorers.load(spec.name, spec.options).names]
@@ -67,7 +68,7 @@ def check_rules(settings: Settings) -> None:
     twice = sorted(name for name, count in Counter(known).items() if count > 1)
     if twice:
         raise SettingsError(f"score.scorers: {', '.join(twice)} would be given by two scorers; leave one out")
-    check_names([Requirement.parse(text) for text in settings.select.require], known)
+    check_rules(settings.select, known)
 
 
 def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
@@ -113,58 +114,156 @@ def check_retry(retry: str | None) -> None:
         raise SettingsError(f"--retry {retry}: write failed, or failed:ErrorClass as `status` and the report show it")
 
 
-def ended(store: Store, retry: str | None = None) -> set[str]:
-    """The candidates that have ended and are not to be taken up again."""
-    clips = ledger.read(store, "clips", ["clip_id", "status", "error_class"])
-    if retry is None:
-        return set(clips["clip_id"].to_pylist())
-    again = pc.equal(clips["status"], "failed")
-    _, _, error_class = retry.partition(":")
-    if error_class:
-        again = pc.and_(again, pc.fill_null(pc.equal(clips["error_class"], error_class), False))
-    return set(clips.filter(pc.invert(again))["clip_id"].to_pylist())
+@dataclass(frozen=True)
+class Work:
+    """What is left to do: one round of a job.
+
+    `rows` go through the graph, those that have a preview first. `context` holds previews of further candidates of
+    their prompts, to be compared with. `decided` need nothing more than their row in the ledger.
+    """
+
+    rows: pa.Table
+    context: pa.Table
+    decided: pa.Table
+    until: Until
+
+    def __bool__(self) -> bool:
+        return bool(self.rows.num_rows or self.decided.num_rows)
 
 
-def open_rows(
-    store: Store, table: pa.Table, schema: pa.Schema, settings: Settings, until: Until, retry: str | None = None
+def next_work(
+    store: Store,
+    table: pa.Table | None,
+    schema: pa.Schema,
+    settings: Settings,
+    until: Until = "refine",
+    retry: str | None = None,
+    more: Callable[[], pa.Table] | None = None,
+) -> Work:
+    """The candidates that have not ended, and how far to take them in the next round.
+
+    Args:
+        table: the candidates that the job is about; None for all that have a preview.
+        schema: of rows of the graph.
+        retry: as `check_retry` lets pass; failed candidates are taken up again.
+        more: further candidates of the prompts in `table`, for those none of whose candidates survived.
+
+    Rules that look at the whole run need all previews first: then a round makes previews, and the next one goes on.
+    """
+    if table is not None:
+        _check_carried(store, table)
+    previews = judged(ledger.read(store, "previews"), settings, decisions.opinions(store))
+    clips = ledger.read(store, "clips", ["clip_id", "status", "stage", "error_class", "clip"])
+    over = _ended(previews, clips, settings, retry)
+    if table is not None and more is not None and settings.select.draw:
+        table = _with_more(table, more, previews, over, clips)
+    if table is not None:
+        previews_here = previews.filter(pc.is_in(previews["clip_id"], table["clip_id"].combine_chunks()))
+        fresh = _without(_without(table, previews["clip_id"]), over)
+    else:
+        previews_here, fresh = previews, previews.slice(0, 0)
+    ready = _without(previews_here, over)
+    if fresh.num_rows and settings.candidates > 1:
+        # Candidates whose prompt has others still to come are judged with them, and go on in the next round.
+        context = previews_here.filter(pc.is_in(previews_here["id"], fresh["id"].combine_chunks()))
+        ready = _without(ready, context["clip_id"])
+    else:
+        context = previews.slice(0, 0)
+    lost = pc.and_(pc.is_in(ready["status"], pa.array(["rejected", "failed"])), pc.invert(ready["audit"]))
+    decided, survivors = ready.filter(lost), ready.filter(pc.invert(lost))
+    if until == "preview":
+        survivors = survivors.slice(0, 0)
+    if fresh.num_rows and settings.select.needs_whole_run:
+        until, survivors, decided = "preview", survivors.slice(0, 0), decided.slice(0, 0)
+    rows = [as_rows(survivors, schema), as_rows(_grouped(fresh, context), schema)]
+    return Work(pa.concat_tables(rows), context, as_rows(decided, schema), until)
+
+
+def judged(previews: pa.Table, settings: Settings, people: Mapping[str, Opinion]) -> pa.Table:
+    """Previews with what selection says of them now: `status`, `reason`, `rank`, `stage`, `audit` and the error."""
+    verdicts = select(previews, settings.select, people)
+    status = verdicts["status"]
+    for name in ("status", "reason", "rank"):
+        previews = previews.set_column(previews.schema.get_field_index(name), name, verdicts[name])
+    out, failed = pc.is_in(status, pa.array(["rejected", "failed"])), pc.equal(status, "failed")
+    by_rule = [
+        said == "rejected" and clip_id not in people and audited(clip_id, settings.select.audit)
+        for clip_id, said in zip(previews["clip_id"].to_pylist(), status.to_pylist(), strict=True)
+    ]
+    null = pa.scalar(None, pa.string())
+    return (
+        previews.append_column("stage", pc.if_else(out, stages.rating_stages(settings)[-1], null))
+        .append_column("audit", pa.array(by_rule, pa.bool_()))
+        .append_column("error_class", pc.if_else(failed, stages.MISSING_SCORE, null))
+        .append_column("error", pc.if_else(failed, verdicts["reason"], null))
+    )
+
+
+def _ended(previews: pa.Table, clips: pa.Table, settings: Settings, retry: str | None) -> pa.Array:
+    """The candidates that need nothing more, as selection is now."""
+    status = dict(zip(previews["clip_id"].to_pylist(), previews["status"].to_pylist(), strict=True))
+    audit = dict(zip(previews["clip_id"].to_pylist(), previews["audit"].to_pylist(), strict=True))
+    _, _, wanted_class = (retry or "").partition(":")
+    over = []
+    for row in clips.select(["clip_id", "status", "stage", "error_class", "clip"]).to_pylist():
+        clip_id, was, now = row["clip_id"], row["status"], status.get(row["clip_id"])
+        if was == "rendered":
+            done = True
+        elif was == "rejected":
+            done = now in ("rejected", "failed", None) and bool(row["clip"] or not audit.get(clip_id))
+        elif was == "failed" and row["error_class"] == stages.MISSING_SCORE:
+            done = now == "failed"
+        elif was == "failed":
+            done = retry is None or bool(wanted_class and wanted_class != row["error_class"])
+        else:
+            done = False  # skipped
+        if done:
+            over.append(clip_id)
+    return pa.array(over, pa.string())
+
+
+def _with_more(
+    table: pa.Table, more: Callable[[], pa.Table], previews: pa.Table, over: pa.Array, clips: pa.Table
 ) -> pa.Table:
-    """The candidates that have not ended, as rows of the graph: those with a preview carry on from it."""
-    _check_carried(store, table)
-    over = ended(store, retry)
-    made = {row["clip_id"]: row for row in _decided(ledger.read(store, "previews"), settings)}
-    ids = table["clip_id"].to_pylist()
-    finished_here = {clip_id for clip_id, row in made.items() if until == "preview" and row["status"] == "previewed"}
-    keep = [clip_id not in over and clip_id not in finished_here for clip_id in ids]
-    table = table.filter(pa.array(keep, pa.bool_()))
-    ids = table["clip_id"].to_pylist()
-    for name in ("status", "reason", "stage", "latents", "preview", "poster"):
-        values = [made[clip_id][name] if clip_id in made else None for clip_id in ids]
-        if name == "status":
-            values = [value or "open" for value in values]
-        table = table.append_column(name, pa.array(values, pa.string()))
-    return as_rows(table, schema)
+    """The table, and further candidates of the prompts all of whose candidates were judged and none survived."""
+    gone = pc.is_in(previews["status"], pa.array(["rejected", "failed"]))
+    lost = set(previews.filter(gone)["clip_id"].to_pylist())
+    lost |= set(clips.filter(pc.equal(clips["status"], "failed"))["clip_id"].to_pylist()) & set(over.to_pylist())
+    hopeful = {
+        prompt
+        for clip_id, prompt in zip(table["clip_id"].to_pylist(), table["id"].to_pylist(), strict=True)
+        if clip_id not in lost
+    }
+    further = more()
+    return pa.concat_tables(
+        [table, further.filter(pc.invert(pc.is_in(further["id"], pa.array(sorted(hopeful), pa.string()))))]
+    )
 
 
-def survivors(store: Store, schema: pa.Schema, settings: Settings, retry: str | None = None) -> pa.Table:
-    """The previews that have not ended, as rows of the graph, with the decision that these settings make."""
-    previews = ledger.read(store, "previews")
-    over = pa.array(sorted(ended(store, retry)), pa.string())
-    previews = previews.filter(pc.invert(pc.is_in(previews["clip_id"], over)))
-    decided = previews.schema.append(pa.field("stage", pa.string()))
-    return as_rows(pa.Table.from_pylist(_decided(previews, settings), schema=decided), schema)
+def _grouped(fresh: pa.Table, context: pa.Table) -> pa.Table:
+    """Open candidates, each with how many of its prompt are to be judged together."""
+    others = Counter(context["id"].to_pylist())
+    ids = fresh["id"].to_pylist()
+    sizes = Counter(ids)
+    group = pa.array([sizes[prompt] + others[prompt] for prompt in ids], pa.int32())
+    status = pa.array(["open"] * fresh.num_rows, pa.string())
+    fresh = fresh.drop_columns([name for name in ("status", "audit") if name in fresh.column_names])
+    return fresh.append_column("group", group).append_column("status", status)
 
 
-def _decided(previews: pa.Table, settings: Settings) -> list[dict[str, Any]]:
-    """Rows of previews as `select` decides on them now: it may have been changed since they were scored."""
-    requirements = [Requirement.parse(text) for text in settings.select.require]
-    rows = previews.to_pylist()
-    for row in rows:
-        scores = {name.removeprefix("score_"): value for name, value in row.items() if name.startswith("score_")}
-        decision = decide(scores, requirements)
-        row["status"] = "previewed" if decision.survives else "rejected"
-        row["reason"] = decision.reason
-        row["stage"] = None if decision.survives else "score"
-    return rows
+def context_rows(context: pa.Table) -> dict[str, list[dict[str, Any]]]:
+    """Previews to compare with, by prompt, as rows of the graph are compared."""
+    names = [name for name in context.column_names if name.startswith(SCORE) and name != "score_seconds"]
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    for row in context.select(["clip_id", "id", "candidate", "scorer_errors", "status", *names]).to_pylist():
+        scores = [(name.removeprefix(SCORE), row.pop(name)) for name in names]
+        by_prompt.setdefault(row["id"], []).append({**row, "scores": scores, "context": True})
+    return by_prompt
+
+
+def _without(table: pa.Table, clip_ids: pa.Array | pa.ChunkedArray) -> pa.Table:
+    values = clip_ids.combine_chunks() if isinstance(clip_ids, pa.ChunkedArray) else clip_ids
+    return table.filter(pc.invert(pc.is_in(table["clip_id"], values)))
 
 
 def _check_carried(store: Store, table: pa.Table) -> None:
@@ -190,19 +289,24 @@ def as_rows(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def finish(store: Store, pools: Pools, seconds: float = 0.0) -> dict[str, int]:
+def finish(
+    store: Store, settings: Settings, seconds: float = 0.0, usage: Mapping[str, Mapping[str, float]] | None = None
+) -> dict[str, int]:
     """Write summary.json and report.html from the ledger, after a job of so many seconds of wall time.
 
-    Returns how many candidates have each status.
+    `usage` is what the job's pools held and used, by stage, in seconds of actors. Returns how many candidates have each
+    status.
     """
     run = ledger.read_run(store)
     if run is None:
         raise ledger.NoRunError(f"{store.url}: no run here (no run.json)")
     previews, clips = ledger.read(store, "previews"), ledger.read(store, "clips")
+    before = _summary(store)
     summary = report.summarise(previews, clips)
-    summary["wall_seconds"] = _wall_seconds(store) + seconds
+    summary["wall_seconds"] = before.get("wall_seconds", 0.0) + seconds
+    summary["pools"] = _added(before.get("pools", {}), usage or {})
     for stage, numbers in summary["stages"].items():
-        cards = getattr(pools, stage).num_gpus if stage in STAGES else 0
+        cards = getattr(settings.pools, stage).num_gpus if stage in STAGES else 0
         numbers["gpu_seconds"] = round(cards * numbers["seconds"], 3)
     store.put("summary.json", json.dumps(summary, indent=2).encode())
     page = report.write_report(
@@ -217,6 +321,17 @@ def finish(store: Store, pools: Pools, seconds: float = 0.0) -> dict[str, int]:
     return statuses(previews, clips)
 
 
+def _added(before: Mapping[str, Any], now: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """What the pools held and used in all jobs of the run."""
+    return {
+        stage: {
+            name: round(before.get(stage, {}).get(name, 0.0) + now.get(stage, {}).get(name, 0.0), 3)
+            for name in ("held_seconds", "busy_seconds")
+        }
+        for stage in dict.fromkeys([*before, *now])
+    }
+
+
 def statuses(previews: pa.Table, clips: pa.Table) -> dict[str, int]:
     """How many candidates have each status; one that has not ended counts as its preview says."""
     state = dict(zip(previews["clip_id"].to_pylist(), previews["status"].to_pylist(), strict=True))
@@ -224,12 +339,12 @@ def statuses(previews: pa.Table, clips: pa.Table) -> dict[str, int]:
     return dict(Counter(state.values()))
 
 
-def _wall_seconds(store: Store) -> float:
-    """Of all jobs before this one."""
+def _summary(store: Store) -> dict[str, Any]:
+    """Of the jobs before this one."""
     try:
-        return float(json.loads(store.get("summary.json")).get("wall_seconds", 0.0))
+        return dict(json.loads(store.get("summary.json")))
     except (FileNotFoundError, ValueError):
-        return 0.0
+        return {}
 
 
 def _bytes(store: Store, key: str) -> bytes | None:

@@ -1,160 +1,238 @@
-"""Selection: scores of a preview in, a decision with its reason out. Pure functions, no Ray, no tensors."""
+"""Selection: scores of previews in, decisions with their reasons out. Pure functions over tables; no Ray, no tensors.
+
+The same function judges the candidates of one prompt while a run is going on, and a ledger of a hundred thousand
+previews when somebody wants to know what other rules would do.
+"""
 
 from __future__ import annotations
 
-import ast
-import math
-import operator
-from collections.abc import Callable, Iterable, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
 
-from flashvideo_ray.errors import InputError
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
-MAX_LENGTH = 500
-MAX_NODES = 100
+from flashvideo_ray.expressions import Column, Rank, Requirement, RuleError, check_names
+from flashvideo_ray.settings import SelectSettings
 
-_ARITHMETIC: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
-_COMPARISON: dict[type[ast.AST], Callable[[Any, Any], bool]] = {
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-}
+__all__ = ["Opinion", "RuleError", "audited", "check_rules", "reasons_without_numbers", "select"]
 
-
-class RuleError(InputError):
-    """A requirement that cannot be read. The message shows the expression and what is allowed."""
+HASH_BITS = 48
+SCORE = "score_"  # what a score's column is called in the ledger, before its name
+_UNSCORED = frozenset({"score_seconds"})  # a time, not a score
 
 
 @dataclass(frozen=True)
-class Requirement:
-    """A condition over scores: comparisons, and/or/not, + - * /, numbers and score names. Nothing else parses."""
+class Opinion:
+    """What a person decided about a preview. It goes before any rule."""
 
-    text: str
-    tree: ast.expr
-    names: frozenset[str]
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read an expression such as `motion >= 0.5 and not black > 0`.
-
-        Raises RuleError if it is longer than 500 characters, has more than 100 parts, or holds anything but the above.
-        """
-        if len(text) > MAX_LENGTH:
-            raise RuleError(f"requirement of {len(text)} characters; at most {MAX_LENGTH} are read")
-        try:
-            tree = ast.parse(text.strip(), mode="eval").body
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            raise RuleError(
-                f"cannot read the requirement {text!r}; write it like: motion >= 0.5 and flicker < 2"
-            ) from None
-        nodes = list(ast.walk(tree))
-        if len(nodes) > MAX_NODES:
-            raise RuleError(f"requirement with {len(nodes)} parts; at most {MAX_NODES} are read")
-        for node in nodes:
-            _refuse_unless_allowed(node, text)
-        if not _is_condition(tree):
-            raise RuleError(f"the requirement {text!r} is a number, not a condition; compare it with something")
-        return cls(text.strip(), tree, frozenset(node.id for node in nodes if isinstance(node, ast.Name)))
-
-    def holds(self, scores: Mapping[str, float]) -> bool:
-        """Whether the scores meet it. Raises KeyError for a score that is missing."""
-        return bool(_evaluate(self.tree, scores))
+    approved: bool
+    by: str
 
 
-@dataclass(frozen=True)
-class Decision:
-    """Survivor or not, and why not."""
+def select(previews: pa.Table, settings: SelectSettings, people: Mapping[str, Opinion] | None = None) -> pa.Table:
+    """Decide on previews.
 
-    survives: bool
-    reason: str | None = None
+    Args:
+        previews: `clip_id`, `id` (of the prompt), `candidate`, `score_<name>` columns and, if there are any,
+            `scorer_errors`. Candidates of a prompt are compared with one another, so all of them must be in it; for
+            percentiles and for duplicates within the run, all previews of the run.
+        settings: the rules.
+        people: decisions by people, by clip_id.
 
-
-def decide(scores: Mapping[str, float | None], requirements: Iterable[Requirement]) -> Decision:
-    """Judge one preview: the first requirement that does not hold is the reason, with the numbers it saw.
-
-    A score that a requirement needs and that is missing or not finite rejects the preview and says so.
+    Returns:
+        In the order of the rows: `status` (`previewed`: survives, `approved`: survives by a person's word, `rejected`,
+        or `failed` where a score is missing and `settings.missing` says so), `reason` (null for survivors) and `rank`
+        (null where no rank is asked for or it cannot be computed).
     """
-    for requirement in requirements:
-        missing = [name for name in sorted(requirement.names) if not _finite(scores.get(name))]
-        if missing:
-            return Decision(False, f"{requirement.text}: no usable score {', '.join(missing)}")
-        numbers = {name: float(scores[name]) for name in requirement.names}  # type: ignore[arg-type]
-        if not requirement.holds(numbers):
-            seen = ", ".join(f"{name} = {numbers[name]:.4g}" for name in sorted(numbers))
-            return Decision(False, f"{requirement.text} ({seen})" if seen else requirement.text)
-    return Decision(True)
+    rules = _Rules(previews, settings)
+    rules.require()
+    rules.percentiles()
+    rules.rank()
+    rules.duplicates()
+    rules.keep()
+    rules.ask(people or {})
+    return rules.result()
 
 
-def check_names(requirements: Iterable[Requirement], known: Iterable[str]) -> None:
-    """Raise RuleError if a requirement uses a score that no configured scorer gives."""
-    known = sorted(known)
-    for requirement in requirements:
-        unknown = sorted(requirement.names - set(known))
-        if unknown:
-            raise RuleError(
-                f"the requirement {requirement.text!r} uses {', '.join(unknown)}, "
-                f"but the scorers of this run give {', '.join(known) or 'no scores'}"
-            )
+def check_rules(settings: SelectSettings, known: list[str]) -> None:
+    """Raise RuleError if a rule uses a score that none of the `known` is."""
+    rules = [Requirement.parse(text) for text in settings.require]
+    rules += [Requirement.parse(f"{name} >= 0") for name in settings.percentiles]
+    ranks = [Rank.parse(settings.rank)] if settings.rank is not None else []
+    check_names([*rules, *ranks], known)
+    if settings.duplicates is not None and "hash" not in known:
+        raise RuleError("select.duplicates compares the score `hash`; add the scorer phash to score.scorers")
 
 
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+def audited(clip_id: str, share: float) -> bool:
+    """Whether a rejected preview belongs to the share that is refined all the same; always the same answer for it."""
+    return int(hashlib.sha256(f"audit/{clip_id}".encode()).hexdigest()[:12], 16) < share * 16**12
 
 
-def _refuse_unless_allowed(node: ast.AST, text: str) -> None:
-    if isinstance(node, ast.Constant):
-        if isinstance(node.value, int | float) and not isinstance(node.value, bool):
+def reasons_without_numbers(reason: str) -> str:
+    """The rule of a reason, without what was seen: to count by."""
+    return reason.rpartition(" (")[0] if reason.endswith(")") and " (" in reason else reason
+
+
+class _Rules:
+    """One pass of all rules over one table: who is still in, and why the others are not."""
+
+    def __init__(self, previews: pa.Table, settings: SelectSettings):
+        self.settings = settings
+        self.count = previews.num_rows
+        self.clip_ids: list[str] = previews["clip_id"].to_pylist()
+        encoded = previews["id"].combine_chunks().dictionary_encode()
+        self.prompts: NDArray[np.int64] = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        self.candidates = previews["candidate"].to_numpy().astype(np.int64)
+        self.scores = {
+            name.removeprefix(SCORE): previews[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+            for name in previews.column_names
+            if name.startswith(SCORE) and name not in _UNSCORED
+        }
+        self.errors: list[str | None] = (
+            previews["scorer_errors"].to_pylist() if "scorer_errors" in previews.column_names else [None] * self.count
+        )
+        self.alive = np.ones(self.count, bool)
+        self.ranks: Column = np.full(self.count, np.nan)
+        self.status = ["previewed"] * self.count
+        self.reason: list[str | None] = [None] * self.count
+
+    def require(self) -> None:
+        """Drop what does not meet a requirement; the first one is the reason, with the numbers it saw.
+
+        Scores that are missing come after all numbers: where a cheap score rejects, a costly one was never computed.
+        """
+        rules = [Requirement.parse(text) for text in self.settings.require]
+        for rule in rules:
+            known = self._known(rule.names)
+            holds = np.broadcast_to(rule.over(self._columns(rule.names)), (self.count,))
+            for row in np.flatnonzero(self.alive & known & ~holds):
+                seen = ", ".join(f"{name} = {self.scores[name][row]:.4g}" for name in sorted(rule.names))
+                self._reject(row, f"{rule.text} ({seen})" if seen else rule.text)
+        for rule in rules:
+            self._miss(rule.names, rule.text)
+
+    def percentiles(self) -> None:
+        """Drop what is below a percentile of all previews that have the score."""
+        for name, percent in self.settings.percentiles.items():
+            values = self._columns([name])[name]
+            known = self._known([name])
+            self._miss([name], f"{name} at the {percent:g}th percentile")
+            if not np.isfinite(values).any():
+                continue
+            limit = float(np.percentile(values[np.isfinite(values)], percent))
+            for row in np.flatnonzero(self.alive & known & (values < limit)):
+                numbers = f"{values[row]:.4g} < {limit:.4g}"
+                self._reject(row, f"{name} below the run's {percent:g}th percentile ({numbers})")
+
+    def rank(self) -> None:
+        """Compute the rank of all; who has none is treated as one without a score."""
+        if self.settings.rank is None:
             return
-        raise RuleError(f"the requirement {text!r} holds {node.value!r}; only numbers are allowed")
-    allowed = (
-        ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.BinOp, ast.Compare, ast.Name, ast.Load,
-        *_ARITHMETIC, *_COMPARISON,
-    )  # fmt: skip
-    if not isinstance(node, allowed):
-        raise RuleError(
-            f"the requirement {text!r} holds {type(node).__name__}; "
-            "allowed are score names, numbers, + - * /, comparisons, and / or / not"
+        rank = Rank.parse(self.settings.rank)
+        self._miss(rank.names, f"rank {rank.text}")
+        values = np.broadcast_to(rank.over(self._columns(rank.names)), (self.count,)).astype(np.float64)
+        self.ranks = np.where(np.isfinite(values), values, np.nan)
+
+    def duplicates(self) -> None:
+        """Of previews that look alike keep the best."""
+        bits = self.settings.duplicates
+        if bits is None:
+            return
+        values = self._columns(["hash"])["hash"]
+        hashes = [int(value) if np.isfinite(value) else None for value in values]
+        groups = self.prompts if self.settings.duplicates_within == "prompt" else np.zeros_like(self.prompts)
+        seen: dict[tuple[int, int, int], list[int]] = {}
+        for row in self._best_first():
+            found = hashes[row]
+            if found is None:
+                continue
+            places = [(int(groups[row]), band, part) for band, part in _bands(found, bits)]
+            alike = (other for place in places for other in seen.get(place, ()))
+            near = next((other for other in alike if _differ(found, hashes[other]) <= bits), None)
+            if near is None:
+                for place in places:
+                    seen.setdefault(place, []).append(row)
+            else:
+                numbers = f"{self.clip_ids[near]}, {_differ(found, hashes[near])} of {HASH_BITS} bits differ"
+                self._reject(row, f"near-duplicate of a better one ({numbers})")
+
+    def keep(self) -> None:
+        """Keep the best `keep` candidates of each prompt."""
+        if self.settings.keep is None:
+            return
+        by = f"by {self.settings.rank}" if self.settings.rank is not None else "in order"
+        places: dict[int, int] = {}
+        of = np.bincount(self.prompts[self.alive], minlength=1)
+        for row in self._best_first():
+            prompt = int(self.prompts[row])
+            places[prompt] = places.get(prompt, 0) + 1
+            if places[prompt] > self.settings.keep:
+                place = f"{self.ranks[row]:.4g}, " if np.isfinite(self.ranks[row]) else ""
+                place += f"place {places[prompt]} of {of[prompt]}"
+                self._reject(row, f"not among the best {self.settings.keep} of its prompt {by} ({place})")
+
+    def ask(self, people: Mapping[str, Opinion]) -> None:
+        """What people decided goes before all rules."""
+        if not people:
+            return
+        for row, clip_id in enumerate(self.clip_ids):
+            opinion = people.get(clip_id)
+            if opinion is not None:
+                self.status[row] = "approved" if opinion.approved else "rejected"
+                self.reason[row] = None if opinion.approved else f"rejected by {opinion.by}"
+
+    def result(self) -> pa.Table:
+        """Status, reason and rank of each row."""
+        ranks = pa.array(self.ranks, pa.float64(), mask=np.isnan(self.ranks))
+        return pa.table(
+            {"status": pa.array(self.status, pa.string()), "reason": pa.array(self.reason, pa.string()), "rank": ranks}
         )
 
+    def _columns(self, names: Iterable[str]) -> dict[str, Column]:
+        """Score columns; one that no preview has is all missing."""
+        for name in names:
+            self.scores.setdefault(name, np.full(self.count, np.nan))
+        return {name: self.scores[name] for name in names}
 
-def _is_condition(node: ast.expr) -> bool:
-    if isinstance(node, ast.BoolOp):
-        return all(_is_condition(value) for value in node.values)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        return _is_condition(node.operand)
-    return isinstance(node, ast.Compare)
+    def _known(self, names: Iterable[str]) -> NDArray[np.bool_]:
+        """Rows that have all these scores."""
+        known = np.ones(self.count, bool)
+        for values in self._columns(names).values():
+            known &= np.isfinite(values)
+        return known
+
+    def _miss(self, names: Iterable[str], rule: str) -> None:
+        """Rows without one of these scores are rejected, failed or let pass, as the settings say."""
+        if self.settings.missing == "keep":
+            return
+        columns = self._columns(names)
+        for row in np.flatnonzero(self.alive & ~self._known(names)):
+            missing = ", ".join(name for name in sorted(columns) if not np.isfinite(columns[name][row]))
+            why = f" ({self.errors[row]})" if self.errors[row] else ""
+            self._reject(row, f"{rule}: no usable score {missing}{why}", failed=self.settings.missing == "fail")
+
+    def _best_first(self) -> Iterator[int]:
+        """Rows that are still in, by rank; those without one last; equals in the order of candidates."""
+        ranks = np.where(np.isnan(self.ranks), -np.inf, self.ranks)
+        order = np.lexsort((self.candidates, -ranks))
+        return iter(order[self.alive[order]].tolist())
+
+    def _reject(self, row: int | np.int64, reason: str, failed: bool = False) -> None:
+        self.alive[row] = False
+        self.status[row] = "failed" if failed else "rejected"
+        self.reason[row] = reason
 
 
-def _evaluate(node: ast.expr, scores: Mapping[str, float]) -> Any:
-    match node:
-        case ast.Constant(value=value):
-            return value
-        case ast.Name(id=name):
-            return scores[name]
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            return not _evaluate(operand, scores)
-        case ast.UnaryOp(operand=operand):
-            return -_evaluate(operand, scores)
-        case ast.BinOp(left=left, op=op, right=right):
-            a, b = _evaluate(left, scores), _evaluate(right, scores)
-            if isinstance(op, ast.Div) and b == 0:
-                return math.nan  # compares false with everything: the requirement does not hold
-            return _ARITHMETIC[type(op)](a, b)
-        case ast.BoolOp(op=ast.And(), values=values):
-            return all(_evaluate(value, scores) for value in values)
-        case ast.BoolOp(values=values):
-            return any(_evaluate(value, scores) for value in values)
-        case ast.Compare(left=left, ops=ops, comparators=comparators):
-            operands = [_evaluate(operand, scores) for operand in (left, *comparators)]
-            pairs = zip(operands, ops, operands[1:], strict=False)
-            return all(_COMPARISON[type(op)](a, b) for a, op, b in pairs)
-    raise AssertionError(f"unreachable: {node}")  # parse() let nothing else through
+def _bands(value: int, bits: int) -> Iterator[tuple[int, int]]:
+    """The hash cut into bits + 1 pieces: hashes that differ in at most `bits` bits have one of them in common."""
+    edges = [HASH_BITS * band // (bits + 1) for band in range(bits + 2)]
+    for band in range(bits + 1):
+        yield band, (value >> edges[band]) & ((1 << (edges[band + 1] - edges[band])) - 1)
+
+
+def _differ(a: int, b: int | None) -> int:
+    return HASH_BITS if b is None else (a ^ b).bit_count()

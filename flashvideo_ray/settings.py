@@ -5,7 +5,8 @@ Three kinds of settings live in three places, because they are treated different
 - what decides pixels (`seed`, `candidates`, `text`, `preview`, `refine`, `video`) and numbers (`score`): the *recipe*,
   fixed by the first job that writes to an OUTPUT;
 - what decides who is refined (`select`): may be changed at any time;
-- what decides where and how work runs (`pools`, `ledger`, `max_attempts` and the seconds): operational, free.
+- what decides where and how work runs, what is kept and what it costs (`pools`, `ledger`, `keep`, `prices`,
+  `max_attempts` and the seconds): operational, free.
 
 All models are frozen and refuse unknown keys. A `null` in `preview` or `refine` means "as the model itself says": the
 sizes, steps and guidance stored in its `model_index.json`.
@@ -27,7 +28,7 @@ from flashvideo_ray.errors import InputError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 GuidanceBatching = Literal["together", "apart"]
-Stage = Literal["text", "preview", "score", "refine"]
+Stage = Literal["text", "preview", "score", "rate", "refine"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -86,6 +87,10 @@ class ScorerSettings(Frozen):
 
     name: str
     options: dict[str, Any] = {}
+    pool: Literal["score", "rate"] = Field(
+        "score",
+        description="`rate` is the pool for scorers with large models; it only sees what the others let through",
+    )
 
 
 class ScoreSettings(Frozen):
@@ -105,9 +110,27 @@ class ScoreSettings(Frozen):
 
 
 class SelectSettings(Frozen):
-    """Which previews are worth refining. Each requirement is an expression over scores, such as `motion >= 0.5`."""
+    """Which previews are worth refining. Rules are expressions over scores, such as `motion >= 0.5`."""
 
-    require: tuple[str, ...] = ()
+    require: tuple[str, ...] = Field((), description="conditions; all must hold")
+    percentiles: dict[str, Annotated[float, Field(gt=0, lt=100)]] = Field(
+        {}, description="`{alignment: 50}` rejects what is below the run's median; decided when all previews are there"
+    )
+    rank: str | None = Field(None, description="a number to compare candidates by, such as `alignment + 0.1 * motion`")
+    keep: Positive | None = Field(None, description="how many candidates of a prompt survive, the best by rank")
+    draw: Annotated[int, Field(ge=0)] = Field(
+        0, description="further candidates for a prompt none of whose candidates survived"
+    )
+    duplicates: Annotated[int, Field(ge=0, le=24)] | None = Field(
+        None, description="of previews whose `hash` differs in at most so many bits of 48, only the best survives"
+    )
+    duplicates_within: Literal["prompt", "run"] = "prompt"
+    missing: Literal["reject", "keep", "fail"] = Field(
+        "reject", description="what becomes of a preview without a score that a rule needs"
+    )
+    audit: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="share of the rejected that is refined all the same, to measure what selection is worth"
+    )
 
     @field_validator("require", mode="before")
     @classmethod
@@ -116,12 +139,26 @@ class SelectSettings(Frozen):
 
     @field_validator("require")
     @classmethod
-    def _parses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _conditions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         from flashvideo_ray.selection import Requirement
 
         for text in value:
             Requirement.parse(text)
         return value
+
+    @field_validator("rank")
+    @classmethod
+    def _number(cls, value: str | None) -> str | None:
+        from flashvideo_ray.selection import Rank
+
+        if value is not None:
+            Rank.parse(value)
+        return value
+
+    @property
+    def needs_whole_run(self) -> bool:
+        """Whether a preview can only be judged when all the others are there."""
+        return bool(self.percentiles) or (self.duplicates is not None and self.duplicates_within == "run")
 
 
 class VideoSettings(Frozen):
@@ -152,17 +189,17 @@ class Pool(Frozen):
     batch_size: Positive = Field(1, description="rows a call; each row is still computed by itself")
     in_flight: Positive = Field(2, description="calls sent to an actor at once; 1 leaves a gap between calls")
     time_limit_seconds: Annotated[float, Field(gt=0)] = Field(3600.0, description="for one row; then it is tried anew")
-    offload: Literal["none", "model", "sequential"] = Field(
-        "none", description="diffusers' CPU offload, for small cards"
-    )
+    offload: Literal["none", "model", "group"] = Field("none", description="diffusers' CPU offload, for small cards")
+    spot: bool = Field(False, description="whether its nodes are paid at the spot price")
 
 
 class Pools(Frozen):
-    """The four actor pools of the graph."""
+    """The actor pools of the graph. `rate` exists only where a scorer asks for it."""
 
     text: Pool = Pool()
     preview: Pool = Pool()
     score: Pool = Pool()
+    rate: Pool = Pool()
     refine: Pool = Pool()
 
 
@@ -172,6 +209,20 @@ class LedgerSettings(Frozen):
     flush_rows: Positive = 256
     flush_seconds: Annotated[float, Field(gt=0)] = 5.0
     lease_seconds: Annotated[float, Field(ge=1)] = Field(60.0, description="after which a job that died frees its run")
+
+
+class DevicePrice(Frozen):
+    """Money for one card (or, for `cpu`, one core) for one hour."""
+
+    on_demand: NonNegative
+    spot: NonNegative | None = Field(None, description="null: the on-demand price")
+
+
+class Prices(Frozen):
+    """What cards cost. A key is part of a device's name as the ledger has it: `H100`, `L40S`, `cpu`."""
+
+    currency: str = "USD"
+    devices: dict[str, DevicePrice] = {}
 
 
 class Settings(Frozen):
@@ -187,6 +238,10 @@ class Settings(Frozen):
     video: VideoSettings = VideoSettings()
     pools: Pools = Pools()
     ledger: LedgerSettings = LedgerSettings()
+    keep: tuple[Literal["latents", "previews"], ...] = Field(
+        ("latents", "previews"), description="what stays of candidates that have ended, beside their clips"
+    )
+    prices: Prices = Prices()
     max_attempts: Positive = Field(3, description="times a candidate may kill the process of a stage before it fails")
     store_patience_seconds: NonNegative = Field(600.0, description="how long a run waits for a store that is away")
     progress_seconds: Annotated[float, Field(gt=0)] = Field(15.0, description="between progress lines in a job's log")

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,12 +24,17 @@ _PAYLOAD = [
     pa.field("preview_latents", pa.large_binary()),  # safetensors: `latents`
     pa.field("preview_frames", pa.large_binary()),  # safetensors: `frames`, uint8
     pa.field("scores", pa.map_(pa.string(), pa.float64())),
+    # How many candidates of the prompt are to be judged together, itself included; 0 where that is done.
+    pa.field("group", pa.int32()),
 ]
 PAYLOAD = tuple(field.name for field in _PAYLOAD)
+BULKY = ("prompt_embeds", "preview_latents", "preview_frames")
+MISSING_SCORE = "MissingScoreError"  # the error class of a candidate that failed for want of a score
 DROPPED = dict.fromkeys(PAYLOAD)
 # A process can also die outside the part of a call that has the device (out of memory while encoding, say). There it is
 # not known whose fault that is, so more deaths are let pass.
 _BYSTANDER_DEATHS = 4
+_GATE_SECONDS = 0.3
 
 
 def row_schema(extra: Iterable[pa.Field] = ()) -> pa.Schema:
@@ -55,6 +61,8 @@ class StageBase(ABC):
     """What all stages share: which rows are theirs, and that an error is a value in the row."""
 
     name: ClassVar[Stage]
+    gated: ClassVar[bool] = False
+    """Whether a job that has enough skips it."""
 
     def __init__(self, settings: Settings, events: StageEvents):
         self.settings = settings
@@ -110,17 +118,25 @@ class StageBase(ABC):
         os._exit(1)
 
     def _guarded(self, row: dict[str, Any]) -> dict[str, Any]:
+        if self.gated and not self._admitted(row):
+            return {**row, **DROPPED, "group": row["group"], "status": "skipped"}
+        status = "failed"
         begins = self.events.begin(self.name, row["clip_id"])
         try:
             if begins > _BYSTANDER_DEATHS * self.settings.max_attempts:
                 raise AttemptsError(f"the process died {begins - 1} times while this candidate was in it")
             changed = self.process(row)
-            return {**row, **changed}  # in this order: `device` writes the attempts into the row
+            done = {**row, **changed}  # in this order: `device` writes the attempts into the row
+            status = done["status"]
+            return done
         except Exception as error:
             self._log_error(error, row["clip_id"])
             return {
                 **row,
+                # Of the candidates of a prompt, the last to be judged carries the text for all.
                 **DROPPED,
+                "group": row["group"],
+                "prompt_embeds": row["prompt_embeds"] if row["group"] else None,
                 "status": "failed",
                 "stage": self.name,
                 "reason": f"{self.name}: {type(error).__name__}",
@@ -129,7 +145,12 @@ class StageBase(ABC):
                 "host": socket.gethostname(),
             }
         finally:
-            self.events.end(self.name, row["clip_id"])
+            self.events.end(self.name, row["clip_id"], status)
+
+    def _admitted(self, row: Mapping[str, Any]) -> bool:
+        while (answer := self.events.admit(self.name, row["clip_id"], row["id"])) == "wait":
+            time.sleep(_GATE_SECONDS)
+        return answer == "go"
 
     def _log_error(self, error: Exception, clip_id: str) -> None:
         """One line for each failure in the worker's log; where it came from only for the first of its class."""

@@ -1,0 +1,114 @@
+"""When a job has enough: so many clips accepted, or so many hours of cards spent. Pure bookkeeping, no Ray."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from flashvideo_ray.errors import InputError
+from flashvideo_ray.settings import Pools, Stage
+
+Answer = Literal["go", "wait", "stop"]
+
+
+class QuotaError(InputError):
+    """A quota that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Quota:
+    """End when the run has `accept` rendered clips, or when this job's pools have held `unit`s for `hours`."""
+
+    accept: int | None = None
+    hours: float | None = None
+    unit: Literal["gpu", "cpu"] = "gpu"
+
+    @classmethod
+    def parse(cls, accept: int | None = None, budget: str | None = None) -> Self | None:
+        """Read `--accept` and `--budget '200 gpu-hours'`; None if neither is given. Raises QuotaError."""
+        if accept is None and budget is None:
+            return None
+        if accept is not None and accept < 1:
+            raise QuotaError(f"--accept {accept}: give a number of clips, at least 1")
+        if budget is None:
+            return cls(accept)
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gpu|cpu)-hours?\s*", budget)
+        if found is None or float(found[1]) <= 0:
+            raise QuotaError(f"--budget {budget!r}: write it like '200 gpu-hours', or '8 cpu-hours'")
+        return cls(accept, float(found[1]), "gpu" if found[2] == "gpu" else "cpu")
+
+
+class Gate:
+    """Answers each call of stage 1 and 2 whether it is still wanted.
+
+    Stage 1 waits while the survivors at hand would do if all of them are rendered, and goes on if one fails. Stage 2
+    begins no more clips than are missing. `rendered` and `survivors` are those that the job found.
+    """
+
+    def __init__(
+        self,
+        quota: Quota,
+        pools: Pools,
+        rendered: int,
+        survivors: set[str],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._quota = quota
+        self._pools = pools
+        self._clock = clock
+        self._rendered = rendered
+        self._survivors = set(survivors)  # neither rendered nor failed yet, those in stage 2 included
+        self._refining: set[str] = set()
+        self._prompts: set[str] = set()  # with a preview begun: its other candidates are wanted too
+        self._actors: list[tuple[float, float]] = []  # when it came, and the units it holds
+
+    def joined(self, stage: Stage) -> None:
+        """An actor of the stage has come and holds its card until the job ends."""
+        pool = getattr(self._pools, stage)
+        self._actors.append((self._clock(), pool.num_gpus if self._quota.unit == "gpu" else pool.num_cpus))
+
+    def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:
+        """Whether a call of `preview` or `refine` may begin; it is to ask again after `wait`."""
+        if self.over is not None:
+            return "stop"
+        if self._quota.accept is None:
+            return "go"
+        missing = self._quota.accept - self._rendered
+        if stage == "refine":
+            if clip_id in self._refining or len(self._refining) < missing:
+                self._refining.add(clip_id)
+                return "go"
+            return "wait"
+        if prompt in self._prompts or len(self._survivors) < missing:
+            self._prompts.add(prompt)
+            return "go"
+        return "wait"
+
+    def survived(self, clip_id: str) -> None:
+        """A preview was let through to stage 2."""
+        self._survivors.add(clip_id)
+
+    def refined(self, clip_id: str, rendered: bool) -> None:
+        """A call of stage 2 ended."""
+        self._refining.discard(clip_id)
+        self._survivors.discard(clip_id)
+        self._rendered += rendered
+
+    @property
+    def spent(self) -> float:
+        """Hours that this job's actors have held cards, or CPUs."""
+        now = self._clock()
+        return sum((now - since) * units for since, units in self._actors) / 3600
+
+    @property
+    def over(self) -> str | None:
+        """Why nothing more is to begin, or None."""
+        quota = self._quota
+        if quota.accept is not None and self._rendered >= quota.accept:
+            return f"{quota.accept} clips are accepted"
+        if quota.hours is not None and self.spent >= quota.hours:
+            return f"the budget of {quota.hours:g} {quota.unit}-hours is spent"
+        return None
