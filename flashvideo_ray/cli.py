@@ -22,6 +22,7 @@ from rich.table import Table
 from flashvideo_ray.claim import ClaimLostError
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.progress import duration
+from flashvideo_ray.quota import Quota
 from flashvideo_ray.settings import Settings
 
 app = typer.Typer(
@@ -39,6 +40,10 @@ RetryOption = Annotated[
     str | None, typer.Option(help="Take up candidates again: failed, or failed:ErrorClass for one class.")
 ]
 TakeoverOption = Annotated[bool, typer.Option("--takeover", help="Take the run from a job that still holds it.")]
+AcceptOption = Annotated[int | None, typer.Option(help="End when the run has so many rendered clips.")]
+BudgetOption = Annotated[
+    str | None, typer.Option(help="End when this job's pools held cards for so long: '200 gpu-hours' (or cpu-hours).")
+]
 PromptsArgument = Annotated[
     str, typer.Argument(help="Parquet (or .jsonl, .csv): a file, folder or glob, any fsspec URL.")
 ]
@@ -61,13 +66,18 @@ def render(
     until: Annotated[Until, typer.Option(help="Stop after this stage.")] = Until.refine,
     retry: RetryOption = None,
     takeover: TakeoverOption = False,
+    accept: AcceptOption = None,
+    budget: BudgetOption = None,
 ) -> None:
     """Render prompts to clips: preview, score, select, refine. Start it again and it carries on."""
     from flashvideo_ray import pipeline
 
     def job() -> Any:
         settings = Settings.load(config, set_ or [])
-        return pipeline.render(prompts, output, settings, until=until.value, retry=retry, takeover=takeover)
+        quota = Quota.parse(accept, budget)
+        return pipeline.render(
+            prompts, output, settings, until=until.value, retry=retry, takeover=takeover, quota=quota
+        )
 
     raise typer.Exit(run_job(job))
 
@@ -98,12 +108,15 @@ def refine(
     set_: SetOption = None,
     retry: RetryOption = None,
     takeover: TakeoverOption = False,
+    accept: AcceptOption = None,
+    budget: BudgetOption = None,
 ) -> None:
     """Stage 2 for the survivors of a run that have no clip yet, from their kept latents."""
     from flashvideo_ray import pipeline
 
     def job() -> Any:
-        return pipeline.refine(output, _run_settings(output, config, set_ or []), retry=retry, takeover=takeover)
+        settings, quota = _run_settings(output, config, set_ or []), Quota.parse(accept, budget)
+        return pipeline.refine(output, settings, retry=retry, takeover=takeover, quota=quota)
 
     raise typer.Exit(run_job(job))
 

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import pyarrow as pa
@@ -203,7 +203,7 @@ def _run(job: _Job, started: float) -> RunResult:
     """Do the job, if there is anything to do, and bring the summary and the report up to date."""
     ended: Counter[str] = Counter()
     usage: dict[str, Any] = {}
-    work = job.next_work(job.retry)
+    work = _wanted(job, job.next_work(job.retry))
     if work:
         stages_ = _pools(job.settings, "refine")
         if work.rows.num_rows:
@@ -211,7 +211,7 @@ def _run(job: _Job, started: float) -> RunResult:
         identity = Identity.of_this_process()
         with Claim(job.store, identity, job.settings.ledger.lease_seconds, job.takeover) as claim:
             # Read again: another job may have worked on the run until just now.
-            work = job.next_work(job.retry)
+            work = _wanted(job, job.next_work(job.retry))
             ledger.open_run(job.store, job.recipe, job.about)
             while work:
                 enough = _do(job, work, claim, ended, usage)
@@ -240,21 +240,30 @@ def _do(job: _Job, work: runs.Work, claim: Claim, ended: Counter[str], usage: di
     if not work.rows.num_rows:
         return False
     came: set[str] = set()
-    why = _run_graph(job, work, claim, ended, came, usage)
+    gate = _gate(job, work)
+    why = gate.over if gate is not None else None
+    if why is None:
+        why = _run_graph(job, work, gate, claim, ended, came, usage)
     if why is not None:
         ids = work.rows["clip_id"]
         left = work.rows.filter(pc.invert(pc.is_in(ids, pa.array(sorted(came), pa.string()))))
-        skipped = {"status": "skipped", "reason": why, "stage": None, "audit": None}
-        for name, value in skipped.items():
+        for name, value in {"status": "skipped", "reason": why, "stage": None, "audit": None}.items():
             index = left.schema.get_field_index(name)
-            left = left.set_column(index, left.schema.field(index), pa.array([value] * left.num_rows, left.schema.field(index).type))  # fmt: skip # noqa: E501
+            field = left.schema.field(index)
+            left = left.set_column(index, field, pa.array([value] * left.num_rows, field.type))
         ledger.Writer(job.store, "clips", schema, job.settings.ledger).write(left)
         ended["skipped"] += left.num_rows
     return why is not None
 
 
 def _run_graph(
-    job: _Job, work: runs.Work, claim: Claim, ended: Counter[str], came: set[str], usage: dict[str, Any]
+    job: _Job,
+    work: runs.Work,
+    gate: Gate | None,
+    claim: Claim,
+    ended: Counter[str],
+    came: set[str],
+    usage: dict[str, Any],
 ) -> str | None:
     """Run the graph over the rows and bring what comes out of it into the ledger.
 
@@ -274,7 +283,7 @@ def _run_graph(
             ledger.extended(ledger.PREVIEWS, [*job.extra, *scores]),
             settings.ledger,
             runs.context_rows(work.context),
-            _gate(job, work),
+            gate,
         )
     )
     _stop_on_sigterm()
@@ -282,7 +291,7 @@ def _run_graph(
     patient = PatientStore(store.url, settings.store_patience_seconds)
     graph = build_graph(work.rows, patient, settings, job.recipe, TrackerClient(tracker, ray.get), work.until)
     progress = Progress(settings, _totals(work), _pools(settings, work.until))
-    why = None
+    rendered, over = 0, None
     try:
         with progress, _Heartbeat(tracker, clips, progress, ended) as heartbeat:
             batches: Iterator[pa.Table] = iter(graph.iter_batches(batch_size=None, batch_format="pyarrow"))
@@ -293,14 +302,14 @@ def _run_graph(
                         continue  # by the job's quota: all that is left gets its row at the end
                     came.add(row["clip_id"])
                     ended[row["status"]] += 1
+                    rendered += row["status"] == "rendered"
                     if row["status"] not in ("previewed", "approved") and not (row["audit"] and row["clip"] is None):
                         clips.append(row)
                 tracker.forget.remote(list(set(batch["id"].to_pylist())))
-                if heartbeat.over is not None:
-                    why = heartbeat.over
-                    break
+                if heartbeat.over is not None and rendered >= heartbeat.over[1]:
+                    break  # what is left came to the gate after it was closed
             del batches, graph  # Ray Data gives its actors back
-            why = why or ray.get(tracker.over.remote())
+            over = ray.get(tracker.over.remote())
     finally:
         # Each of them, whatever becomes of the others: a row that is lost here is paid for again.
         with ExitStack() as last:
@@ -309,7 +318,17 @@ def _run_graph(
             # The last one first: a clip's row follows its preview's.
             last.callback(lambda: _insist(lambda: ray.get(tracker.flush.remote())))
             last.callback(lambda: _use(usage, ray.get(tracker.tick.remote())))
-    return why
+    return over[0] if over is not None else None
+
+
+def _wanted(job: _Job, work: runs.Work) -> runs.Work:
+    """The work, without what an earlier job has skipped already if the run has enough clips as it is."""
+    gate = _gate(job, work)
+    if gate is None or gate.over is None:
+        return work
+    clips = ledger.read(job.store, "clips", ["status"])
+    skipped = clips.filter(pc.equal(clips["status"], "skipped"))["clip_id"].combine_chunks()
+    return replace(work, rows=work.rows.filter(pc.invert(pc.is_in(work.rows["clip_id"], skipped))))
 
 
 def _gate(job: _Job, work: runs.Work) -> Gate | None:
@@ -347,7 +366,7 @@ class _Heartbeat:
 
     def __init__(self, tracker: Any, clips: ledger.Writer, progress: Progress, ended: Mapping[str, int]):
         self._tracker, self._clips, self._progress, self._ended = tracker, clips, progress, ended
-        self.over: str | None = None  # why the job has enough
+        self.over: tuple[str, int] | None = None  # of the tracker
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 

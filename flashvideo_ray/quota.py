@@ -44,8 +44,9 @@ class Quota:
 class Gate:
     """Answers each call of stage 1 and 2 whether it is still wanted.
 
-    Stage 1 waits while the survivors at hand would do if all of them are rendered, and goes on if one fails. Stage 2
-    begins no more clips than are missing. `rendered` and `survivors` are those that the job found.
+    Stage 1 waits while the survivors at hand, and as many of the previews under way as have survived so far, would do;
+    it goes on if one fails. Stage 2 begins no more clips than are missing. `rendered` and `survivors` are those that
+    the job found.
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class Gate:
         self._quota = quota
         self._pools = pools
         self._clock = clock
-        self._rendered = rendered
+        self._rendered = self._rendered_before = rendered
         self._survivors = set(survivors)  # neither rendered nor failed yet, those in stage 2 included
         self._refining: set[str] = set()
         self._prompts: set[str] = set()  # with a preview begun: its other candidates are wanted too
+        self._undecided: set[str] = set()  # previews under way, from stage 1 to the last score
+        self._judged = self._kept = 0
         self._actors: list[tuple[float, float]] = []  # when it came, and the units it holds
 
     def joined(self, stage: Stage) -> None:
@@ -82,20 +85,36 @@ class Gate:
                 self._refining.add(clip_id)
                 return "go"
             return "wait"
-        if prompt in self._prompts or len(self._survivors) < missing:
+        # One more of each, so that it is 1 at the start: rather too few previews than too many.
+        keep_rate = (self._kept + 1) / (self._judged + 1)
+        if prompt in self._prompts or len(self._survivors) + keep_rate * len(self._undecided) < missing:
             self._prompts.add(prompt)
+            self._undecided.add(clip_id)
             return "go"
         return "wait"
 
-    def survived(self, clip_id: str) -> None:
-        """A preview was let through to stage 2."""
-        self._survivors.add(clip_id)
+    def judged(self, clip_id: str, survives: bool) -> None:
+        """A preview was let through to stage 2, or not."""
+        self._undecided.discard(clip_id)
+        self._judged += 1
+        self._kept += survives
+        if survives:
+            self._survivors.add(clip_id)
+
+    def lost(self, clip_id: str) -> None:
+        """A candidate failed before it was judged."""
+        self._undecided.discard(clip_id)
 
     def refined(self, clip_id: str, rendered: bool) -> None:
         """A call of stage 2 ended."""
         self._refining.discard(clip_id)
         self._survivors.discard(clip_id)
         self._rendered += rendered
+
+    @property
+    def rendered(self) -> int:
+        """Clips that were rendered since the gate was set up."""
+        return self._rendered - self._rendered_before
 
     @property
     def spent(self) -> float:

@@ -158,8 +158,10 @@ class Tracker:
 
     def end(self, stage: Stage, clip_id: str, status: str) -> None:
         """See StageEvents."""
-        if stage == "refine" and self._gate is not None:
+        if self._gate is not None and stage == "refine":
             self._gate.refined(clip_id, status == "rendered")
+        elif self._gate is not None and status == "failed":
+            self._gate.lost(clip_id)
         state = self._stages[stage]
         if self._begins.pop((stage, clip_id), 0):
             state.open -= 1
@@ -185,13 +187,15 @@ class Tracker:
         """See StageEvents."""
         for row in rows:
             self._previews.append(row)
-            if self._gate is not None and row["status"] == "previewed":
-                self._gate.survived(row["clip_id"])
+            if self._gate is not None:
+                self._gate.judged(row["clip_id"], row["status"] == "previewed")
 
-    def over(self) -> str | None:
-        """Why the job has enough, once nothing that it pays for is open any more; None before."""
+    def over(self) -> tuple[str, int] | None:
+        """Once nothing that the job pays for is open any more: why it has enough, and how many clips it rendered."""
         working = sum(self._stages[stage].open for stage in STAGES)
-        return self._gate.over if self._gate is not None and not working else None
+        if self._gate is None or working or (why := self._gate.over) is None:
+            return None
+        return why, self._gate.rendered
 
     def tick(self) -> dict[Stage, StageState]:
         """Make preview rows durable if that is due; return the state of all stages."""

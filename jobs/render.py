@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from flashvideo_ray.cli import run_job
+from flashvideo_ray.quota import Quota
 from flashvideo_ray.settings import Settings
 
 
@@ -28,6 +29,8 @@ def main() -> int:
     parser.add_argument("--until", choices=["preview", "refine"], default="refine", help="stop after this stage")
     parser.add_argument("--retry", metavar="failed[:CLASS]", help="take up candidates that failed before")
     parser.add_argument("--takeover", action="store_true", help="take the run from a job that still holds it")
+    parser.add_argument("--accept", type=int, metavar="N", help="end when the run has so many rendered clips")
+    parser.add_argument("--budget", metavar="'N gpu-hours'", help="end when this job's pools held cards for so long")
     args = parser.parse_args()
 
     from flashvideo_ray import pipeline
@@ -40,6 +43,7 @@ def main() -> int:
             until=args.until,
             retry=args.retry,
             takeover=args.takeover,
+            quota=Quota.parse(args.accept, args.budget),
         )
     )
 

@@ -1,0 +1,122 @@
+"""Selection in a run: candidates judged together, more drawn, enough accepted, people and audits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import PROMPTS, tiny_overrides, write_prompts
+
+import flashvideo_ray
+from flashvideo_ray import Settings, decisions, ledger
+from flashvideo_ray.decisions import Decision
+from flashvideo_ray.quota import Quota
+from flashvideo_ray.storage import Store
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def rows(output: Path, table: ledger.Table) -> list[dict[str, Any]]:
+    return ledger.read(Store(str(output)), table).to_pylist()
+
+
+def load(model: Path, *overrides: str) -> Settings:
+    return Settings.load("nano", [*tiny_overrides(model), *overrides])
+
+
+def test_the_best_candidate_of_each_prompt_is_refined(tmp_path: Path, tiny_model: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:3], id=[*"abc"])
+    output = tmp_path / "run"
+    best = ["candidates=3", "select.rank=motion", "pools.preview.size=2"]
+    result = flashvideo_ray.render(prompts, str(output), load(tiny_model, *best, "select.keep=1", "select.audit=0.5"))
+
+    assert result.ended == {"rendered": 3, "rejected": 6}
+    previews, clips = rows(output, "previews"), rows(output, "clips")
+    for prompt in "abc":
+        motions = {row["clip_id"]: row["score_motion"] for row in previews if row["id"] == prompt}
+        [rendered] = [row["clip_id"] for row in clips if row["id"] == prompt and row["status"] == "rendered"]
+        assert rendered == max(motions, key=motions.__getitem__)
+        assert all(row["rank"] == row["score_motion"] for row in previews)
+    rejected = [row for row in clips if row["status"] == "rejected"]
+    assert all(row["reason"].startswith("not among the best 1 of its prompt by motion (") for row in rejected)
+    # Some of the rejected are refined all the same, to be looked at; they stay rejected.
+    audited = [row for row in rejected if row["audit"]]
+    assert 0 < len(audited) < 6
+    assert all((row["clip"] is not None) == bool(row["audit"]) for row in rejected)
+
+    # Another rule admits more, and only those are refined; what was audited is there already.
+    result = flashvideo_ray.refine(str(output), load(tiny_model, *best, "select.keep=2"))
+    assert result.ended == {"rendered": 3}
+    assert result.total == {"rendered": 6, "rejected": 3}
+    assert {row["at"] for row in rows(output, "previews")} == {row["at"] for row in previews}
+
+
+def test_a_prompt_whose_candidates_all_fail_gets_more(tmp_path: Path, tiny_model: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:2])
+    settings = load(tiny_model, "select.require=motion > 1e6", "select.draw=2")
+    result = flashvideo_ray.render(prompts, str(tmp_path / "run"), settings)
+    assert result.ended == {"rejected": 6}
+    found = Counter(row["candidate"] for row in rows(tmp_path / "run", "previews"))
+    assert found == {0: 2, 1: 2, 2: 2}
+
+
+def test_a_job_ends_when_enough_clips_are_accepted_and_another_goes_on(tmp_path: Path, tiny_model: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet", [f"{text} {n}" for n in range(5) for text in PROMPTS])
+    output, settings = tmp_path / "run", load(tiny_model)
+    first = flashvideo_ray.render(prompts, str(output), settings, quota=Quota(accept=3))
+    assert first.ended["rendered"] == 3
+    assert first.ended["skipped"] == 27
+    made = len(rows(output, "previews"))
+    assert made == 3  # all of them survived, so no more were begun
+    reasons = {row["reason"] for row in rows(output, "clips") if row["status"] == "skipped"}
+    assert reasons == {"3 clips are accepted"}
+
+    second = flashvideo_ray.render(prompts, str(output), settings, quota=Quota(accept=5))
+    assert second.total == {"rendered": 5, "skipped": 25}
+    again = flashvideo_ray.render(prompts, str(output), settings, quota=Quota(accept=5))
+    assert again.ended == {}
+
+
+def test_rules_about_the_whole_run_and_decisions_of_people(tmp_path: Path, tiny_model: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet", id=[*"abcdef"])
+    output = tmp_path / "run"
+    half = load(tiny_model, "select.percentiles={motion: 50}")
+    result = flashvideo_ray.preview(prompts, str(output), half)
+    assert result.total["previewed"] == 3
+
+    ranked = sorted(rows(output, "previews"), key=lambda row: row["score_motion"])
+    worst, best = ranked[0]["clip_id"], ranked[-1]["clip_id"]
+    decisions.write(Store(str(output)), [Decision(worst, "approved", "ann"), Decision(best, "rejected", "ann")])
+    result = flashvideo_ray.refine(str(output), half)
+    clips = {row["clip_id"]: row for row in rows(output, "clips")}
+    assert {row["clip_id"] for row in clips.values() if row["status"] == "rendered"} == {
+        worst,
+        *(row["clip_id"] for row in ranked[3:5]),
+    }
+    assert clips[best]["reason"] == "rejected by ann"
+
+
+def test_a_heavy_scorer_sees_only_what_the_others_let_through(tmp_path: Path, tiny_model: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet", id=[*"abcdef"])
+    output, log = tmp_path / "run", tmp_path / "seen.txt"
+    scorers = f"score.scorers=[motion, {{name: probe.Probe, pool: rate, options: {{log: {log}}}}}]"
+    output_of_motion = tmp_path / "motion"
+    flashvideo_ray.preview(prompts, str(output_of_motion), load(tiny_model, "score.scorers=[motion]"))
+    motions = sorted(row["score_motion"] for row in rows(output_of_motion, "previews"))
+    rule = f"select.require=[probe > 0, motion > {(motions[1] + motions[2]) / 2}]"
+    result = flashvideo_ray.preview(prompts, str(output), load(tiny_model, scorers, rule))
+
+    seen = log.read_text().splitlines()
+    assert len(seen) == 4
+    assert result.ended["previewed"] == sum("square" not in text and "star" not in text for text in seen)
+    for row in rows(output, "previews"):
+        if row["prompt"] not in seen:
+            assert row["reason"].startswith("motion > ")
+        elif "square" in row["prompt"]:
+            assert "no usable score probe (probe.Probe: RuntimeError: squares are too much for me)" in row["reason"]
+        elif "star" in row["prompt"]:
+            assert "probe is not finite" in row["reason"]
+        else:
+            assert (row["status"], row["score_probe"]) == ("previewed", 1.0)
