@@ -36,12 +36,18 @@ def load_model(kind: str, model: str, dtype: str) -> Any:
     """A model for inference, on the GPU if this process has one.
 
     Ray hides all GPUs from an actor that was given none, so what is visible may be used.
+
+    Raises:
+        InputError: as `from_pretrained`, or weights are missing, which transformers would fill with random numbers.
     """
     import torch
 
     if dtype not in ("float32", "bfloat16", "float16"):
         raise InputError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}")
-    loaded = from_pretrained(kind, model, dtype=getattr(torch, dtype))
+    loaded, report = from_pretrained(kind, model, dtype=getattr(torch, dtype), output_loading_info=True)
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise InputError(f"{model!r} is no {kind}: it has no weights for {missing}")
     return loaded.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -37,8 +37,8 @@ class PHash:
     the angle between clips. No bit hangs on one weak frequency, as it does in the usual hash of DCT signs: that one, at
     the same size, put 5 % of the copies with noise of 3 levels 10 bits or more apart, this one 2.
 
-    Measured on 600 clips of the nano world. A clip and a copy of it (MP4 at crf 18 and 30, noise of 3 and 8 levels, half
-    and one and a half times the size, 8 levels brighter) are 0 or 1 bits apart in the median and 6 at most. Another
+    Measured on 600 clips of the nano world. A clip and a copy of it (MP4 at crf 18 and 30, noise of 3 and 8 levels,
+    half and 1.5 times the size, 8 levels brighter) are 0 or 1 bits apart in the median and 6 at most. Another
     clip of the same prompt, with the object elsewhere, is 21 bits away in the median; 5 of 1000 are within 6. Clips of
     different prompts: 24, and 22 of 100,000 pairs within 6. So up to `NEAR` = 6 bits are near-duplicates. Clips that
     differ in nothing but a small shape, or in a background of the same brightness, pass for one another in a third of

@@ -37,6 +37,12 @@ def test_a_label_that_the_model_does_not_have(classifier_folder):
         scorers.load("nsfw", {"model": str(classifier_folder), "labels": ["porn"]})
 
 
+def test_a_model_of_another_kind(clip_folder):
+    """transformers would load it, and give the classifier that it lacks random weights."""
+    with pytest.raises(InputError, match=r"is no AutoModelForImageClassification: it has no weights for classifier"):
+        scorers.load("nsfw", {"model": str(clip_folder)})
+
+
 def test_open_nsfw_finds_a_landscape_safe(still):
     assert scorers.load("opennsfw")(still(), "")["opennsfw"] < 0.2
 
