@@ -36,8 +36,10 @@ class OpenNSFW:
         # The CPU, wherever it runs, so that a clip scores the same on every node.
         self.classifier = NSFWClassifier(providers=["CPUExecutionProvider"], intra_op_num_threads=threads)
         self.frames = frames
+        self.threads = threads
 
     def __call__(self, frames: NDArray[np.uint8], prompt: str) -> dict[str, float]:
         """Measure RGB uint8 `[frames, height, width, 3]`."""
         chosen = spread(frames, self.frames)
-        return {"opennsfw": max(found.nsfw for found in self.classifier.classify_batch(list(chosen)))}
+        found = self.classifier.classify_batch(list(chosen), max_workers=self.threads)
+        return {"opennsfw": max(one.nsfw for one in found)}
