@@ -1,4 +1,4 @@
-"""Scorers: a preview's pixels and its prompt in, named numbers out. One scorer a file, no weights to download.
+"""Scorers: a preview's pixels and its prompt in, named numbers out. One scorer a file; docs/scorers.md compares them.
 
 A scorer is any class with `names`, an `__init__` that takes its options and a `__call__` (see `Scorer`). Settings name
 it by a short name below or by a dotted path such as `my_package.taste.Taste`.
@@ -21,6 +21,15 @@ SHORT_NAMES = {
     "sharpness": "flashvideo_ray.scorers.sharpness.Sharpness",
     "exposure": "flashvideo_ray.scorers.exposure.Exposure",
     "sanity": "flashvideo_ray.scorers.sanity.Sanity",
+    "cuts": "flashvideo_ray.scorers.cuts.Cuts",
+    "phash": "flashvideo_ray.scorers.phash.PHash",
+    "clip": "flashvideo_ray.scorers.clip.Clip",
+    "siglip": "flashvideo_ray.scorers.siglip.Siglip",
+    "aesthetic": "flashvideo_ray.scorers.aesthetic.Aesthetic",
+    "video-lm": "flashvideo_ray.scorers.video_lm.VideoLM",
+    "nsfw": "flashvideo_ray.scorers.nsfw.NSFW",
+    "opennsfw": "flashvideo_ray.scorers.opennsfw.OpenNSFW",
+    "watermark": "flashvideo_ray.scorers.watermark.Watermark",
 }
 
 
@@ -55,6 +64,20 @@ def resolve(name: str) -> type[Scorer]:
     if not (isinstance(scorer, type) and named and "__call__" in dir(scorer)):  # every class is itself callable
         raise ValueError(f"{name!r} is no scorer: it must be a class with `names`, a tuple of strings, and `__call__`")
     return scorer
+
+
+def check(name: str, options: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """The names of the numbers that a scorer will give. Builds nothing: a model may be gigabytes, and on other nodes.
+
+    Raises:
+        ValueError: as `resolve`, or the scorer does not take these options.
+    """
+    scorer = resolve(name)
+    try:
+        inspect.signature(scorer).bind(**(options or {}))
+    except TypeError as error:
+        raise ValueError(f"scorer {name!r} does not take these options: {error}") from error
+    return scorer.names
 
 
 def load(name: str, options: Mapping[str, Any] | None = None, *, fps: float | None = None) -> Scorer:
