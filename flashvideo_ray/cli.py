@@ -106,6 +106,9 @@ def refine(
     output: OutputArgument,
     config: ConfigOption = None,
     set_: SetOption = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="OLD", help="Begin OUTPUT with the previews of the run OLD.")
+    ] = None,
     retry: RetryOption = None,
     takeover: TakeoverOption = False,
     accept: AcceptOption = None,
@@ -115,10 +118,131 @@ def refine(
     from flashvideo_ray import pipeline
 
     def job() -> Any:
-        settings, quota = _run_settings(output, config, set_ or []), Quota.parse(accept, budget)
+        quota = Quota.parse(accept, budget)
+        settings = _run_settings(output if from_ is None else from_, config, set_ or [])
+        if from_ is not None:
+            settings = _branch(from_, output, settings, takeover)
         return pipeline.refine(output, settings, retry=retry, takeover=takeover, quota=quota)
 
     raise typer.Exit(run_job(job))
+
+
+@app.command()
+def select(
+    output: OutputArgument,
+    require: Annotated[
+        list[str] | None, typer.Option(help="A rule such as 'motion > 0.5'; several must all hold.")
+    ] = None,
+    rank: Annotated[str | None, typer.Option(help="Compare candidates by this, such as 'alignment + motion'.")] = None,
+    keep: Annotated[int | None, typer.Option(help="So many candidates of each prompt survive.")] = None,
+    set_: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
+    takeover: TakeoverOption = False,
+) -> None:
+    """Decide anew on all previews from the ledger alone: rules given here replace those of the run."""
+
+    def decide() -> None:
+        from flashvideo_ray import reselect, runs
+        from flashvideo_ray.claim import Claim, Identity
+        from flashvideo_ray.storage import Store
+
+        store = Store(output)
+        tree = _existing_run(store)["settings"]
+        rules = {"require": require, "rank": rank, "keep": keep}
+        tree["select"] |= {name: value for name, value in rules.items() if value is not None}
+        settings = Settings.of_tree(tree, set_ or [], "run.json")
+        runs.check_scoring(settings)
+        held = nullcontext() if dry_run else Claim(store, Identity.of_this_process(), takeover=takeover)
+        with held:
+            found = reselect.reselect(store, settings, write=not dry_run)
+        table = Table("before", "now", "previews")
+        for (before, now), count in sorted(found.changes.items()):
+            table.add_row(before, now, f"{count:,}")
+        if found.changes:
+            console.print(table)
+        console.print(f"{found.survivors:,} of {found.previews:,} previews survive.")
+        if not found.changes:
+            console.print("No decision changed.")
+        cost = (
+            ""
+            if found.refine_seconds is None
+            else (
+                f", about {duration(found.admitted * found.refine_seconds)} of stage 2 "
+                f"at {found.refine_seconds:.2f} s a clip (mean of this run)"
+            )
+        )
+        console.print(f"refine would render {found.admitted:,} clips{cost}.")
+        if found.spared:
+            console.print(f"{found.spared:,} clips that these rules would reject are rendered already, and stay.")
+
+    _guarded(decide)
+
+
+@app.command()
+def score(
+    output: OutputArgument,
+    with_: Annotated[
+        list[str],
+        typer.Option("--with", metavar="SCORER[=MODEL]", help="Such as phash, or clip=openai/clip-vit-base-patch32."),
+    ],
+    set_: SetOption = None,
+    takeover: TakeoverOption = False,
+) -> None:
+    """Add scores to the previews of a run, without stage 1. `select` can use them then."""
+
+    def measure() -> None:
+        from flashvideo_ray import rescore
+        from flashvideo_ray.settings import ScorerSettings
+        from flashvideo_ray.storage import Store
+
+        tree = _existing_run(Store(output))["settings"]
+        settings = Settings.of_tree(tree, set_ or [], "run.json")
+        specs = []
+        for text in with_:
+            name, _, model = text.partition("=")
+            specs.append(ScorerSettings(name=name, options={"model": model} if model else {}))
+        count = rescore.rescore(output, specs, settings, takeover=takeover)
+        console.print(f"{count:,} previews got {', '.join(spec.name for spec in specs)}.")
+
+    _guarded(measure)
+
+
+@app.command()
+def prune(
+    output: OutputArgument,
+    keep: Annotated[
+        str, typer.Option(help="What stays of candidates that have ended: latents, previews, both or nothing.")
+    ] = "previews",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    takeover: TakeoverOption = False,
+) -> None:
+    """Remove latents or previews of candidates that are rendered, rejected or failed; asks first."""
+
+    def remove() -> None:
+        from flashvideo_ray import prune as pruning
+        from flashvideo_ray.claim import Claim, Identity
+        from flashvideo_ray.settings import SettingsError
+        from flashvideo_ray.storage import Store
+
+        kept = [word.strip() for word in keep.split(",") if word.strip() not in ("", "nothing")]
+        if not set(kept) <= {"latents", "previews"}:
+            raise SettingsError(f"--keep {keep}: write latents, previews, both with a comma, or nothing")
+        store = Store(output)
+        _existing_run(store)
+        with Claim(store, Identity.of_this_process(), takeover=takeover):
+            planned = pruning.plan(store, kept)
+            size = f"{planned.bytes / 1e6:,.1f} MB"
+            if not planned.keys:
+                console.print("Nothing to remove.")
+                return
+            console.print(f"{len(planned.keys):,} objects of {planned.rows.num_rows:,} candidates, {size}.")
+            if "latents" not in kept:
+                console.print("Without their latents, other rules or another stage 2 would have to pay stage 1 again.")
+            if yes or typer.confirm("Remove them?"):
+                pruning.prune(store, planned)
+                console.print(f"Removed {size}.")
+
+    _guarded(remove)
 
 
 @app.command()
@@ -309,6 +433,25 @@ def _run_settings(output: str, config: str | None, overrides: list[str]) -> Sett
         return Settings.load(config, overrides)
     run = _existing_run(Store(output))
     return Settings.of_tree(run["settings"], overrides, "run.json")
+
+
+def _branch(old: str, new: str, settings: Settings, takeover: bool) -> Settings:
+    """Bring the previews of a run to another one."""
+    from flashvideo_ray import weights
+    from flashvideo_ray.branch import branch
+    from flashvideo_ray.storage import Store
+
+    settings = weights.with_model_defaults(settings)
+    with console.status("copying previews") as status:
+        count = branch(
+            Store(old),
+            Store(new),
+            settings,
+            takeover=takeover,
+            progress=lambda done, total: status.update(f"copying: {done} of {total} objects"),
+        )
+    console.print(f"{count:,} previews of {old} brought to {new}.", markup=False, soft_wrap=True)
+    return settings
 
 
 def _existing_run(store: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext
 
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.settings import STAGES, Pool, Pools, Stage
@@ -169,3 +169,14 @@ def map_options(pool: Pool, calls: int = 1, *, same_rows: bool = True) -> dict[s
     if pool.resources:
         options["resources"] = dict(pool.resources)
     return options
+
+
+def configure_data() -> None:
+    """Ray Data for long rows: keep nothing in order, wait as long as it takes, and leave the talking to us."""
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = False
+    context.execution_no_progress_timeout_s = 24 * 3600  # waiting for a spot card can take hours
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it says that its bars are off

@@ -130,14 +130,20 @@ def read_run(store: Store) -> dict[str, Any] | None:
 def check_recipe(store: Store, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
     """The run that is there, or None. Raises RecipeError if it has another recipe."""
     run = read_run(store)
-    differences = list(_differences(run["recipe"], dict(recipe))) if run is not None else []
-    if differences:
-        raise RecipeError(
-            f"{store.url} holds a run with another recipe:\n"
-            + "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in differences)
-            + "\nUse another OUTPUT, or the settings of that run."
+    if run is not None:
+        hint = (
+            "Use another OUTPUT, or the settings of that run; refine NEW --from OLD makes other clips of its previews."
         )
+        refuse_differences(f"{store.url} holds a run with another recipe", run["recipe"], recipe, hint)
     return run
+
+
+def refuse_differences(what: str, there: Mapping[str, Any], now: Mapping[str, Any], hint: str) -> None:
+    """Raise RecipeError with all keys that differ, if any does."""
+    differences = list(_differences(dict(there), dict(now)))
+    if differences:
+        lines = [f"  {key}: {old!r} there, {new!r} now" for key, old, new in differences]
+        raise RecipeError("\n".join([f"{what}:", *lines, hint]))
 
 
 def open_run(store: Store, recipe: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,7 +184,7 @@ def supersede(store: Store, table: Table, rows: pa.Table) -> None:
         at = rows["at"].cast(pa.int64())
         at = pc.add(at, 1).cast(rows.schema.field("at").type)
         rows = rows.set_column(rows.schema.get_field_index("at"), rows.schema.field("at"), at)
-        parts.write(store, _stem(table), rows)
+        parts.write(store, stem(table), rows)
 
 
 def reopen(store: Store, table: Table, rows: pa.Table) -> None:
@@ -234,7 +240,7 @@ class Writer:
         if rows.num_rows:
             at = pa.array([_now()] * rows.num_rows, self.schema.field("at").type)
             columns = [at if name == "at" else rows[name] for name in self.schema.names]
-            parts.write(self.store, _stem(self.table), pa.table(columns, schema=self.schema))
+            parts.write(self.store, stem(self.table), pa.table(columns, schema=self.schema))
 
     def flush_if_due(self) -> None:
         """Write a part if enough rows or enough time have come together."""
@@ -253,14 +259,15 @@ class Writer:
         if not rows:
             return
         try:
-            parts.write(self.store, _stem(self.table), pa.Table.from_pylist(rows, schema=self.schema))
+            parts.write(self.store, stem(self.table), pa.Table.from_pylist(rows, schema=self.schema))
         except BaseException:
             with self._lock:
                 self._rows = rows + self._rows
             raise
 
 
-def _stem(table: Table) -> str:
+def stem(table: Table) -> str:
+    """The beginning of the next part's name."""
     return f"ledger/{table}-{_now():%Y%m%dT%H%M%S%f}"
 
 

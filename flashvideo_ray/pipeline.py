@@ -287,7 +287,7 @@ def _run_graph(
         )
     )
     _stop_on_sigterm()
-    _configure_data()
+    cluster.configure_data()
     patient = PatientStore(store.url, settings.store_patience_seconds)
     graph = build_graph(work.rows, patient, settings, job.recipe, TrackerClient(tracker, ray.get), work.until)
     progress = Progress(settings, _totals(work), _pools(settings, work.until))
@@ -398,17 +398,6 @@ def _stop_on_sigterm() -> None:
     """SIGTERM (`ray job stop`, a node that is taken away) stops a job the way Ctrl-C does: the ledger is written."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-def _configure_data() -> None:
-    """Ray Data for long rows: keep nothing in order, wait as long as it takes, and leave the talking to us."""
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = False
-    context.execution_no_progress_timeout_s = 24 * 3600  # waiting for a spot card can take hours
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it says that its bars are off
 
 
 def _totals(work: runs.Work) -> dict[Stage, int]:

@@ -62,7 +62,7 @@ def provenance(recipe: Mapping[str, Any]) -> dict[str, str]:
 def check_scoring(settings: Settings) -> None:
     """Raise SettingsError or RuleError if a scorer or a requirement of the settings cannot be used."""
     try:
-        known = [name for spec in settings.score.scorers for name in scorers.load(spec.name, spec.options).names]
+        known = [name for spec in settings.score.scorers for name in scorers.check(spec.name, spec.options)]
     except ValueError as error:
         raise SettingsError(f"score.scorers: {error}") from None
     twice = sorted(name for name, count in Counter(known).items() if count > 1)
@@ -148,7 +148,8 @@ def next_work(
         retry: as `check_retry` lets pass; failed candidates are taken up again.
         more: further candidates of the prompts in `table`, for those none of whose candidates survived.
 
-    Rules that look at the whole run need all previews first: then a round makes previews, and the next one goes on.
+    Rules that look at the whole run need all previews first: then a round makes previews, and the next one goes on. A
+    preview whose latents were pruned is made anew if it is needed.
     """
     if table is not None:
         _check_carried(store, table)
@@ -157,6 +158,7 @@ def next_work(
     over = _ended(previews, clips, settings, retry)
     if table is not None and more is not None and settings.select.draw:
         table = _with_more(table, more, previews, over, clips)
+    previews = previews.filter(pc.or_(previews["latents"].is_valid(), pc.is_in(previews["clip_id"], over)))
     if table is not None:
         previews_here = previews.filter(pc.is_in(previews["clip_id"], table["clip_id"].combine_chunks()))
         fresh = _without(_without(table, previews["clip_id"]), over)

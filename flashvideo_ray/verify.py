@@ -185,7 +185,7 @@ class _Check:
         if row["status"] not in FINAL:
             self.found("status", None, clip_id, f"its clips row has the status {row['status']!r}")
             self.reopen["clips"].add(clip_id)
-        elif row["status"] == "rendered":
+        elif row["status"] == "rendered" or key is not None:  # what was audited has a clip, too
             if self._good(key, clip_id, partial(media.clip_fault, row=row), row["bytes"]):
                 self._poster(row["poster"], key, clip_id)
             else:
@@ -193,7 +193,7 @@ class _Check:
 
     def _preview(self, row: Row) -> None:
         clip_id, key = row["clip_id"], row["preview"]
-        is_open = clip_id not in self.ended or clip_id in self.reopen["clips"]
+        is_open = self.ended.get(clip_id, "skipped") == "skipped" or clip_id in self.reopen["clips"]
         gone = set()
         if row["latents"] is None:
             if is_open and row["status"] != "rejected":
@@ -229,7 +229,7 @@ class _Check:
             self.found("orphan", key, None, "no row names it", repairable=suffix in (".mp4", ".jpg", ".safetensors"))
         elif not self._good(key, clip_id, media.fault_of(key, clip_id)):
             return
-        elif status in ("open", "failed"):
+        elif status in ("open", "skipped", "failed"):
             when = "a job that retries failures" if status == "failed" else "the next job"
             self.found("adoptable", key, clip_id, f"no row names it; {when} takes it up or writes it anew")
         elif not key.startswith("clips/") and clip_id not in self.previewed:
