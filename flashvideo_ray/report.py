@@ -49,7 +49,7 @@ def summarise(previews: pa.Table, clips: pa.Table) -> dict[str, Any]:
         - `previews`, `survivors`: previews made, those that selection let through; `acceptance_rate`: the ratio.
         - `stages`: `count`, `seconds` and `mean_seconds` of the candidates' time in each stage.
         - `devices`: seconds of preview and refine by the device they ran on; `gpu_seconds`: those not on a CPU.
-        - `refine_seconds_saved`: rejected candidates times the mean refine time, an estimate.
+        - `refine_seconds_saved`: rejected candidates that were not refined, times the mean refine time; an estimate.
         - `media`: `clips`, `bytes`, `frames`, `seconds` of playing time, of rendered clips.
     """
     rows = _joined(previews, clips)
@@ -64,6 +64,7 @@ def summarise(previews: pa.Table, clips: pa.Table) -> dict[str, Any]:
     kept = [row for row in rows if row["previewed"] and row["status"] != "rejected" and row.get("stage") != "score"]
     mean_refine = stages["refine"]["mean_seconds"]
     rendered = [row for row in rows if row["status"] == "rendered"]
+    spared = sum(row["status"] == "rejected" and not row.get("clip") for row in rows)
     return {
         "candidates": len(rows),
         "prompts": len({row.get("id") for row in rows}),
@@ -76,7 +77,7 @@ def summarise(previews: pa.Table, clips: pa.Table) -> dict[str, Any]:
         "stages": stages,
         "devices": {device: round(seconds, 3) for device, seconds in devices.items()},
         "gpu_seconds": round(sum(s for device, s in devices.items() if not device.lower().startswith("cpu")), 3),
-        "refine_seconds_saved": round(status["rejected"] * mean_refine, 3) if mean_refine is not None else None,
+        "refine_seconds_saved": round(spared * mean_refine, 3) if mean_refine is not None else None,
         "media": {
             "clips": len(rendered),
             "bytes": sum(row.get("bytes") or 0 for row in rendered),
