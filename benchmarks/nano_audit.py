@@ -1,6 +1,6 @@
 """A held-out scorer for the nano model's audit: what the rule-based judge reads in a clip, against what was asked.
 
-    PYTHONPATH=. flashvideo-ray audit OUTPUT --with benchmarks.nano_audit.Attributes
+PYTHONPATH=. flashvideo-ray audit OUTPUT --with benchmarks.nano_audit.Attributes
 """
 
 from __future__ import annotations

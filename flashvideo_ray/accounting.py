@@ -195,7 +195,7 @@ def mean_cost(lines: Iterable[Line]) -> Cost | None:
 
 
 def line(stage: Stage, device: str | None, seconds: float, count: int, settings: Settings) -> Line:
-    """One line of a bill: so many calls that took so long in all, on a device (None: not known), in the stage's pool."""
+    """One line of a bill: calls of a stage and their seconds in all, on a device (None: not known) of its pool."""
     pool = getattr(settings.pools, stage)
     on_cpu = device.lower().startswith("cpu") if device is not None else not pool.num_gpus
     units = pool.num_cpus if on_cpu else pool.num_gpus or 1

@@ -30,6 +30,7 @@ FILE = "audit.json"
 _SCORES = "audit.parquet"  # what was measured, so that nothing is decoded twice
 _AHEAD = 2  # clips that are decoded ahead; one at 1080p takes 300 MB
 _RESAMPLES = 2000
+_RESAMPLED_AT_ONCE = 2_000_000  # values
 _ENDS = ("preview", "clip")
 
 Array = NDArray[np.float64]
@@ -54,8 +55,8 @@ class Share:
 class ScoreAgreement:
     """One score on both ends.
 
-    `correlation` is Spearman's, weighted so that the rejected count for all that were rejected; `low` and `high` are its
-    95 % bootstrap interval. `separation` is the chance that a random rendered clip scores above a random one of those
+    `correlation` is Spearman's, weighted so that the audited count for all that were rejected; `low` and `high` are
+    its 95 % bootstrap interval. `separation` is the chance that a random rendered clip scores above a random one of those
     that selection rejected: .5 if selection does nothing for this score (of scores where less is better, 1 minus it).
     """
 
@@ -118,7 +119,7 @@ def audit(
             "to be refined all the same, such as 0.05, and start the job again"
         )
     own = [name for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
-    names = {name: False for name in own} | {
+    names = dict.fromkeys(own, False) | {
         name: True for scorer in held_out for name in scorers.resolve(scorer).names if name not in own
     }
     measured = _measure(store, settings, pairs, held_out, progress)
@@ -143,9 +144,7 @@ def read(store: Store) -> dict[str, Any] | None:
         return None
 
 
-def compare(
-    pairs: Sequence[Mapping[Any, Any]], names: Mapping[str, bool], settings: Settings, rejected: int
-) -> Audit:
+def compare(pairs: Sequence[Mapping[Any, Any]], names: Mapping[str, bool], settings: Settings, rejected: int) -> Audit:
     """The audit of candidates with scores on both ends.
 
     Args:
@@ -156,9 +155,7 @@ def compare(
     """
     out = np.array([pair["rejected"] for pair in pairs], bool)
     weights = np.where(out, rejected / max(1, int(out.sum())), 1.0)
-    ends = {
-        end: {name: np.array([_number(pair[end, name]) for pair in pairs]) for name in names} for end in _ENDS
-    }
+    ends = {end: {name: np.array([_number(pair[end, name]) for pair in pairs]) for name in names} for end in _ENDS}
     scored = dict(names)
     if settings.select.rank is not None:
         rank = Rank.parse(settings.select.rank)
@@ -194,11 +191,7 @@ def spearman(x: Array, y: Array, weights: Array | None = None) -> float:
 
     NaN where one of them does not vary.
     """
-    weights = np.ones(len(x)) if weights is None else weights
-    a, b = _ranks(x, weights), _ranks(y, weights)
-    a, b = a - np.average(a, weights=weights), b - np.average(b, weights=weights)
-    spread = np.sqrt(np.average(a * a, weights=weights) * np.average(b * b, weights=weights))
-    return float(np.average(a * b, weights=weights) / spread) if spread > 0 else float("nan")
+    return float(_correlations(x, y, np.ones((1, len(x))) if weights is None else weights[None])[0])
 
 
 def wilson(hits: int, of: int, z: float = 1.96) -> Share:
@@ -327,21 +320,24 @@ def _score_agreement(
     value = spearman(x, y, w) if len(x) > 2 else float("nan")
     low, high = _bootstrap(x, y, w, out) if np.isfinite(value) else (None, None)
     separation = _above(y[~out], y[out])
-    return ScoreAgreement(
-        name, held_out, int(both.sum()), value if np.isfinite(value) else None, low, high, separation
-    )
+    return ScoreAgreement(name, held_out, int(both.sum()), value if np.isfinite(value) else None, low, high, separation)
 
 
 def _bootstrap(x: Array, y: Array, weights: Array, out: NDArray[np.bool_]) -> tuple[float | None, float | None]:
     """The 95 % interval of the correlation; rendered and rejected are drawn apart, so both stay as many as they are."""
     generator = np.random.default_rng(0)
     groups = [rows for rows in (np.flatnonzero(out), np.flatnonzero(~out)) if len(rows)]
-    values = []
-    for _ in range(_RESAMPLES):
-        rows = np.concatenate([generator.choice(group, len(group)) for group in groups])
-        values.append(spearman(x[rows], y[rows], weights[rows]))
-    values = [value for value in values if np.isfinite(value)]
-    if not values:
+    found = []
+    at_once = max(1, _RESAMPLED_AT_ONCE // len(x))
+    for start in range(0, _RESAMPLES, at_once):
+        count = min(at_once, _RESAMPLES - start)
+        times = np.zeros((count, len(x)))  # how often each candidate was drawn
+        for rows in groups:
+            times[:, rows] = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=count)
+        found.append(_correlations(x, y, times * weights))
+    values = np.concatenate(found)
+    values = values[np.isfinite(values)]
+    if not len(values):
         return None, None
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
@@ -371,11 +367,23 @@ def _rule_agreements(
         )
 
 
+def _correlations(x: Array, y: Array, weights: Array) -> Array:
+    """Spearman's correlation of the same values under each row of weights [rows, values]; NaN where one is constant."""
+    total = weights.sum(1, keepdims=True)
+    a, b = _ranks(x, weights), _ranks(y, weights)
+    a, b = (each - (weights * each).sum(1, keepdims=True) / total for each in (a, b))
+    spread = np.sqrt((weights * a * a).sum(1) * (weights * b * b).sum(1))
+    return np.divide((weights * a * b).sum(1), spread, out=np.full(len(weights), np.nan), where=spread > 1e-9)
+
+
 def _ranks(values: Array, weights: Array) -> Array:
     """The middle of each value's place in order, where each takes as much room as its weight; equals share theirs."""
-    _, inverse = np.unique(values, return_inverse=True)
-    room = np.bincount(inverse, weights)
-    return (np.cumsum(room) - room / 2)[inverse]
+    order = np.argsort(values, kind="stable")
+    _, starts, inverse = np.unique(values[order], return_index=True, return_inverse=True)
+    room = np.add.reduceat(weights[:, order], starts, axis=1)
+    ranks = np.empty_like(weights)
+    ranks[:, order] = (np.cumsum(room, axis=1) - room / 2)[:, inverse]
+    return ranks
 
 
 def _percentile(values: Array, percent: float, weights: Array) -> float:

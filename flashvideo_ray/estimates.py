@@ -93,7 +93,9 @@ def fit(settings: Settings, stage: str, card_gib: float) -> Fit:
     if needed <= card_gib:
         return Fit(stage, card_gib, needed, None, None)
     for changes in _remedies(settings, stage):
-        changed = Settings.of_tree(settings.model_dump(mode="json"), [f"{key}={value}" for key, value in changes.items()])
+        changed = Settings.of_tree(
+            settings.model_dump(mode="json"), [f"{key}={value}" for key, value in changes.items()]
+        )
         less = _peak_gib(changed, stage)
         if less <= card_gib:
             return Fit(stage, card_gib, needed, changes, less)
@@ -144,7 +146,7 @@ def _peak_gib(settings: Settings, stage: str) -> float:
 
 
 def _with_configs(settings: Settings) -> tuple[dict[str, dict[str, Any]], bool]:
-    """By stage: sizes, steps, text tokens and the configurations of both networks; whether they are the released ones."""
+    """By stage: sizes, steps and the configurations of both networks; whether they are the released ones."""
     try:
         full, released = weights.with_model_defaults(settings), False
         configs = {stage: _configs(full, stage) for stage in _STAGES}

@@ -1,13 +1,12 @@
 """What a run will cost, before a GPU is paid for: clips, hours, money, and whether the two pools are in balance.
 
-A prediction from a few numbers: how many candidates, how long a call takes in each stage, and how many previews survive.
-Pools work side by side, so the slowest one decides; what comes before its first row and after its last is added.
+A prediction from a few numbers: candidates, seconds a call in each stage, and the share of previews that survive. Pools work side by side, so the slowest one decides; what comes before its first row and after its last is added.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,9 +40,9 @@ class PoolPlan:
     stage: Stage
     size: int
     calls: int
-    seconds: float  # a call
+    seconds: float | None  # a call; None: not known, and taken as 0
     work_seconds: float  # of actors
-    idle_share: float
+    idle_share: float | None
     money: float | None  # of holding the pool for as long as the run takes
 
 
@@ -98,7 +97,9 @@ def plan(
     wall, slowest = _wall(stages, calls, seconds, settings)
     devices = measures.devices or {}
     lines = {
-        stage: accounting.line(stage, _device(stage, devices, settings), calls[stage] * seconds[stage], calls[stage], settings)
+        stage: accounting.line(
+            stage, _device(stage, devices, settings), calls[stage] * seconds[stage], calls[stage], settings
+        )
         for stage in stages
     }
     pools = []
@@ -106,13 +107,16 @@ def plan(
         size = getattr(settings.pools, stage).size
         work = calls[stage] * seconds[stage]
         held = accounting.line(stage, lines[stage].device, size * wall, 0, settings)
-        idle = 1 - work / (size * wall) if wall else 0.0
-        pools.append(PoolPlan(stage, size, calls[stage], seconds[stage], work, idle, held.money))
+        known = measures.seconds.get(stage)
+        idle = 1 - work / (size * wall) if wall and known is not None else None
+        pools.append(PoolPlan(stage, size, calls[stage], known, work, idle, held.money))
     cost = sum((line.cost for line in lines.values()), accounting.Cost())
     held_money = [pool.money for pool in pools if pool.money is not None]
-    each = accounting.mean_cost([lines["refine"]]) or accounting.line(
-        "refine", lines["refine"].device, seconds["refine"], 1, settings
-    ).cost
+    each = (
+        accounting.mean_cost([lines["refine"]])
+        or accounting.line("refine", lines["refine"].device, seconds["refine"], 1, settings).cost
+    )
+    fits = _fits(settings, card_memory or {})
     ratio, balanced_size = _balance(settings, seconds, (clips + audited) / candidates if candidates else rate)
     return Plan(
         prompts=prompts,
@@ -132,8 +136,8 @@ def plan(
         operations=estimates.known_operations(settings),
         balance=ratio,
         balanced_size=balanced_size,
-        fits=tuple(_fits(settings, card_memory or {})),
-        notes=tuple(_notes(settings, measures, lines, rate_source)),
+        fits=tuple(fits),
+        notes=tuple(_notes(settings, measures, lines, rate_source, fits)),
     )
 
 
@@ -167,7 +171,8 @@ def published(settings: Settings) -> Measures:
     """The paper's times, for settings with the paper's sizes. Raises PlanError for others."""
     if not estimates.is_released(settings):
         raise PlanError(
-            "how long does a call take? Name a run to take it from (--from RUN) or say it (--seconds preview=30,refine=70)"
+            "how long does a call take? Name a run to take it from (--from RUN), "
+            "or say it (--seconds preview=30,refine=70)"
         )
     steps = settings.preview.num_inference_steps or 51, settings.refine.num_inference_steps or 5
     scale = {"preview": steps[0] / 50, "refine": steps[1] / 4}
@@ -255,14 +260,24 @@ def _fits(settings: Settings, given: Mapping[str, float]) -> list[estimates.Fit]
 
 
 def _notes(
-    settings: Settings, measures: Measures, lines: Mapping[Stage, accounting.Line], rate_source: str
+    settings: Settings,
+    measures: Measures,
+    lines: Mapping[Stage, accounting.Line],
+    rate_source: str,
+    fits: Sequence[estimates.Fit],
 ) -> list[str]:
     notes = []
     if rate_source == "nothing says how many previews survive":
-        notes.append("without --keep-rate, --from or select.keep every preview is taken to survive: the most it can cost")
+        notes.append(
+            "without --keep-rate, --from or select.keep every preview is taken to survive: the most it can cost"
+        )
     untimed = [stage for stage in lines if stage not in measures.seconds]
     if untimed:
         notes.append(f"no time is known of {', '.join(untimed)}: taken as 0")
+    if settings.pools.preview.num_gpus and not fits:
+        notes.append(
+            "memory not looked at: name the cards (pools.….accelerator_type) or --card-memory preview=80,refine=48"
+        )
     if settings.select.draw:
         notes.append("further candidates (select.draw) are not counted: how many prompts lose all theirs is not known")
     if not settings.prices.devices:

@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     from flashvideo_ray.audit import Audit, Share
     from flashvideo_ray.plan import Plan
 
+_LEAST = 0.0001  # of money that is shown
+
 
 def money(value: float | None, currency: str) -> str:
-    """`1,234.50 USD`, `0.0123 USD`; a dash where there is no price."""
+    """`1,234.50 USD`, three digits of less than one; a dash where there is no price."""
     if value is None:
         return "–"
-    digits = 2 if value == 0 or abs(value) >= 1 else 2 - math.floor(math.log10(abs(value)))
-    return f"{value:,.{max(2, min(digits, 8))}f} {currency}"
+    if 0 < value < _LEAST:
+        return f"< {_LEAST} {currency}"
+    digits = 2 if value == 0 or value >= 1 else 2 - math.floor(math.log10(value))
+    return f"{value:,.{digits}f} {currency}"
 
 
 def percent(value: float | None) -> str:
@@ -65,9 +69,9 @@ def plan_page(plan: Plan, currency: str) -> RenderableType:
         table.add_row(
             pool.stage,
             f"{pool.calls:,}",
-            f"{pool.seconds:.3g} s",
+            "–" if pool.seconds is None else f"{pool.seconds:.3g} s",
             str(pool.size),
-            duration(pool.work_seconds),
+            "–" if pool.seconds is None else duration(pool.work_seconds),
             percent(pool.idle_share),
             money(pool.money, currency),
         )
@@ -80,7 +84,7 @@ def _plan_head(plan: Plan) -> Iterator[str]:
         + (f", {plan.audited:,} refined for the audit" if plan.audited else "")
         + f": about {duration(plan.wall_seconds)}, of which {plan.slowest} decides"
     )
-    yield f"Seconds a call: {plan.seconds_source}. Previews that survive: {percent(plan.keep_rate)}, {plan.keep_source}."
+    yield f"Seconds a call: {plan.seconds_source}. Survivors: {percent(plan.keep_rate)}, {plan.keep_source}."
 
 
 def _plan_end(plan: Plan, currency: str) -> Iterator[str]:
@@ -101,7 +105,7 @@ def _plan_end(plan: Plan, currency: str) -> Iterator[str]:
         one = plan.operations
         ratio = one.single / (one.preview + one.refine)
         whose = "the released networks" if one.released else "these networks"
-        yield f"A clip in a single stage would take {ratio:.3g} times the operations of both stages ({whose}, calculated)"
+        yield f"A clip in a single stage would take {ratio:.3g} times the operations of two ({whose}, calculated)"
     preview, refine = plan.balance
     sizes = {pool.stage: pool.size for pool in plan.pools}
     yield (
@@ -155,7 +159,9 @@ def _two(value: float | None) -> str:
 
 def _work(cost: Mapping[str, Any]) -> str:
     parts = [(cost["gpu_seconds"], "GPU-seconds"), (cost["cpu_seconds"], "CPU-seconds")]
-    said = [f"{seconds:,.0f} {unit}" if seconds >= 10 else f"{seconds:.2g} {unit}" for seconds, unit in parts if seconds]
+    said = [
+        f"{seconds:,.0f} {unit}" if seconds >= 10 else f"{seconds:.2g} {unit}" for seconds, unit in parts if seconds
+    ]
     return " and ".join(said) or "nothing"
 
 
