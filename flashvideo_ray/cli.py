@@ -285,6 +285,77 @@ def report(output: OutputArgument) -> None:
 
 
 @app.command()
+def plan(
+    prompts: PromptsArgument,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    seconds: Annotated[
+        str | None, typer.Option(metavar="STAGE=S,…", help="Seconds a call: preview=30.1,refine=72.2.")
+    ] = None,
+    run: Annotated[str | None, typer.Option("--from", metavar="RUN", help="A run to take seconds from.")] = None,
+    keep_rate: Annotated[float | None, typer.Option(min=0, max=1, help="Share of previews that survive.")] = None,
+    card_memory: Annotated[
+        str | None, typer.Option(metavar="STAGE=GIB,…", help="Memory of the cards: preview=80,refine=48.")
+    ] = None,
+) -> None:
+    """Clips, hours, money and balance of a run before it is made: exit status 2 if a stage cannot fit its card."""
+
+    def predict() -> int:
+        import json
+
+        from flashvideo_ray import plan as planning
+        from flashvideo_ray import tables
+        from flashvideo_ray.prompts import read_prompts
+        from flashvideo_ray.storage import Store
+
+        settings = Settings.load(config, set_ or [])
+        count = read_prompts(prompts, base_seed=settings.seed, reserved=[]).num_rows
+        measures = None
+        if run is not None:
+            _existing_run(Store(run))
+            measures = planning.measured(json.loads(Store(run).get("summary.json")), run)
+        if seconds is not None:
+            measures = planning.declared(seconds, measures)
+        measures = measures or planning.published(settings)
+        memory = planning.assignments(card_memory, "--card-memory") if card_memory is not None else {}
+        found = planning.plan(count, settings, measures, keep_rate, memory)
+        console.print(tables.plan_page(found, settings.prices.currency), highlight=False)
+        return 0 if all(fit.fits for fit in found.fits) else 2
+
+    raise typer.Exit(_guarded(predict))
+
+
+@app.command()
+def audit(
+    output: OutputArgument,
+    held_out: Annotated[
+        list[str] | None, typer.Option("--with", metavar="SCORER", help="A scorer that selection did not use.")
+    ] = None,
+) -> None:
+    """How well scores of previews foretell those of clips, where select.audit refined rejected ones. No GPU."""
+
+    def measure() -> None:
+        from flashvideo_ray import audit as auditing
+        from flashvideo_ray import runs, tables
+        from flashvideo_ray.storage import Store
+
+        store = Store(output)
+        settings = Settings.of_tree(_existing_run(store)["settings"], where="run.json")
+        with console.status("scoring") as status:
+            found = auditing.audit(
+                store,
+                settings,
+                held_out or [],
+                progress=lambda done, total: status.update(f"scoring: {done} of {total} videos"),
+            )
+        runs.finish(store, settings)
+        console.print(tables.audit_page(found), highlight=False)
+        console.print(f"In {store.url}/{auditing.FILE} and report.html", markup=False, soft_wrap=True)
+
+    _guarded(measure)
+
+
+@app.command()
 def verify(
     output: OutputArgument,
     repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
@@ -407,6 +478,7 @@ def print_result(result: Any) -> None:
     """The job's last lines: what became of the candidates, what each stage took, where to look."""
     import json
 
+    from flashvideo_ray import tables
     from flashvideo_ray.storage import Store
 
     summary = json.loads(Store(result.output).get("summary.json"))
@@ -422,6 +494,7 @@ def print_result(result: Any) -> None:
             mean, total = f"{numbers['mean_seconds']:.2f} s", duration(numbers["seconds"])
             stages.add_row(stage, str(numbers["count"]), mean, total, f"{numbers['gpu_seconds']:.0f}")
     console.print(stages)
+    tables.print_lines(console, tables.bill_lines(summary["bill"]))
     console.print(f"Look at {result.output}/report.html", markup=False, soft_wrap=True)
 
 

@@ -21,6 +21,9 @@ import pyarrow as pa
 import yaml
 from PIL import Image
 
+from flashvideo_ray import tables
+from flashvideo_ray.nano import vocabulary
+
 STAGES = {
     "text": "previews", "preview": "previews", "score": "previews", "rate": "previews",
     "refine": "clips", "publish": "clips",
@@ -28,6 +31,7 @@ STAGES = {
 _TIMINGS = {f"{stage}_seconds" for stage in STAGES}
 _SEEN = re.compile(r" \([^()]*\)$")  # the numbers that selection adds to a requirement
 _CARDS = 120  # a section
+_PROMPTS = 40  # side by side
 _THUMBNAIL_BYTES = 2_500_000  # in the whole page; further pictures are links into the run directory
 _THUMBNAIL_SIDE = 400  # pixels
 _MESSAGES = 5  # different ones for each class of failures
@@ -49,7 +53,7 @@ def summarise(previews: pa.Table, clips: pa.Table) -> dict[str, Any]:
         - `previews`, `survivors`: previews made, those that selection let through; `acceptance_rate`: the ratio.
         - `stages`: `count`, `seconds` and `mean_seconds` of the candidates' time in each stage.
         - `devices`: seconds of preview and refine by the device they ran on; `gpu_seconds`: those not on a CPU.
-        - `refine_seconds_saved`: rejected candidates times the mean refine time, an estimate.
+        - `refine_seconds_saved`: rejected candidates that were not refined, times the mean refine time; an estimate.
         - `media`: `clips`, `bytes`, `frames`, `seconds` of playing time, of rendered clips.
     """
     rows = _joined(previews, clips)
@@ -64,6 +68,7 @@ def summarise(previews: pa.Table, clips: pa.Table) -> dict[str, Any]:
     kept = [row for row in rows if row["previewed"] and row["status"] != "rejected" and row.get("stage") != "score"]
     mean_refine = stages["refine"]["mean_seconds"]
     rendered = [row for row in rows if row["status"] == "rendered"]
+    spared = sum(row["status"] == "rejected" and not row.get("clip") for row in rows)
     return {
         "candidates": len(rows),
         "prompts": len({row.get("id") for row in rows}),
@@ -76,7 +81,7 @@ def summarise(previews: pa.Table, clips: pa.Table) -> dict[str, Any]:
         "stages": stages,
         "devices": {device: round(seconds, 3) for device, seconds in devices.items()},
         "gpu_seconds": round(sum(s for device, s in devices.items() if not device.lower().startswith("cpu")), 3),
-        "refine_seconds_saved": round(status["rejected"] * mean_refine, 3) if mean_refine is not None else None,
+        "refine_seconds_saved": round(spared * mean_refine, 3) if mean_refine is not None else None,
         "media": {
             "clips": len(rendered),
             "bytes": sum(row.get("bytes") or 0 for row in rendered),
@@ -93,6 +98,7 @@ def write_report(
     summary: Mapping[str, Any],
     *,
     poster: Callable[[str], bytes | None],
+    audit: Mapping[str, Any] | None = None,
     title: str = "FlashVideo run",
 ) -> str:
     """The run as one self-contained HTML page.
@@ -104,13 +110,17 @@ def write_report(
         previews: the ledger's previews.
         clips: the ledger's clips.
         run: run.json; `created` stands in the head of the page, everything in a fold at its end.
-        summary: of `summarise`, with `wall_seconds` if it is known.
+        summary: of `summarise`, with `wall_seconds` and the `bill` if they are known.
         poster: gives a poster file's bytes for its path relative to the run, or None if it is not to be had.
+        audit: audit.json, if an audit was made.
         title: the page's title, such as the name of the run.
     """
     scores = _score_names(previews)
+    rows = _joined(previews, clips)
+    contests = _contests(rows)
+    compared = {row["clip_id"] for contest in contests for row in contest["rows"]}
     by_status: dict[str, list[Row]] = {}
-    for row in _joined(previews, clips):
+    for row in rows:
         by_status.setdefault("waiting" if row["status"] in ("previewed", "approved") else row["status"], []).append(row)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("flashvideo_ray"),
@@ -120,6 +130,7 @@ def write_report(
     )
     environment.filters |= {
         "count": _count, "duration": _duration, "size": _size, "number": _number, "percent": _percent, "url": _url,
+        "money": _money, "work": _work,
     }  # fmt: skip
     return environment.get_template("report.html").render(
         title=title,
@@ -127,12 +138,18 @@ def write_report(
         summary=summary,
         funnel=_funnel(summary),
         groups=by_status,
+        alone={status: [row for row in group if row["clip_id"] not in compared] for status, group in by_status.items()},
+        contests=contests,
+        audit=audit,
+        unknown=_unknown_words(rows, run),
+        example=vocabulary.EXAMPLES[0],
         scores=scores,
         failures=_failures(by_status.get("failed", [])),
         histograms=[_histogram(f"score_{name}", by_status) for name in scores],
         recipe=yaml.safe_dump(_plain(run), sort_keys=False, allow_unicode=True, width=100) if run else "",
         thumbnail=_Thumbnails(poster),
         limit=_CARDS,
+        strips=_PROMPTS,
     )
 
 
@@ -172,6 +189,28 @@ def _joined(previews: pa.Table, clips: pa.Table) -> list[Row]:
         rows[row["clip_id"]] = {**blank, "previewed": False, **rows.get(row["clip_id"], {}), **known}
     order = {prompt: index for index, prompt in enumerate(dict.fromkeys(row["id"] for row in rows.values()))}
     return sorted(rows.values(), key=lambda row: (order[row["id"]], row["candidate"] or 0))
+
+
+def _contests(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Prompts with several candidates, each with them side by side, the best by rank first."""
+    by_prompt: dict[str, list[Row]] = {}
+    for row in rows:
+        by_prompt.setdefault(row["id"], []).append(row)
+    contests = []
+    for group in by_prompt.values():
+        if len(group) > 1:
+            ordered = sorted(group, key=lambda row: -row["rank"] if _usable(row.get("rank")) else math.inf)
+            contests.append({"prompt": group[0]["prompt"], "id": group[0]["id"], "rows": ordered})
+    return contests
+
+
+def _unknown_words(rows: Iterable[Row], run: Mapping[str, Any]) -> list[str]:
+    """Words of the prompts that the nano model does not know, the most frequent first; none for other models."""
+    if run.get("settings", {}).get("preview", {}).get("model") != "nano":
+        return []
+    prompts = {row["id"]: row["prompt"] for row in rows}
+    words = Counter(word for prompt in prompts.values() for word in vocabulary.unknown_words(prompt))
+    return [word for word, _ in words.most_common()]
 
 
 def _score_names(previews: pa.Table) -> list[str]:
@@ -279,6 +318,17 @@ def _number(value: Any) -> str:
     if 0 < abs(value) < 0.001:
         return "≈\u202f0"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _work(cost: Mapping[str, Any]) -> str:
+    """Cards and cores apart."""
+    parts = [(cost["gpu_seconds"], "GPU-seconds"), (cost["cpu_seconds"], "CPU-seconds")]
+    said = [f"{_count(round(value)) if value >= 10 else f'{value:.2g}'}\u00a0{unit}" for value, unit in parts if value]
+    return " + ".join(said) or "–"
+
+
+def _money(value: Any, currency: str) -> str:
+    return tables.money(value, currency).replace(",", "\u202f").replace(" ", "\u00a0")
 
 
 def _percent(value: Any) -> str:

@@ -49,6 +49,14 @@ def sampling_defaults(model: str, stage: ModelStage) -> dict[str, Any]:
     return {key: value for key, value in index.items() if not key.startswith("_") and not _is_component(value)}
 
 
+def config(model: str, stage: ModelStage, part: Literal["transformer", "vae"]) -> dict[str, Any]:
+    """The configuration of one of a stage's networks; of a hub model only that file is downloaded.
+
+    Raises ModelNotFoundError.
+    """
+    return _json(model, stage, f"{part}/config.json")
+
+
 def with_model_defaults(settings: Settings) -> Settings:
     """The settings with every null in `preview` and `refine` replaced by what the models themselves state.
 
@@ -70,7 +78,7 @@ def check_sizes(settings: Settings) -> None:
     stage: ModelStage
     for stage in ("preview", "refine"):
         own = getattr(settings, stage)
-        vae, transformer = (_json(own.model, stage, f"{part}/config.json") for part in ("vae", "transformer"))
+        vae, transformer = config(own.model, stage, "vae"), config(own.model, stage, "transformer")
         smallest = 2 ** (len(vae["block_out_channels"]) - 1) * transformer["patch_size"]
         for name in ("height", "width"):
             if getattr(own, name) < smallest:
