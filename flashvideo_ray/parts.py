@@ -81,6 +81,22 @@ def read_all(
     raise OSError(f"{store.url}: the parts of the ledger change faster than they can be read")
 
 
+def read_new(store: Store, prefix: str, known: set[str]) -> dict[str, pa.Table]:
+    """The parts that are not `known`, by key, from one listing; for a reader that looks again and again.
+
+    A part that was merged into another while it was to be read is left out: the next look finds the other.
+    """
+    new = [(key, size) for key, size in _list(store, prefix) if key not in known]
+    if not new:
+        return {}
+    with _pool(store) as pool:
+        found = dict(zip([key for key, _ in new], pool.map(partial(_read, store, None), new), strict=True))
+    for part in found.values():
+        if isinstance(part, DamagedPartError):
+            raise part
+    return {key: part for key, part in sorted(found.items()) if isinstance(part, pa.Table)}
+
+
 def newest(parts: list[pa.Table], *, keep_open: bool = False) -> pa.Table:
     """One row each clip_id, oldest first, without those whose status is `open` unless they are to be kept.
 

@@ -93,7 +93,7 @@ def render(
             store, table, schema, settings, until, again, lambda: candidates(settings.candidates, settings.select.draw)
         )
 
-    job = _Job(store, settings, recipe, runs.about(settings, table), next_work, extra, takeover, retry, quota)
+    job = _Job(store, settings, recipe, runs.about(settings, table.num_rows), next_work, extra, takeover, retry, quota)
     return _run(job, started)
 
 

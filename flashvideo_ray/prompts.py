@@ -68,6 +68,17 @@ def read_prompts(url: str, *, base_seed: int = 0, reserved: Iterable[str] = ()) 
     return _checked(table, rows, base_seed, url)
 
 
+def checked(rows: Sequence[Mapping[str, Any]], *, base_seed: int = 0) -> pa.Table:
+    """Prompts that are at hand: mappings with `prompt` and, if wished, the other columns of PROMPTS.
+
+    They are checked, named and seeded as `read_prompts` does. Raises PromptError.
+    """
+    kinds = {field.name: field.type for field in PROMPTS}
+    given = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in kinds.items()}
+    table = pa.table({name: column for name, column in given.items() if column.null_count < len(rows)})
+    return _checked(table, _Rows([("", len(rows))]), base_seed, "prompts")
+
+
 def candidates(prompts: pa.Table, count: int, stage1: Mapping[str, Any], fingerprint: str) -> pa.Table:
     """One row for each (prompt, seed) pair: `count` candidates of every prompt, numbered from 0.
 

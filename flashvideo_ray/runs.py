@@ -37,11 +37,11 @@ def recipe_of(settings: Settings) -> dict[str, Any]:
     return {**recipe, "fps": fps, "fingerprints": fingerprints}
 
 
-def about(settings: Settings, table: pa.Table) -> dict[str, Any]:
+def about(settings: Settings, candidates: int) -> dict[str, Any]:
     """What run.json records beside the recipe."""
     return {
         "settings": settings.model_dump(mode="json"),
-        "candidates": table.num_rows,
+        "candidates": candidates,
         "command": shlex.join(sys.argv),
         "versions": {
             "python": platform.python_version(),

@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -106,6 +106,15 @@ class StageBase(ABC):
             finally:
                 watch.cancel()
                 self.events.survived(self.name, row["clip_id"])
+
+    def steps(self, row: Mapping[str, Any]) -> Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]:
+        """A `callback_on_step_end` for a diffusers pipeline that tells how far the row is."""
+
+        def told(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            self.events.step(self.name, row["clip_id"], step + 1, len(pipe.scheduler.timesteps))
+            return tensors
+
+        return told
 
     @property
     def _pool(self) -> Pool:

@@ -128,6 +128,7 @@ class Preview(StageBase):
             generator=_generator(row["seed"], self.name),
             output_type="latent",
             guidance_batching=own.guidance_batching,
+            callback_on_step_end=self.steps(row),
         ).latents.to(self.pipe.transformer.dtype)
         _check_finite(latents, "stage 1")
         return latents[0].cpu().contiguous()
@@ -413,6 +414,7 @@ class Refine(StageBase):
             generator=_generator(row["seed"], self.name),
             guidance_batching=own.guidance_batching,
             output_type="latent",
+            callback_on_step_end=self.steps(row),
         ).latents
         _check_finite(latents, "stage 2")
         note = None

@@ -64,6 +64,9 @@ class StageEvents(Protocol):
     def attempt(self, stage: Stage, clip_id: str) -> Attempt:
         """A call gets the device."""
 
+    def step(self, stage: Stage, clip_id: str, done: int, total: int) -> None:
+        """A call that has the device has made so many of its steps."""
+
     def overdue(self, stage: Stage, clip_id: str) -> None:
         """A call that has the device is over its time limit: its process is about to end itself."""
 
@@ -228,6 +231,9 @@ class TrackerClient:
     def attempt(self, stage: Stage, clip_id: str) -> Attempt:
         """See StageEvents. Waits, as `begin` does."""
         return self._get(self._handle.attempt.remote(stage, clip_id))
+
+    def step(self, stage: Stage, clip_id: str, done: int, total: int) -> None:
+        """See StageEvents. Nobody watches the single steps of a batch job."""
 
     def overdue(self, stage: Stage, clip_id: str) -> None:
         """See StageEvents. Waits: the process ends right after."""

@@ -1,0 +1,144 @@
+"""Settings and a run directory to a Serve application: the API, the scheduler, and one deployment for each stage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from flashvideo_ray import ledger, runs, stages, weights
+from flashvideo_ray.serve.api import create_app
+from flashvideo_ray.serve.scheduler import Scheduler
+from flashvideo_ray.serve.security import Guard, Tokens
+from flashvideo_ray.serve.service import Service
+from flashvideo_ray.serve.worker import Worker
+from flashvideo_ray.settings import Frozen, Pool, Settings, SettingsError, Stage
+from flashvideo_ray.storage import Store
+
+NAME = "flashvideo"
+_CONNECTIONS = 1000  # requests at once in one replica of the API, streams of events among them
+_STOP_SECONDS = 5.0
+
+
+class ServeSettings(Frozen):
+    """What `flashvideo-ray serve` and a Serve config file's `args` may say."""
+
+    output: str = Field(description="the run: a folder or any fsspec URL")
+    config: str | None = Field(None, description="a preset or a YAML file; null: the settings of the run that is there")
+    set: tuple[str, ...] = Field((), description="`a.b=c` overrides of it")
+    token_file: str | None = Field(None, description="null: the variable FLASHVIDEO_RAY_TOKENS")
+    hosts: tuple[str, ...] = Field((), description="names the service answers for, without ports; empty: any")
+    open_to_all: bool = Field(False, description="no tokens; only for a service that is bound to this machine alone")
+    queue_limit: Annotated[int, Field(gt=0)] = Field(1000, description="candidates that may wait")
+    refine_approved: bool = Field(False, description="whether a candidate is refined as soon as it is approved")
+    scale_to_zero: bool = Field(False, description="whether stages without work give their resources back")
+
+
+@serve.ingress()
+class Api:
+    """The ingress. Any number of replicas may look at the same run."""
+
+    def __init__(self, options: ServeSettings, settings: Settings, scheduler: DeploymentHandle):
+        self.tokens = load_tokens(options)
+        self.hosts = list(options.hosts)
+        self.service = Service(options.output, settings, scheduler)
+
+    def __serve_build_asgi_app__(self) -> Guard:
+        """Serve asks for it once the replica is made."""
+        return create_app(self.service, self.tokens, self.hosts)
+
+
+def build(args: ServeSettings) -> Application:
+    """The application: `flashvideo_ray.serve.app:build` in a Serve config file.
+
+    Starts the run if there is none. Raises an InputError of its kind where settings, run and models do not fit, and
+    where neither tokens are given nor `open_to_all`.
+    """
+    load_tokens(args)
+    settings, recipe = open_run(args)
+    common = {"settings": settings, "output": args.output, "fps": recipe["fps"], "provenance": runs.provenance(recipe)}
+    names: tuple[Stage, ...] = ("text", "preview", *stages.rating_stages(settings), "refine")
+    handles: dict[Any, Any] = {
+        name: serve.deployment(Worker)
+        .options(name=name, **_options(getattr(settings.pools, name), args.scale_to_zero))
+        .bind(name, **common)
+        for name in names
+    }
+    scheduler = (
+        serve.deployment(Scheduler)
+        .options(
+            name="scheduler",
+            num_replicas=1,
+            max_ongoing_requests=_CONNECTIONS,
+            ray_actor_options={"num_cpus": 0},
+            graceful_shutdown_timeout_s=_STOP_SECONDS,
+        )
+        .bind(args.output, settings, recipe, handles, args.queue_limit, args.refine_approved)
+    )
+    return (
+        serve.deployment(Api)
+        .options(
+            name="api",
+            max_ongoing_requests=_CONNECTIONS,
+            ray_actor_options={"num_cpus": 0},
+            graceful_shutdown_timeout_s=_STOP_SECONDS,
+        )
+        .bind(args, settings, scheduler)
+    )
+
+
+def load_tokens(options: ServeSettings) -> Tokens:
+    """The tokens. Raises SettingsError where there are none and there must be."""
+    tokens = Tokens.load(options.token_file)
+    if not tokens and not options.open_to_all:
+        raise SettingsError(
+            "this service can be reached from other machines and has no tokens: give --token-file, or the variable "
+            "FLASHVIDEO_RAY_TOKENS, with lines role:name:token"
+        )
+    return tokens
+
+
+def open_run(args: ServeSettings) -> tuple[Settings, dict[str, Any]]:
+    """The settings and the recipe of the run at OUTPUT, which is started if it is not there."""
+    store = Store(args.output)
+    run = ledger.read_run(store)
+    if run is not None and args.config is None:
+        settings = Settings.of_tree(run["settings"], args.set, where="run.json")
+    else:
+        settings = Settings.load(args.config, args.set)
+    settings = weights.with_model_defaults(settings)
+    runs.check_scoring(settings)
+    weights.check_sizes(settings)
+    recipe = runs.recipe_of(settings)
+    ledger.check_recipe(store, recipe)
+    if run is None or run["settings"] != settings.model_dump(mode="json"):
+        ledger.open_run(store, recipe, runs.about(settings, run["candidates"] if run is not None else 0))
+    return settings, recipe
+
+
+def _options(pool: Pool, scale_to_zero: bool) -> dict[str, Any]:
+    """A pool of the settings as options of a deployment: a replica is what a batch job calls an actor."""
+    actor: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus}
+    if pool.memory_gib:
+        actor["memory"] = pool.memory_gib * 2**30
+    if pool.labels:
+        actor["label_selector"] = dict(pool.labels)
+    if pool.fallback:
+        actor["fallback_strategy"] = [{"label_selector": dict(selector)} for selector in pool.fallback]
+    if pool.accelerator_type:
+        actor["accelerator_type"] = pool.accelerator_type
+    if pool.resources:
+        actor["resources"] = dict(pool.resources)
+    return {
+        "ray_actor_options": actor,
+        "max_ongoing_requests": 1,
+        "graceful_shutdown_timeout_s": _STOP_SECONDS,
+        "autoscaling_config": {
+            "min_replicas": 0 if scale_to_zero else 1,
+            "max_replicas": pool.size,
+            "target_ongoing_requests": 1,
+        },
+    }

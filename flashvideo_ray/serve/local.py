@@ -1,0 +1,65 @@
+"""The service on this machine, or on the cluster that `RAY_ADDRESS` names, for as long as a command runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import ray
+from ray import serve
+
+from flashvideo_ray import cluster
+from flashvideo_ray.serve import app as application
+from flashvideo_ray.serve.security import LOOPBACK
+from flashvideo_ray.settings import SettingsError
+
+
+def hosts(host: str, further: Sequence[str]) -> tuple[str, ...]:
+    """The names to answer for: on this machine its own ones, elsewhere those that were named, or any."""
+    return (*LOOPBACK, *further) if host in LOOPBACK else tuple(further)
+
+
+@contextmanager
+def running(options: application.ServeSettings, host: str = "127.0.0.1", port: int = 8000) -> Iterator[str]:
+    """Run the service; gives its address. Raises an InputError before anything is started.
+
+    Without tokens it is open to everybody who reaches it, so it must then be bound to this machine alone.
+    """
+    options = options.model_copy(update={"open_to_all": host in LOOPBACK})
+    application.load_tokens(options)
+    _check_port(host, port)
+    target, settings = application.build(options), application.open_run(options)[0]
+    cluster.connect(settings.pools)
+    own = not os.environ.get("RAY_ADDRESS")
+    try:
+        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+        serve.run(target, name=application.NAME, route_prefix="/")
+        yield f"http://{host}:{port}/"
+    finally:
+        if own:
+            serve.shutdown()
+            ray.shutdown()
+        else:
+            serve.delete(application.NAME)
+
+
+def wait() -> None:
+    """Until Ctrl-C or SIGTERM."""
+    over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: over.set())
+    over.wait()
+
+
+def _check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+        except OSError as error:
+            raise SettingsError(f"{host}:{port} cannot be listened on: {error.strerror}; --port names another") from None

@@ -1,0 +1,365 @@
+"""The one that works: it queues what is asked for, calls the stages and writes the ledger.
+
+It has a single replica. All that it must not forget is in the run directory: when it is started again, the open work is
+what was requested and is not in the ledger. It holds the claim on the run only while models work, so that a batch job
+can have the run while people merely look and decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+from ray.exceptions import (
+    GetTimeoutError,
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from flashvideo_ray import decisions, ledger, parts, scorers, stage_base
+from flashvideo_ray.claim import Claim, ClaimedError, Identity
+from flashvideo_ray.selection import SCORE
+from flashvideo_ray.serve import requests
+from flashvideo_ray.serve.queue import Reply, Submission, accepted, queue, row_of
+from flashvideo_ray.serve.state import RunState
+from flashvideo_ray.serve.view import Candidate, View
+from flashvideo_ray.settings import Settings, Stage
+from flashvideo_ray.storage import Store
+
+Kind = Literal["preview", "refine"]
+LOOK_SECONDS = 0.5  # between two looks at the run directory
+IDLE_SECONDS = 3.0  # without work, after which the claim is released
+_CLAIM_SECONDS = 2.0  # between two attempts at a claim that somebody else holds
+_PARTS = 64  # small ones, after which they are merged
+_DIED = (RayActorError, WorkerCrashedError, ObjectLostError)
+log = logging.getLogger("ray.serve")
+
+
+@dataclass
+class _Call:
+    """A candidate that is being worked on."""
+
+    kind: Kind
+    began: float = field(default_factory=time.monotonic)
+    stage: Stage = "text"
+    stage_began: float = field(default_factory=time.monotonic)
+    done: int = 0
+    total: int = 0
+    task: asyncio.Task[None] | None = None
+
+    def seconds_left(self, mean: float | None) -> float | None:
+        """By the steps made, else by the mean of those before it."""
+        now = time.monotonic()
+        if self.done:
+            return (now - self.stage_began) / self.done * (self.total - self.done)
+        return None if mean is None else max(0.0, mean - (now - self.began))
+
+
+class Scheduler:
+    """See the module's text. `handles` are those of the stages' deployments."""
+
+    def __init__(
+        self,
+        output: str,
+        settings: Settings,
+        recipe: Mapping[str, Any],
+        handles: Mapping[Stage, DeploymentHandle],
+        queue_limit: int,
+        refine_approved: bool,
+    ):
+        self.store = Store(output)
+        self.settings = settings
+        self.recipe = recipe
+        self.handles = handles
+        self.queue_limit = queue_limit
+        self.refine_approved = refine_approved
+        self.state = RunState(self.store, settings)
+        names = [f"{SCORE}{name}" for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
+        previews = ledger.extended(ledger.PREVIEWS, [pa.field(name, pa.float64()) for name in names])
+        self._previews = ledger.Writer(self.store, "previews", previews, settings.ledger)
+        self._clips = ledger.Writer(self.store, "clips", ledger.CLIPS, settings.ledger)
+        self._calls: dict[str, _Call] = {}
+        self._queues: dict[Kind, list[str]] = {"preview": [], "refine": []}
+        self._queued = self.state.view  # the view that they were made from
+        self._cancelling: set[str] = set()
+        self._claim: Claim | None = None
+        self._held: str | None = None  # who has the run, if not this service
+        self._claim_again = 0.0
+        self._busy_at = time.monotonic()
+        self._writing = asyncio.Lock()  # requests, one after the other, so that the queue's limit is one
+        self._flushing = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._loop = asyncio.get_running_loop().create_task(self._run())
+
+    # What the API asks ------------------------------------------------------------------------------------------
+
+    async def submit(self, submission: Submission) -> Reply:
+        """Queue candidates. They are durable when this returns."""
+        async with self._writing:
+            view = await self._refresh()
+            room = self.queue_limit - sum(len(waiting) for waiting in self._lines(view).values())
+            reply, rows = accepted(submission, view, self.settings, self.recipe, room, self._retry_after(view))
+            await asyncio.to_thread(requests.write, self.store, rows)
+            await self._refresh()
+        self._wake.set()
+        return reply
+
+    async def cancel(self, clip_id: str, by: str) -> Reply:
+        """Take back what is wanted of a candidate, unless it is being worked on or nothing is open."""
+        async with self._writing:
+            view = await self._refresh()
+            candidate = view.candidates.get(clip_id)
+            waiting = {waits for line in self._lines(view).values() for waits in line}
+            if candidate is None:
+                return Reply(404, "There is no such candidate.")
+            if clip_id in self._calls or clip_id not in waiting:
+                return Reply(409, f"It is {self._status(candidate)}: only what waits can be cancelled.")
+            if candidate.wish != "refine" and candidate.has_preview:
+                return Reply(409, "It is refined because it was approved: take that back instead.")
+            self._cancelling.add(clip_id)
+            try:
+                row = row_of(candidate, "preview" if candidate.has_preview else "cancelled", by)
+                await asyncio.to_thread(requests.write, self.store, [row])
+                await self._refresh()
+            finally:
+                self._cancelling.discard(clip_id)
+        return Reply(202, "", [clip_id])
+
+    async def snapshot(self) -> dict[str, Any]:
+        """What is being worked on and what waits, by clip_id; who else holds the run; and the size of the queue."""
+        view = self.state.view
+        found: dict[str, dict[str, Any]] = {}
+        for clip_id, call in self._calls.items():
+            found[clip_id] = {
+                "kind": call.kind,
+                "stage": call.stage,
+                "done": call.done,
+                "total": call.total,
+                "seconds_left": _rounded(call.seconds_left(view.mean(call.kind))),
+                "queue_position": 0,
+            }
+        for kind, line in self._queues.items():
+            mean = view.mean(kind)
+            size = getattr(self.settings.pools, kind).size
+            waiting = [clip_id for clip_id in line if clip_id not in self._calls]
+            for position, clip_id in enumerate(waiting, start=1):
+                left = None if mean is None else mean * (1 + (position - 1) // size + (len(self._calls) > 0))
+                found[clip_id] = {
+                    "kind": None, "stage": kind, "done": 0, "total": 0,
+                    "seconds_left": _rounded(left), "queue_position": position,
+                }  # fmt: skip
+        return {"calls": found, "held": self._held, "queue": sum(map(len, self._queues.values()))}
+
+    async def close(self) -> None:
+        """Stop, with the ledger written and the claim released. What was in flight is done again some day."""
+        self._loop.cancel()
+        await self._drop_calls()
+        await asyncio.to_thread(self._flush)
+        await self._release()
+
+    async def __del__(self) -> None:
+        """Serve calls it when it stops the replica."""
+        with suppress(Exception):
+            await self.close()
+
+    # The loop ---------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._turn()
+            except Exception as error:  # a store that is away, say: the next turn tries again
+                log.warning("scheduler: %s: %s; trying again", type(error).__name__, error)
+            self._wake.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), LOOK_SECONDS)
+
+    async def _turn(self) -> None:
+        if self._claim is not None and self._claim.lost.is_set():
+            log.warning("scheduler: %s", self._claim.reason)
+            self._claim = None
+            await self._drop_calls()
+        view = await self._refresh()
+        if view is not self._queued:
+            self._queues, self._queued = self._lines(view), view
+        if any(self._queues.values()) and self._claim is None and await self._take_claim():
+            self._queues = self._lines(await self._refresh())  # somebody else may just have done it
+        if self._claim is not None:
+            self._start()
+        if self._calls or any(self._queues.values()):
+            self._busy_at = time.monotonic()
+            return
+        self._held = None
+        if self._claim is not None and time.monotonic() - self._busy_at > IDLE_SECONDS:
+            await asyncio.to_thread(self._tidy)
+            await self._release()
+
+    def _start(self) -> None:
+        """Send what waits, as far as there is room: one candidate more than a pool has actors."""
+        for kind, line in self._queues.items():
+            room = getattr(self.settings.pools, kind).size + 1
+            room -= sum(call.kind == kind for call in self._calls.values())
+            waiting = [clip_id for clip_id in line if clip_id not in self._calls and clip_id not in self._cancelling]
+            for clip_id in waiting[: max(0, room)]:
+                call = self._calls[clip_id] = _Call(kind)
+                call.task = asyncio.get_running_loop().create_task(self._work(clip_id, call))
+
+    async def _work(self, clip_id: str, call: _Call) -> None:
+        try:
+            row = self._row(self.state.view.candidates[clip_id], call.kind)
+            chain: list[Stage] = ["text", "refine"]
+            if call.kind == "preview":
+                chain = ["text", "preview", "score", *(["rate"] if "rate" in self.handles else [])]  # type: ignore[list-item]
+            for stage in chain:
+                row = await self._through(stage, row, call)
+                if row["status"] == "failed":
+                    break
+            if call.kind == "refine" or (row["status"] == "failed" and row["preview"] is None):
+                self._clips.append(row)
+            await self._durably()
+            await self._refresh()
+        except Exception:
+            log.exception("scheduler: %s of %s", call.kind, clip_id)
+            await asyncio.sleep(_CLAIM_SECONDS)  # it is still open: do not spin
+        finally:
+            self._calls.pop(clip_id, None)
+            self._wake.set()
+
+    async def _through(self, stage: Stage, row: dict[str, Any], call: _Call) -> dict[str, Any]:
+        """One stage of one row. A replica that dies is replaced by Serve, and the row tried again."""
+        limit = getattr(self.settings.pools, stage).time_limit_seconds
+        overdue = False
+        for attempt in range(1, self.settings.max_attempts + 1):
+            call.stage, call.done, call.total, call.stage_began = stage, 0, 0, time.monotonic()
+            try:
+                return await self._told(self._ask(stage, row, attempt), call)
+            except _DIED:
+                overdue = overdue or time.monotonic() - call.stage_began >= limit
+                log.warning("scheduler: a replica of %s died on %s (attempt %d)", stage, row["clip_id"], attempt)
+            except RayTaskError as error:
+                return _failed(row, stage, attempt, type(error.cause or error).__name__, str(error.cause or error))
+        if overdue:
+            return _failed(row, stage, attempt, "TimeLimitError", f"{attempt} times over {limit:g} s")
+        return _failed(row, stage, attempt, "AttemptsError", f"the process died {attempt} times on this candidate")
+
+    async def _ask(self, stage: Stage, row: dict[str, Any], attempt: int) -> AsyncIterator[tuple[str, Any]]:
+        while True:
+            answers = self.handles[stage].options(stream=True).run.remote(row, attempt)
+            try:
+                async for told in answers:
+                    yield told
+                return
+            except (DeploymentUnavailableError, GetTimeoutError):
+                await asyncio.sleep(_CLAIM_SECONDS)
+            except asyncio.CancelledError:
+                answers.cancel()
+                raise
+
+    async def _told(self, answers: AsyncIterator[tuple[str, Any]], call: _Call) -> dict[str, Any]:
+        async for what, content in answers:
+            if what == "begin":
+                call.stage_began = time.monotonic()
+            elif what == "step":
+                call.done, call.total = content
+            elif what == "previewed":
+                for preview in content:
+                    self._previews.append(preview)
+            elif what == "row":
+                return dict(content)
+        raise WorkerCrashedError()
+
+    def _row(self, candidate: Candidate, kind: Kind) -> dict[str, Any]:
+        """A row of the graph, as a batch job would begin it."""
+        names = ("clip_id", "prompt", "negative_prompt", "seed", "candidate", "latents", "rank")
+        own = {name: getattr(candidate, name) for name in names}
+        state = {"status": "open", "group": 1} if kind == "preview" else {"status": candidate.status, "group": 0}
+        return {**dict.fromkeys(stage_base.row_schema().names), **own, "id": candidate.prompt_id, **state}
+
+    # The run directory ------------------------------------------------------------------------------------------
+
+    def _lines(self, view: View) -> dict[Kind, list[str]]:
+        return queue(view, self.settings.select, self.refine_approved)
+
+    async def _refresh(self) -> View:
+        return await asyncio.to_thread(self.state.refresh)
+
+    async def _durably(self) -> None:
+        """Write the ledger, for as long as it takes: what was paid for is not forgotten."""
+        while True:
+            try:
+                async with self._flushing:
+                    return await asyncio.to_thread(self._flush)
+            except Exception as error:
+                log.warning("scheduler: ledger not written, trying again: %s: %s", type(error).__name__, error)
+            await asyncio.sleep(_CLAIM_SECONDS)
+
+    def _flush(self) -> None:
+        self._previews.flush()  # first: a clip's row follows its preview's
+        self._clips.flush()
+
+    def _tidy(self) -> None:
+        """Merge small parts, where there are many."""
+        if len(self.store.keys("ledger", ".parquet")) > _PARTS:
+            ledger.compact(self.store)
+        for prefix in (requests.PREFIX, decisions.PREFIX):
+            if len(self.store.keys(prefix.partition("/")[0], ".parquet")) > _PARTS:
+                parts.merge(self.store, prefix, 250_000)
+
+    async def _take_claim(self) -> bool:
+        if time.monotonic() < self._claim_again:
+            return False
+        who = Identity.of_this_process().model_copy(update={"command": f"flashvideo-ray serve {self.store.url}"})
+        claim = Claim(self.store, who, self.settings.ledger.lease_seconds)
+        try:
+            await asyncio.to_thread(claim.__enter__)
+        except ClaimedError as error:
+            self._held, self._claim_again = str(error), time.monotonic() + _CLAIM_SECONDS
+            return False
+        self._claim, self._held = claim, None
+        return True
+
+    async def _release(self) -> None:
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            await asyncio.to_thread(claim.__exit__, None, None, None)
+
+    async def _drop_calls(self) -> None:
+        tasks = [call.task for call in self._calls.values() if call.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _status(self, candidate: Candidate) -> str:
+        call = self._calls.get(candidate.clip_id)
+        return candidate.status if call is None else "previewing" if call.kind == "preview" else "refining"
+
+    def _retry_after(self, view: View) -> int:
+        """Seconds after which there should be room again."""
+        return max(1, min(600, round(view.mean("preview") or 10.0)))
+
+
+def _failed(row: Mapping[str, Any], stage: Stage, attempt: int, error_class: str, error: str) -> dict[str, Any]:
+    return {
+        **row,
+        **stage_base.DROPPED,
+        "status": "failed",
+        "stage": stage,
+        "reason": f"{stage}: {error_class}",
+        "error_class": error_class,
+        "error": error,
+        "attempts": attempt,
+    }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)

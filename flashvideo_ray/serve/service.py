@@ -1,0 +1,261 @@
+"""What the routes do. One in each replica of the API; the run directory and the scheduler are what they share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray.serve.handle import DeploymentHandle
+
+from flashvideo_ray import decisions, ledger
+from flashvideo_ray.nano import vocabulary
+from flashvideo_ray.serve.events import Hub
+from flashvideo_ray.serve.problems import Problem
+from flashvideo_ray.serve.queue import Reply, Submission
+from flashvideo_ray.serve.state import RunState
+from flashvideo_ray.serve.view import Candidate, Filter, View
+from flashvideo_ray.settings import Settings
+from flashvideo_ray.storage import Store
+
+LOOK_SECONDS = 0.5
+RUN_SECONDS = 2.0  # between two events about the whole run
+_MANY = 500  # changes at once, after which pages had better load anew
+_NEAR = 50  # places in the queue of which each step is told
+CLIP_ID = re.compile(r"[0-9a-f]{20}")
+BASE = "/api/v1"
+_MEDIA = {
+    "preview.mp4": (ledger.preview_key, "preview", "video/mp4"),
+    "preview.jpg": (lambda clip_id: ledger.poster_key(ledger.preview_key(clip_id)), "preview_poster", "image/jpeg"),
+    "clip.mp4": (ledger.clip_key, "clip", "video/mp4"),
+    "clip.jpg": (lambda clip_id: ledger.poster_key(ledger.clip_key(clip_id)), "clip_poster", "image/jpeg"),
+}
+log = logging.getLogger("ray.serve")
+
+
+class Service:
+    """The run, as the API shows and changes it. Made within a running event loop, which it uses to keep up to date."""
+
+    def __init__(self, output: str, settings: Settings, scheduler: DeploymentHandle):
+        self.store = Store(output)
+        self.settings = settings
+        self.scheduler = scheduler
+        self.state = RunState(self.store, settings)
+        self.hub = Hub()
+        self.created = (ledger.read_run(self.store) or {}).get("created")
+        self._calls: dict[str, dict[str, Any]] = {}
+        self._held: str | None = None
+        self._told: View = self.state.refresh()
+        self._run_told: tuple[float, Any] = (0.0, None)
+        self._refreshing = asyncio.Lock()
+        self._loop = asyncio.get_running_loop().create_task(self._watch())
+
+    # Reading ----------------------------------------------------------------------------------------------------
+
+    @property
+    def view(self) -> View:
+        """The run now."""
+        return self.state.view
+
+    @property
+    def active(self) -> dict[str, str]:
+        """The status of candidates that are being worked on."""
+        names = {"preview": "previewing", "refine": "refining"}
+        return {clip_id: names[call["kind"]] for clip_id, call in self._calls.items() if call["kind"]}
+
+    def candidate(self, clip_id: str) -> Candidate:
+        """The candidate of that id. Raises Problem 404, for what is no id at all, too."""
+        found = self.view.candidates.get(clip_id) if CLIP_ID.fullmatch(clip_id) else None
+        if found is None:
+            raise Problem(404, "There is no such candidate.")
+        return found
+
+    def media(self, clip_id: str, name: str) -> tuple[str, str]:
+        """Key and type of one of a candidate's media: the key is made from a known id, never from what was sent."""
+        candidate = self.candidate(clip_id)
+        if name not in _MEDIA:
+            raise Problem(404, f"There are {', '.join(_MEDIA)}.")
+        key_of, attribute, kind = _MEDIA[name]
+        if getattr(candidate, attribute) is None:
+            raise Problem(404, "It is not made yet, or not kept.")
+        return key_of(candidate.clip_id), kind
+
+    def shown(self, candidate: Candidate) -> dict[str, Any]:
+        """A candidate as JSON."""
+        own, call = candidate, self._calls.get(candidate.clip_id)
+        decision = own.decision
+        unknown = vocabulary.unknown_words(own.prompt) if self.settings.preview.model == "nano" else []
+        address = f"{BASE}/media/{own.clip_id}/"
+        media = {
+            "preview": own.preview and f"{address}preview.mp4",
+            "poster": own.preview_poster and f"{address}preview.jpg",
+            "clip": own.clip and f"{address}clip.mp4",
+            "clip_poster": own.clip_poster and f"{address}clip.jpg",
+        }
+        return {
+            "clip_id": own.clip_id,
+            "prompt_id": own.prompt_id,
+            "prompt": own.prompt,
+            "negative_prompt": own.negative_prompt,
+            "seed": own.seed,
+            "candidate": own.candidate,
+            "status": self.active.get(own.clip_id, own.status),
+            "reason": own.reason,
+            "rank": own.rank,
+            "scores": own.scores,
+            "decision": decision
+            and {"word": decision["status"], **{name: _plain(decision[name]) for name in ("by", "at", "note")}},
+            **media,
+            "seconds": {"preview": own.preview_seconds, "refine": own.refine_seconds},
+            "error": own.error,
+            "unknown_words": unknown,
+            "progress": call and {name: call[name] for name in _PROGRESS},
+            "job": own.job,
+            "at": _plain(own.at),
+        }
+
+    def run(self) -> dict[str, Any]:
+        """The run as JSON."""
+        view, active = self.view, self.active
+        status = Counter(active.get(c.clip_id, c.status) for c in view.candidates.values())
+        seconds = {stage: total for stage, (_, total) in view.seconds.items()}
+        mean = view.mean("refine")
+        return {
+            "name": self.store.url.rstrip("/").rpartition("/")[2],
+            "created": self.created,
+            "candidates": len(view.candidates),
+            "prompts": len(view.prompts),
+            "status": dict(status),
+            "scores": list(view.scores),
+            "rank": self.settings.select.rank,
+            "require": list(self.settings.select.require),
+            "preview_seconds_mean": view.mean("preview"),
+            "refine_seconds_mean": mean,
+            "price": {"currency": self.settings.prices.currency, "per_clip": self._money("refine", mean)},
+            "spent": {
+                "preview_seconds": seconds["preview"],
+                "refine_seconds": seconds["refine"],
+                "money": _add(self._money(stage, seconds[stage]) for stage in ("preview", "refine")),
+            },
+            "saved_seconds": None if mean is None else status["rejected"] * mean,
+            "waiting_for": self._held,
+            "accepting": True,
+            "model": self.settings.preview.model,
+            "example_prompts": list(vocabulary.EXAMPLES) if self.settings.preview.model == "nano" else [],
+        }
+
+    def estimate(self, chosen: Sequence[Candidate]) -> dict[str, Any]:
+        """What clips of these would cost that have none yet."""
+        clips = sum(c.clip is None for c in chosen)
+        mean = self.view.mean("refine")
+        return {
+            "clips": clips,
+            "seconds": None if mean is None else clips * mean,
+            "money": None if mean is None else self._money("refine", clips * mean),
+            "currency": self.settings.prices.currency,
+        }
+
+    def chosen(self, clip_ids: Sequence[str] | None, given: Mapping[str, Any] | None) -> list[Candidate]:
+        """Candidates by their ids, or those that a filter matches. Raises Problem, QueryError."""
+        if (clip_ids is None) == (given is None):
+            raise Problem(422, "Give either clip_ids or a filter.")
+        if clip_ids is not None:
+            return [self.candidate(clip_id) for clip_id in dict.fromkeys(clip_ids)]
+        return self.view.matching(Filter.parse(given or {}, self.view.scores), self.active)
+
+    def _money(self, stage: str, seconds: float | None) -> float | None:
+        """By the price of the device that the stage last ran on, and by how many a pool's actor has."""
+        if seconds is None:
+            return None
+        pool = getattr(self.settings.pools, stage)
+        device = next((c.device for c in self.view.candidates.values() if c.device is not None), None)
+        for name, price in self.settings.prices.devices.items():
+            if device is not None and name.lower() in device.lower():
+                hourly = price.spot if pool.spot and price.spot is not None else price.on_demand
+                return seconds / 3600 * hourly * (pool.num_gpus or pool.num_cpus)
+        return None
+
+    # Changing ---------------------------------------------------------------------------------------------------
+
+    async def submit(self, submission: Submission) -> Reply:
+        """Hand a submission to the scheduler. Raises Problem where it is refused."""
+        return await self._replied(self.scheduler.submit.remote(submission))
+
+    async def cancel(self, clip_id: str, by: str) -> Reply:
+        """Take back what is wanted of a candidate. Raises Problem where it is too late."""
+        return await self._replied(self.scheduler.cancel.remote(self.candidate(clip_id).clip_id, by))
+
+    async def decide(self, made: Sequence[decisions.Decision]) -> list[dict[str, Any]]:
+        """Make decisions durable; the candidates as they are then. They need a preview."""
+        for decision in made:
+            if not self.candidate(decision.clip_id).has_preview:
+                raise Problem(409, f"{decision.clip_id} has no preview yet: there is nothing to decide about.")
+        await asyncio.to_thread(decisions.write, self.store, made)
+        await self._refresh()
+        return [self.shown(self.candidate(decision.clip_id)) for decision in made]
+
+    async def _replied(self, answer: Any) -> Reply:
+        try:
+            reply: Reply = await asyncio.wait_for(answer, 60)
+        except TimeoutError:
+            raise Problem(503, "The scheduler does not answer.", headers={"Retry-After": "10"}) from None
+        if reply.status >= 400:
+            after = {} if reply.retry_after is None else {"Retry-After": str(reply.retry_after)}
+            raise Problem(reply.status, reply.detail, headers=after)
+        await self._refresh()
+        return reply
+
+    # Keeping up -------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Look at the run directory and ask the scheduler, again and again, and tell who watches what changed."""
+        while True:
+            try:
+                await self._refresh()
+                self._hear(await asyncio.wait_for(self.scheduler.snapshot.remote(), 30))
+            except Exception as error:  # the scheduler is being replaced, or the store is away
+                log.warning("api: %s: %s; trying again", type(error).__name__, error)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _refresh(self) -> None:
+        async with self._refreshing:
+            view = await asyncio.to_thread(self.state.refresh)
+            before, self._told = self._told, view
+            known = before.candidates
+            changed = [c for c in view.candidates.values() if c is not known.get(c.clip_id)] if view is not before else []
+            if len(changed) > _MANY:
+                self.hub.tell("reload", {})
+            else:
+                for candidate in changed:
+                    self.hub.tell("candidate", self.shown(candidate))
+
+    def _hear(self, snapshot: Mapping[str, Any]) -> None:
+        before, active = self._calls, self.active
+        self._calls, self._held = snapshot["calls"], snapshot["held"]
+        for clip_id in sorted({*before, *self._calls}):
+            call, candidate = self._calls.get(clip_id), self.view.candidates.get(clip_id)
+            if candidate is not None and active.get(clip_id) != self.active.get(clip_id):
+                self.hub.tell("candidate", self.shown(candidate))
+            elif call is not None and call != before.get(clip_id) and call["queue_position"] <= _NEAR:
+                self.hub.tell("progress", {"clip_id": clip_id, **{name: call[name] for name in _PROGRESS}})
+        at, told = self._run_told
+        run = self.run()
+        if run != told and time.monotonic() - at >= RUN_SECONDS:
+            self.hub.tell("run", run)
+            self._run_told = (time.monotonic(), run)
+
+
+_PROGRESS = ("stage", "done", "total", "seconds_left", "queue_position")
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat(timespec="milliseconds") if hasattr(value, "isoformat") else value
+
+
+def _add(values: Any) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

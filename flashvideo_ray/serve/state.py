@@ -1,0 +1,188 @@
+"""The run as the service sees it: ledger, decisions and requests joined, in memory, refreshed from new parts.
+
+`RunState.refresh` reads the parts that came since the last look and makes a new `View`, which never changes: whoever
+holds one reads it without a lock. Selection is asked anew whenever previews change, as a batch `refine` would ask it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from flashvideo_ray import decisions, ledger, parts
+from flashvideo_ray.selection import SCORE, select
+from flashvideo_ray.serve import requests
+from flashvideo_ray.serve.view import Candidate, View
+from flashvideo_ray.settings import Settings
+from flashvideo_ray.storage import Store
+
+_TABLES = {
+    "previews": "ledger/previews-",
+    "clips": "ledger/clips-",
+    "decisions": decisions.PREFIX,
+    "requests": requests.PREFIX,
+}
+_TIMES = ("text_seconds", "preview_seconds", "score_seconds", "rate_seconds")
+_NO_VERDICT: tuple[str, str | None, float | None] = ("previewed", None, None)
+
+
+@dataclass
+class _Table:
+    """The newest row of each clip_id, and which parts were read. A row that is `open` takes back those before it."""
+
+    prefix: str
+    known: set[str] = field(default_factory=set)
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def read(self, store: Store) -> set[str]:
+        """Take in new parts; the clip_ids whose row changed."""
+        touched = set()
+        for key, part in parts.read_new(store, self.prefix, self.known).items():
+            self.known.add(key)
+            for row in part.to_pylist():
+                old = self.rows.get(row["clip_id"])
+                if old is None or row["at"] > old["at"] or (row["at"] == old["at"] and row != old):
+                    self.rows[row["clip_id"]] = row
+                    touched.add(row["clip_id"])
+        return touched
+
+    def get(self, clip_id: str) -> dict[str, Any] | None:
+        """The row that counts, or None."""
+        row = self.rows.get(clip_id)
+        return None if row is None or row["status"] == "open" else row
+
+
+class RunState:
+    """The state of one run. `refresh` may be called from any thread; `view` is always a whole one."""
+
+    def __init__(self, store: Store, settings: Settings):
+        self.store = store
+        self.settings = settings
+        self.view = View({}, ())
+        self._tables = {name: _Table(prefix) for name, prefix in _TABLES.items()}
+        self._verdicts: dict[str, tuple[str, str | None, float | None]] = {}
+        self._scores: tuple[str, ...] = ()
+        self._lock = threading.Lock()
+
+    def refresh(self) -> View:
+        """Take in what is new in the run directory. Raises what the store raises; the state stays as it was then."""
+        with self._lock:
+            touched = {name: table.read(self.store) for name, table in self._tables.items()}
+            changed = set().union(*touched.values())
+            if touched["previews"]:
+                changed |= self._judge()
+            if changed:
+                candidates = dict(self.view.candidates)
+                for clip_id in changed:
+                    made = self._candidate(clip_id)
+                    if made is not None:
+                        candidates[clip_id] = made
+                    else:
+                        candidates.pop(clip_id, None)
+                self.view = View(candidates, self._scores)
+            return self.view
+
+    def _judge(self) -> set[str]:
+        """Ask selection about all previews; the clip_ids of which it now says something else."""
+        rows = [row for row in self._tables["previews"].rows.values() if row["status"] != "open"]
+        names = dict.fromkeys(name for row in rows for name in row if name.startswith(SCORE))
+        names.pop("score_seconds", None)
+        self._scores = tuple(name.removeprefix(SCORE) for name in names)
+        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in ("clip_id", "id", "candidate")}
+        columns["scorer_errors"] = [row.get("scorer_errors") for row in rows]
+        columns |= {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in names}
+        verdicts = {}
+        if rows:
+            found = select(pa.table(columns), self.settings.select)
+            said = zip(*(found[name].to_pylist() for name in ("status", "reason", "rank")), strict=True)
+            verdicts = dict(zip(columns["clip_id"], said, strict=True))
+        changed = {clip_id for clip_id, verdict in verdicts.items() if self._verdicts.get(clip_id) != verdict}
+        self._verdicts = verdicts
+        return changed
+
+    def _candidate(self, clip_id: str) -> Candidate | None:
+        preview, clip, decision, request = (self._tables[name].get(clip_id) for name in _TABLES)
+        own = preview or clip or request
+        if own is None:
+            return None
+        word = decision["status"] if decision is not None and decision["status"] != "cleared" else None
+        by = decision["by"] if decision is not None else ""
+        verdict = self._verdicts.get(clip_id, _NO_VERDICT) if preview is not None else None
+        status, reason = _status(preview, clip, request, verdict, word, by)
+        wish = request["status"] if request is not None else None
+        return Candidate(
+            clip_id=clip_id,
+            prompt_id=own["id"],
+            prompt=own["prompt"],
+            negative_prompt=own["negative_prompt"],
+            seed=own["seed"],
+            candidate=own["candidate"],
+            status=status,
+            reason=reason,
+            rank=verdict[2] if verdict is not None else None,
+            scores={name: (preview or {}).get(f"{SCORE}{name}") for name in self._scores},
+            decision=decision,
+            latents=(preview or {}).get("latents"),
+            preview=(preview or {}).get("preview"),
+            preview_poster=(preview or {}).get("poster"),
+            clip=(clip or {}).get("clip"),
+            clip_poster=(clip or {}).get("poster"),
+            sha256=(clip or {}).get("sha256"),
+            preview_seconds=_sum((preview or {}).get(name) for name in _TIMES),
+            refine_seconds=(clip or {}).get("refine_seconds"),
+            device=(clip or preview or {}).get("device"),
+            error=(clip or {}).get("error") if status == "failed" else None,
+            at=max(row["at"] for row in (preview, clip, decision, request) if row is not None),
+            wish=wish,
+            wished_at=request["at"] if request is not None else None,
+            job=(request or {}).get("job"),
+            key=(request or {}).get("key"),
+            body=(request or {}).get("body"),
+            has_preview=preview is not None,
+        )
+
+
+def _status(
+    preview: Mapping[str, Any] | None,
+    clip: Mapping[str, Any] | None,
+    request: Mapping[str, Any] | None,
+    verdict: tuple[str, str | None, float | None] | None,
+    word: str | None,
+    by: str,
+) -> tuple[str, str | None]:
+    """A candidate's status and its reason, as the next batch job would see it."""
+    if clip is not None and clip["status"] == "rendered":
+        return "rendered", clip["reason"]
+    if clip is not None and clip["status"] == "failed" and not _asked_again(request, clip):
+        return "failed", clip["reason"]
+    if verdict is not None:
+        if word is not None:
+            return word, f"rejected by {by}" if word == "rejected" else None
+        return verdict[0], verdict[1]
+    if request is not None:
+        return ("cancelled" if request["status"] == "cancelled" else "queued"), None
+    return (clip["status"], clip["reason"]) if clip is not None else ("skipped", None)
+
+
+def _asked_again(request: Mapping[str, Any] | None, clip: Mapping[str, Any]) -> bool:
+    """Whether somebody wanted the candidate after it had failed. The ledger's clock has milliseconds."""
+    if request is None or request["status"] == "cancelled":
+        return False
+    wished: dt.datetime = request["at"]
+    return wished.replace(microsecond=wished.microsecond // 1000 * 1000) > clip["at"]
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def counts(view: View) -> dict[str, int]:
+    """How many candidates have each status."""
+    return dict(Counter(candidate.status for candidate in view.candidates.values()))

@@ -1,0 +1,104 @@
+"""One stage of the pipeline as a Serve deployment: the same class that a batch job runs, with one row a call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from flashvideo_ray import stage_base, stages
+from flashvideo_ray.patient import PatientStore
+from flashvideo_ray.quota import Answer
+from flashvideo_ray.settings import Settings, Stage
+from flashvideo_ray.tracker import Attempt
+
+Told = tuple[str, Any]
+"""What a worker tells while it works: `begin`, `step` with (done, total), `previewed` with ledger rows; `row` is the last."""
+
+
+class Worker:
+    """One replica of one stage. It does one call at a time, so that a call whose process died died of itself."""
+
+    def __init__(self, stage: Stage, settings: Settings, output: str, fps: float, provenance: Mapping[str, str]):
+        self.events = _LocalEvents()
+        store = PatientStore(output, settings.store_patience_seconds)
+        publishing = {"store": store, "fps": fps, "provenance": provenance}
+        self.stage = {
+            "text": lambda: stages.EncodeText(settings, self.events),
+            "preview": lambda: stages.Preview(settings, self.events, store),
+            "score": lambda: stages.Score(settings, self.events, **publishing),
+            "rate": lambda: stages.Rate(settings, self.events, **publishing),
+            "refine": lambda: stages.Refine(settings, self.events, **publishing),
+        }[stage]()
+
+    async def run(self, row: dict[str, Any], attempt: int) -> AsyncIterator[Told]:
+        """Do the stage's part for one row of `stage_base.row_schema`. `attempt` counts from 1."""
+        loop = asyncio.get_running_loop()
+        told: asyncio.Queue[Told | None] = asyncio.Queue()
+
+        def tell(what: Told | None) -> None:
+            loop.call_soon_threadsafe(told.put_nowait, what)
+
+        def work() -> list[dict[str, Any]]:
+            self.events.start(attempt, tell)
+            try:
+                return self.stage(pa.Table.from_pylist([row], schema=stage_base.row_schema())).to_pylist()
+            finally:
+                tell(None)
+
+        yield "begin", None
+        working = asyncio.create_task(asyncio.to_thread(work))
+        while (what := await told.get()) is not None:
+            yield what
+        [done] = await working
+        yield "row", done
+
+
+class _LocalEvents:
+    """A stage's `StageEvents`: how often a call was tried is known to its caller, who also hears of each step."""
+
+    def __init__(self) -> None:
+        self._attempt = 1
+        self._tell: Callable[[Told], None] = lambda what: None
+
+    def start(self, attempt: int, tell: Callable[[Told], None]) -> None:
+        """The next call."""
+        self._attempt, self._tell = attempt, tell
+
+    def step(self, stage: Stage, clip_id: str, done: int, total: int) -> None:
+        """See StageEvents."""
+        self._tell(("step", (done, total)))
+
+    def previewed(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """See StageEvents."""
+        self._tell(("previewed", [dict(row) for row in rows]))
+
+    def attempt(self, stage: Stage, clip_id: str) -> Attempt:
+        """See StageEvents."""
+        return Attempt(self._attempt, overdue=False)
+
+    def begin(self, stage: Stage, clip_id: str) -> int:
+        """See StageEvents."""
+        return self._attempt
+
+    def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:
+        """See StageEvents. What is not to begin is never sent."""
+        return "go"
+
+    def gather(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """See StageEvents. Each candidate is judged by itself; comparing them is left to `state`."""
+        return [dict(row)]
+
+    def joined(self, stage: Stage) -> None:
+        """See StageEvents."""
+
+    def overdue(self, stage: Stage, clip_id: str) -> None:
+        """See StageEvents."""
+
+    def survived(self, stage: Stage, clip_id: str) -> None:
+        """See StageEvents."""
+
+    def end(self, stage: Stage, clip_id: str, status: str) -> None:
+        """See StageEvents."""
