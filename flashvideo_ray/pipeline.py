@@ -18,7 +18,7 @@ import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from flashvideo_ray import cluster, ledger, prompts, runs, scorers, stage_base, stages, weights
+from flashvideo_ray import cluster, ledger, prompts, runs, scorers, scoring, stage_base, stages, weights
 from flashvideo_ray.claim import Claim, Identity
 from flashvideo_ray.patient import PatientStore
 from flashvideo_ray.progress import Progress
@@ -167,11 +167,11 @@ def build_graph(
         **cluster.map_options(pools.preview, calls=cluster.PUBLISHING_CALLS),
     )
     # Candidates of one prompt leave the last of the scoring stages together, when all of them are judged.
-    for name in stages.rating_stages(settings):
+    for name in settings.score.stages:
         ds = ds.map_batches(
-            stages.Rate if name == "rate" else stages.Score,
+            scoring.Rate if name == "rate" else scoring.Score,
             fn_constructor_kwargs=publishing,
-            **cluster.map_options(getattr(pools, name), same_rows=name != stages.rating_stages(settings)[-1]),
+            **cluster.map_options(getattr(pools, name), same_rows=name != settings.score.stages[-1]),
         )
     if until == "preview":
         return ds.drop_columns(list(stage_base.PAYLOAD))
@@ -227,7 +227,7 @@ def _run(job: _Job, started: float) -> RunResult:
 
 def _pools(settings: Settings, until: Until) -> tuple[Stage, ...]:
     """The stages that a graph has."""
-    absent = {"rate"} - set(stages.rating_stages(settings)) | ({"refine"} if until == "preview" else set())
+    absent = {"rate"} - set(settings.score.stages) | ({"refine"} if until == "preview" else set())
     return tuple(stage for stage in STAGES if stage not in absent)
 
 

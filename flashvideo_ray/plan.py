@@ -13,7 +13,6 @@ from typing import Any
 from flashvideo_ray import accounting, estimates
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.settings import STAGES, Settings, Stage
-from flashvideo_ray.stages import rating_stages
 
 PAPER_SECONDS: dict[Stage, float] = {"preview": 30.1, "refine": 72.2}
 """arXiv 2502.05179: evaluations of the networks alone, 50 steps at 270p and 4 at 1080p, 49 frames, one card."""
@@ -91,7 +90,7 @@ def plan(
     rate, rate_source = _keep_rate(settings, measures, keep_rate)
     clips = round(candidates * rate)
     audited = round((candidates - clips) * settings.select.audit)
-    stages = [stage for stage in STAGES if stage != "rate" or "rate" in rating_stages(settings)]
+    stages = [stage for stage in STAGES if stage != "rate" or "rate" in settings.score.stages]
     seconds = {stage: measures.seconds.get(stage, 0.0) for stage in stages}
     calls = {stage: clips + audited if stage == "refine" else candidates for stage in stages}
     wall, slowest = _wall(stages, calls, seconds, settings)

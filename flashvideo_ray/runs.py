@@ -16,10 +16,11 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashvideo_ray import accounting, audit, decisions, estimates, ledger, prompts, report, scorers, stages, weights
+from flashvideo_ray import accounting, audit, decisions, estimates, ledger, prompts, report, scorers, weights
 from flashvideo_ray.nano import vocabulary
 from flashvideo_ray.selection import SCORE, Opinion, audited, check_rules, select
 from flashvideo_ray.settings import STAGES, Settings, SettingsError
+from flashvideo_ray.stage_base import MISSING_SCORE
 from flashvideo_ray.storage import Store
 
 Until = Literal["preview", "refine"]
@@ -75,7 +76,7 @@ def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
     """Say what will be cut or have no trained meaning; nothing of it stops a run."""
     longest = max((_prefix(settings, "preview"), _prefix(settings, "refine")), key=len)
     texts = [longest + prompt for prompt in table["prompt"].to_pylist()]
-    counts, limit = stages.count_tokens(settings.preview.model, texts)
+    counts, limit = weights.count_tokens(settings.preview.model, texts)
     cut = [(row, count) for row, count in enumerate(counts, start=1) if count > limit]
     if cut:
         shown = ", ".join(f"row {row} ({count})" for row, count in cut[: prompts.SHOWN])
@@ -194,9 +195,9 @@ def judged(previews: pa.Table, settings: Settings, people: Mapping[str, Opinion]
     ]
     null = pa.scalar(None, pa.string())
     return (
-        previews.append_column("stage", pc.if_else(out, stages.rating_stages(settings)[-1], null))
+        previews.append_column("stage", pc.if_else(out, settings.score.stages[-1], null))
         .append_column("audit", pa.array(by_rule, pa.bool_()))
-        .append_column("error_class", pc.if_else(failed, stages.MISSING_SCORE, null))
+        .append_column("error_class", pc.if_else(failed, MISSING_SCORE, null))
         .append_column("error", pc.if_else(failed, verdicts["reason"], null))
     )
 
@@ -213,7 +214,7 @@ def _ended(previews: pa.Table, clips: pa.Table, settings: Settings, retry: str |
             done = True
         elif was == "rejected":
             done = now in ("rejected", "failed", None) and bool(row["clip"] or not audit.get(clip_id))
-        elif was == "failed" and row["error_class"] == stages.MISSING_SCORE:
+        elif was == "failed" and row["error_class"] == MISSING_SCORE:
             done = now == "failed"
         elif was == "failed":
             done = retry is None or bool(wanted_class and wanted_class != row["error_class"])

@@ -100,6 +100,11 @@ class ScoreSettings(Frozen):
         ScorerSettings(name=name) for name in ("motion", "flicker", "sharpness", "exposure", "sanity")
     )
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages that score, in their order: `score`, and `rate` if a scorer asks for its pool."""
+        return ("score", "rate") if any(spec.pool == "rate" for spec in self.scorers) else ("score",)
+
     @field_validator("scorers", mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -43,6 +44,12 @@ def row_schema(extra: Iterable[pa.Field] = ()) -> pa.Schema:
     names.pop("at")
     known = pa.unify_schemas([ledger.PREVIEWS, ledger.CLIPS])
     return pa.schema([*(known.field(name) for name in names), *_PAYLOAD, *extra])
+
+
+def origin(row: Mapping[str, Any]) -> dict[str, str]:
+    """Which candidate a file holds, for the file itself."""
+    own = {name: row[name] for name in ("clip_id", "id", "prompt", "seed", "candidate")}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in own.items()}
 
 
 class NonFiniteError(ValueError):

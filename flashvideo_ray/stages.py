@@ -1,4 +1,4 @@
-"""The classes that Ray actors run: EncodeText, Preview, Score, Rate, Refine.
+"""The classes that Ray actors run: EncodeText, Preview and Refine here, Score and Rate in `scoring`.
 
 Each has an `__init__` that loads and a `__call__` that maps a batch of rows to the same rows, further on. Every row is
 computed by itself, so a clip does not depend on what shares its batch. A row that has ended (rejected, failed) passes
@@ -9,27 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import logging
 import platform
 import socket
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as unpack
 from safetensors.torch import save as pack
 
-from flashvideo_ray import ledger, models, scorers, video, weights
-from flashvideo_ray.expressions import Requirement
-from flashvideo_ray.selection import SCORE, audited, select
-from flashvideo_ray.settings import Pool, SelectSettings, Settings, Stage
-from flashvideo_ray.stage_base import BULKY, DROPPED, MISSING_SCORE, PAYLOAD, NonFiniteError, StageBase
+from flashvideo_ray import ledger, models, video, weights
+from flashvideo_ray.settings import Pool, Settings, Stage
+from flashvideo_ray.stage_base import DROPPED, NonFiniteError, StageBase, origin
 from flashvideo_ray.storage import Store
 from flashvideo_ray.tracker import StageEvents
 
@@ -42,6 +38,8 @@ class EncodeText(StageBase):
     name = "text"
 
     def __init__(self, settings: Settings, events: StageEvents):
+        # The driver has said which prompts are cut.
+        logging.getLogger("flashvideo_ray.models.text").setLevel(logging.ERROR)
         # The preview model's folder holds the one text encoder; nothing else of it is loaded here.
         folder = weights.locate(settings.preview.model, "preview")
         others = {"transformer": None, "vae": None, "scheduler": None}
@@ -105,7 +103,7 @@ class Preview(StageBase):
             _check_finite(frames, "the preview decoder")
             seconds = time.perf_counter() - started
         pixels = video.to_uint8(frames[0].float().cpu())
-        packed = pack({"latents": latents}, {"candidate": json.dumps(_provenance(row))})
+        packed = pack({"latents": latents}, {"candidate": json.dumps(origin(row))})
         if kept is None:
             self.store.put(ledger.latents_key(row["clip_id"]), packed)
         return {
@@ -142,162 +140,6 @@ class Preview(StageBase):
             return unpack(self.store.get(key))["latents"]
         except (SafetensorError, KeyError):
             return None
-
-
-class Score(StageBase):
-    """Frames to numbers, and the preview to the store. The last to score judges: survivor or not, and why.
-
-    Candidates of a prompt that are to be compared wait for one another with the tracker, without holding up the actor:
-    the call that brings the last one returns the rows of all, the calls before it none.
-    """
-
-    name: ClassVar[Stage] = "score"
-
-    def __init__(
-        self, settings: Settings, events: StageEvents, store: Store, fps: float, provenance: Mapping[str, str]
-    ):
-        specs = [spec for spec in settings.score.scorers if spec.pool == self.name]
-        self.scorers = [(spec.name, scorers.load(spec.name, spec.options, fps=fps)) for spec in specs]
-        self.is_last = self.name == rating_stages(settings)[-1]
-        self.store = store
-        self.fps = fps
-        self.provenance = dict(provenance)
-        super().__init__(settings, events)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Map rows to scored ones; in the last stage that scores to judged ones, when all of their prompt are there."""
-        scored = super().__call__(batch)
-        if not self.is_last:
-            return scored
-        rows = [judged for row in scored.to_pylist() for judged in self._judged(row)]
-        return pa.Table.from_pylist(rows, schema=batch.schema)
-
-    def takes(self, row: Mapping[str, Any]) -> bool:
-        """Rows with a new preview."""
-        return row["status"] == "open"
-
-    def process(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Adds `scores` and where the preview is; drops its frames if nobody needs them any more."""
-        started = time.perf_counter()
-        frames = unpack(row["preview_frames"])["frames"].numpy()
-        with self.device(row):
-            scores, errors = self._scores(frames, row["prompt"])
-        keys = self._publish(row, frames)
-        return {
-            **keys,
-            "scores": [*(row["scores"] or []), *scores.items()],
-            "scorer_errors": "; ".join(filter(None, [row["scorer_errors"], *errors])) or None,
-            f"{self.name}_seconds": time.perf_counter() - started,
-            "preview_frames": None if self.is_last else row["preview_frames"],
-        }
-
-    def _publish(self, row: Mapping[str, Any], frames: np.ndarray) -> dict[str, str]:
-        """Store the preview's MP4 and poster. The latents are there already."""
-        key = ledger.preview_key(row["clip_id"])
-        mp4 = video.encode_mp4(
-            frames,
-            self.fps,
-            crf=self.settings.video.preview_crf,
-            metadata={**_provenance(row), **self.provenance},
-        )
-        self.store.put(key, mp4)
-        self.store.put(ledger.poster_key(key), video.poster_jpeg(frames))
-        return {"latents": ledger.latents_key(row["clip_id"]), "preview": key, "poster": ledger.poster_key(key)}
-
-    def _scores(self, frames: np.ndarray, prompt: str) -> tuple[dict[str, float | None], list[str]]:
-        """The numbers, and what went wrong with those that are missing: a scorer never costs a preview."""
-        scores: dict[str, float | None] = {}
-        errors = []
-        for name, scorer in self.scorers:
-            try:
-                found = scorer(frames, prompt)
-                scores |= {key: float(found[key]) for key in scorer.names}
-                wrong = [key for key in scorer.names if not math.isfinite(found[key])]
-                if wrong:
-                    errors.append(f"{name}: {', '.join(wrong)} is not finite")
-            except Exception as error:
-                print(f"scorer {name} failed: {type(error).__name__}: {error}", file=sys.stderr)
-                scores |= dict.fromkeys(scorer.names)
-                errors.append(f"{name}: {type(error).__name__}: {error}")
-        return scores, errors
-
-    def _judged(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        if not row["group"]:
-            return [row]
-        group: list[dict[str, Any]] | None = [row]
-        if row["group"] > 1:
-            group = self.events.gather({**row, **dict.fromkeys(BULKY)})
-        if group is None:
-            return []
-        fresh = [each for each in group if each["status"] == "open"]
-        verdicts = dict(zip((each["clip_id"] for each in group), _verdicts(group, self.settings.select), strict=True))
-        judged = [{**each, **verdicts[each["clip_id"]], "stage": None} for each in fresh]
-        for each in judged:
-            if each["status"] != "previewed":
-                each["stage"] = self.name
-                each["audit"] = each["status"] == "rejected" and audited(each["clip_id"], self.settings.select.audit)
-        self.events.previewed([{**each, **dict(_columns(each)), **dict.fromkeys(PAYLOAD)} for each in judged])
-        own = {each["clip_id"]: each for each in judged}
-        others = [each for each in group if each["status"] != "open" and not each.get("context")]
-        return [self._carried(each, row) for each in [*own.values(), *others]]
-
-    def _carried(self, judged: dict[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
-        """A judged row with what stage 2 needs: the text is that of any candidate of the prompt."""
-        if judged["status"] != "previewed" and not judged["audit"]:
-            return {**judged, **DROPPED}
-        latents = last["preview_latents"] if judged["clip_id"] == last["clip_id"] else None
-        return {**judged, **DROPPED, "prompt_embeds": last["prompt_embeds"], "preview_latents": latents}
-
-
-class Rate(Score):
-    """Scores by large models, in a pool of their own; it only sees what the scores before it let through."""
-
-    name = "rate"
-
-    def takes(self, row: Mapping[str, Any]) -> bool:
-        """Rows with a new preview that no requirement about the scores at hand rejects."""
-        if row["status"] != "open":
-            return False
-        known = {name for name, _ in row["scores"]}
-        rules = [text for text in self.settings.select.require if Requirement.parse(text).names <= known]
-        own = SelectSettings(require=tuple(rules), missing=self.settings.select.missing)
-        [verdict] = _verdicts([row], own)
-        return verdict["status"] == "previewed"
-
-    def _publish(self, row: Mapping[str, Any], frames: np.ndarray) -> dict[str, str]:
-        """It was published when it was scored first."""
-        return {}
-
-
-def rating_stages(settings: Settings) -> tuple[Stage, ...]:
-    """The stages that score, in their order: `score`, and `rate` if a scorer asks for its pool."""
-    return ("score", "rate") if any(spec.pool == "rate" for spec in settings.score.scorers) else ("score",)
-
-
-def _verdicts(rows: Sequence[Mapping[str, Any]], settings: SelectSettings) -> list[dict[str, Any]]:
-    """What selection says of the candidates of one prompt: status, reason, rank, and the error where it is `failed`."""
-    scored = [
-        {**{name: row[name] for name in ("clip_id", "id", "candidate", "scorer_errors")}, **dict(_columns(row))}
-        for row in rows
-        if row["scores"] is not None
-    ]
-    names = dict.fromkeys(name for row in scored for name in row)
-    columns = {name: [row.get(name) for row in scored] for name in names}
-    for name in ("clip_id", "id", "candidate", "scorer_errors"):
-        columns.setdefault(name, [])
-    table = pa.table(columns)
-    found = dict(zip(columns["clip_id"], select(table, settings).to_pylist(), strict=True))
-    return [_verdict(found[row["clip_id"]]) if row["clip_id"] in found else {} for row in rows]
-
-
-def _verdict(found: dict[str, Any]) -> dict[str, Any]:
-    missing = found["status"] == "failed"
-    return found | ({"error_class": MISSING_SCORE, "error": found["reason"]} if missing else {})
-
-
-def _columns(row: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
-    """A row's scores as columns of the ledger."""
-    return ((f"{SCORE}{name}", value) for name, value in row["scores"] or ())
 
 
 class Refine(StageBase):
@@ -351,7 +193,7 @@ class Refine(StageBase):
             crf=self.settings.video.clip_crf,
             codec=self.settings.video.codec,
             preset=self.settings.video.encoder_preset,
-            metadata={**_provenance(row), **self.provenance},
+            metadata={**origin(row), **self.provenance},
         )
         self.store.put(ledger.poster_key(key), video.poster_jpeg(frames))
         self.store.put(key, mp4)
@@ -432,15 +274,6 @@ class Refine(StageBase):
         return video.to_uint8(frames[0].float().cpu()), note
 
 
-def count_tokens(model: str, prompts: Sequence[str]) -> tuple[list[int], int]:
-    """Tokens of each text as the model's text encoder counts them, and how many it reads."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(weights.locate(model, "preview") / "tokenizer")
-    lengths = [len(ids) for ids in tokenizer([prompt.strip() for prompt in prompts], verbose=False)["input_ids"]]
-    return lengths, weights.sampling_defaults(model, "preview")["max_sequence_length"]
-
-
 def _load(pipeline: Any, folder: Path, dtype: str | Mapping[str, str], pool: Pool, **parts: Any) -> Any:
     """Load a pipeline onto the actor's card, or on the CPU where Ray gave it none. `dtype` may differ by component.
 
@@ -487,9 +320,3 @@ def _check_finite(values: torch.Tensor, source: str) -> None:
     if not torch.isfinite(values).all():
         bad = (~torch.isfinite(values)).float().mean().item()
         raise NonFiniteError(f"{source} gave NaN or infinite values ({bad:.1%} of them)")
-
-
-def _provenance(row: Mapping[str, Any]) -> dict[str, str]:
-    """Which candidate a file holds, for the file itself."""
-    own = {name: row[name] for name in ("clip_id", "id", "prompt", "seed", "candidate")}
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in own.items()}

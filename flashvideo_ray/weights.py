@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -184,3 +185,12 @@ class _DigestCache:
             os.replace(partial, self.file)
         except OSError:
             pass  # a home folder that cannot be written costs time, nothing else
+
+
+def count_tokens(model: str, prompts: Sequence[str]) -> tuple[list[int], int]:
+    """Tokens of each text as the model's text encoder counts them, and how many it reads."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(locate(model, "preview") / "tokenizer")
+    lengths = [len(ids) for ids in tokenizer([prompt.strip() for prompt in prompts], verbose=False)["input_ids"]]
+    return lengths, sampling_defaults(model, "preview")["max_sequence_length"]

@@ -35,8 +35,8 @@ def write_prompts(path: Path, prompts: list[str] | None = None, **columns: list[
 
 
 def tiny_overrides(model: Path) -> list[str]:
-    """Settings that make a run use a model folder and little of this machine."""
-    return [f"preview.model={model}", f"refine.model={model}", "ledger.flush_seconds=0.5"]
+    """Settings that make a run use a model folder and little of this machine: a second refine actor takes seconds."""
+    return [f"preview.model={model}", f"refine.model={model}", "pools.refine.size=1", "ledger.flush_seconds=0.5"]
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """Prompts to embeddings, as the T5 text encoder of both stages reads them."""
 
+import logging
 from typing import Any
 
 import torch
-from diffusers.utils import logging
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -22,8 +22,10 @@ def encode_text(tokenizer: Any, text_encoder: Any, texts: list[str], max_sequenc
         whole = tokenizer(text).input_ids
         if len(whole) > max_sequence_length:
             logger.warning(
-                f"a prompt of {len(whole)} tokens is cut to {max_sequence_length}, which loses: "
-                f"{tokenizer.decode(whole[max_sequence_length - 1 : -1])!r}"
+                "a prompt of %d tokens is cut to %d, which loses: %r",
+                len(whole),
+                max_sequence_length,
+                tokenizer.decode(whole[max_sequence_length - 1 : -1]),
             )
         padded = tokenizer(
             text, padding="max_length", max_length=max_sequence_length, truncation=True, return_tensors="pt"

@@ -9,7 +9,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from flashvideo_ray import ledger, runs, stages, weights
+from flashvideo_ray import ledger, runs, weights
 from flashvideo_ray.serve.api import create_app
 from flashvideo_ray.serve.scheduler import Scheduler
 from flashvideo_ray.serve.security import Guard, Tokens
@@ -60,7 +60,7 @@ def build(args: ServeSettings) -> Application:
     load_tokens(args)
     settings, recipe = open_run(args)
     common = {"settings": settings, "output": args.output, "fps": recipe["fps"], "provenance": runs.provenance(recipe)}
-    names: tuple[Stage, ...] = ("text", "preview", *stages.rating_stages(settings), "refine")
+    names: tuple[Stage, ...] = ("text", "preview", *settings.score.stages, "refine")
     handles: dict[Any, Any] = {
         name: serve.deployment(Worker)
         .options(name=name, **_options(getattr(settings.pools, name), args.scale_to_zero))

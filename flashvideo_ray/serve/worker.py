@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from flashvideo_ray import stage_base, stages
+from flashvideo_ray import scoring, stage_base, stages
 from flashvideo_ray.patient import PatientStore
 from flashvideo_ray.quota import Answer
 from flashvideo_ray.settings import Settings, Stage
@@ -28,8 +28,8 @@ class Worker:
         self.stage = {
             "text": lambda: stages.EncodeText(settings, self.events),
             "preview": lambda: stages.Preview(settings, self.events, store),
-            "score": lambda: stages.Score(settings, self.events, **publishing),
-            "rate": lambda: stages.Rate(settings, self.events, **publishing),
+            "score": lambda: scoring.Score(settings, self.events, **publishing),
+            "rate": lambda: scoring.Rate(settings, self.events, **publishing),
             "refine": lambda: stages.Refine(settings, self.events, **publishing),
         }[stage]()
 
