@@ -254,7 +254,7 @@ class Scheduler:
 
     async def _ask(self, stage: Stage, row: dict[str, Any], attempt: int) -> AsyncIterator[tuple[str, Any]]:
         while True:
-            answers = self.handles[stage].options(stream=True).run.remote(row, attempt)
+            answers: Any = self.handles[stage].options(stream=True).run.remote(row, attempt)
             try:
                 async for told in answers:
                     yield told

@@ -226,7 +226,9 @@ class Service:
             view = await asyncio.to_thread(self.state.refresh)
             before, self._told = self._told, view
             known = before.candidates
-            changed = [c for c in view.candidates.values() if c is not known.get(c.clip_id)] if view is not before else []
+            changed = (
+                [c for c in view.candidates.values() if c is not known.get(c.clip_id)] if view is not before else []
+            )
             if len(changed) > _MANY:
                 self.hub.tell("reload", {})
             else:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from flashvideo_ray import decisions, ledger, parts
+from flashvideo_ray import decisions, parts
 from flashvideo_ray.selection import SCORE, select
 from flashvideo_ray.serve import requests
 from flashvideo_ray.serve.view import Candidate, View
