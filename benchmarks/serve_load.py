@@ -2,9 +2,9 @@
 
     python benchmarks/serve_load.py [--readers 200] [--seconds 30] [--candidates 10000]
 
-Starts the service on a run in a temporary folder whose ledger holds many candidates, submits prompts for the nano model, and
-compares the previews made in the same time without and with readers. Each reader asks for pages, single candidates and
-parts of a preview, one after the other, with a pause as a person's browser has it.
+Starts the service on a run in a temporary folder whose ledger holds many candidates, submits prompts for the nano
+model, and compares the previews made in the same time without and with readers. Each reader asks for pages, the run and
+parts of a preview, one after the other, with a pause of a second.
 """
 
 from __future__ import annotations

@@ -124,7 +124,8 @@ def test_from_a_prompt_to_a_clip_that_plays(served: Served) -> None:
     assert video.probe(client.get(candidate["preview"]).content, count=True).metadata["clip_id"] == item["clip_id"]
     assert client.get(candidate["poster"]).headers["Content-Type"] == "image/jpeg"
 
-    decided = served.client("reviewer").post("decisions", json={"decisions": [{"clip_id": item["clip_id"], "word": "approved", "note": "calm"}]})  # fmt: skip
+    decision = {"clip_id": item["clip_id"], "word": "approved", "note": "calm"}
+    decided = served.client("reviewer").post("decisions", json={"decisions": [decision]})
     [shown] = decided.json()["items"]
     assert (shown["status"], shown["decision"]["by"], shown["decision"]["note"]) == (
         "approved",
@@ -290,8 +291,9 @@ def test_media_come_whole_in_ranges_or_not_at_all_if_known(served: Served, rende
     size, tag = len(whole.content), whole.headers["ETag"]
     assert whole.headers["Accept-Ranges"] == "bytes"
     assert client.head(clip).headers["Content-Length"] == str(size)
-    for asked, start, stop in (("bytes=0-9", 0, 10), ("bytes=10-", 10, size), ("bytes=-7", size - 7, size), (f"bytes=5-{10 * size}", 5, size)):  # fmt: skip
-        part = client.get(clip, headers={"Range": asked})
+    ranges = {"0-9": (0, 10), "10-": (10, size), "-7": (size - 7, size), f"5-{10 * size}": (5, size)}
+    for asked, (start, stop) in ranges.items():
+        part = client.get(clip, headers={"Range": f"bytes={asked}"})
         assert part.status_code == 206
         assert part.content == whole.content[start:stop]
         assert part.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{size}"
@@ -302,8 +304,10 @@ def test_media_come_whole_in_ranges_or_not_at_all_if_known(served: Served, rende
 
 def test_pages_carry_etags_and_go_on_where_they_ended(served: Served, rendered: dict[str, Any]) -> None:
     client = served.client()
-    page = client.get("candidates", params={"limit": 2, "sort": "-motion"})
-    assert client.get("candidates", params={"limit": 2, "sort": "-motion"}, headers={"If-None-Match": page.headers["ETag"]}).status_code == 304  # fmt: skip
+    query = {"limit": 2, "sort": "-motion"}
+    page = client.get("candidates", params=query)
+    known = {"If-None-Match": page.headers["ETag"]}
+    assert client.get("candidates", params=query, headers=known).status_code == 304
     seen, cursor = list(page.json()["items"]), page.json()["next"]
     while cursor:
         more = client.get("candidates", params={"limit": 50, "sort": "-motion", "cursor": cursor}).json()
@@ -456,9 +460,11 @@ def test_what_is_not_as_expected_is_refused_and_says_why(served: Served, body: A
 
 @pytest.mark.parametrize(
     "query",
-    ["sort=nothing", "cursor=!!", "cursor=bnVsbA", "limit=0", "limit=201", "min_nothing=1", "min_motion=nan", "status=x",
-     "unknown=1", "q=a&q=b", "cursor=WzEsICJhIl0&sort=prompt"],
-)  # fmt: skip
+    [
+        *("sort=nothing", "cursor=!!", "cursor=bnVsbA", "cursor=WzEsICJhIl0&sort=prompt", "limit=0", "limit=201"),
+        *("min_nothing=1", "min_motion=nan", "status=x", "unknown=1", "q=a&q=b"),
+    ],
+)
 def test_wrong_queries_are_refused(served: Served, rendered: dict[str, Any], query: str) -> None:
     assert served.client().get(f"candidates?{query}").status_code == 422
 
@@ -556,11 +562,18 @@ def _event(lines: Iterator[str]) -> tuple[str, str, dict[str, Any]]:
 
 def _kill(deployment: str) -> None:
     """SIGKILL to the replicas of a deployment that this test's Ray runs."""
-    mine = psutil.Process().children(recursive=True)
-    found = [each for each in mine if f"ServeReplica:{app.NAME}:{deployment}" in " ".join(each.cmdline())]
+    name = f"ServeReplica:{app.NAME}:{deployment}"
+    found = [each for each in psutil.Process().children(recursive=True) if name in _title(each)]
     assert found, f"no replica of {deployment}"
     for process in found:
         process.kill()
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
 
 
 def _is_free(store: Store) -> bool:

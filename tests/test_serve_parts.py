@@ -167,7 +167,9 @@ def test_a_page_goes_on_though_others_came_meanwhile(tmp_path: Path) -> None:
     assert [each.scores["motion"] for each in second.items] == [*range(9, 20)]
 
 
-@pytest.mark.parametrize("line", ["operator:ann:short", "king:ann:0123456789abcdef", "operator::0123456789abcdef", "nonsense"])
+@pytest.mark.parametrize(
+    "line", ["operator:ann:short", "king:ann:0123456789abcdef", "operator::0123456789abcdef", "nonsense"]
+)
 def test_tokens_that_are_none_are_refused_without_being_shown(tmp_path: Path, line: str) -> None:
     path = tmp_path / "tokens"
     path.write_text(f"viewer:ben:0123456789abcdef\n{line}\n")

@@ -31,12 +31,12 @@ def running(options: application.ServeSettings, host: str = "127.0.0.1", port: i
 
     Without tokens it is open to everybody who reaches it, so it must then be bound to this machine alone.
     """
-    options = options.model_copy(update={"open_to_all": host in LOOPBACK})
+    own = not os.environ.get("RAY_ADDRESS")  # on a cluster, Serve may be listening already, and to everybody
+    options = options.model_copy(update={"open_to_all": own and host in LOOPBACK})
     application.load_tokens(options)
     _check_port(host, port)
     settings, recipe = application.open_run(options)
     cluster.connect(settings.pools)
-    own = not os.environ.get("RAY_ADDRESS")
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=_LOGGING)
         target = application.bind(options, settings, recipe)
