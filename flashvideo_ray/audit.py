@@ -56,8 +56,8 @@ class ScoreAgreement:
     """One score on both ends.
 
     `correlation` is Spearman's, weighted so that the audited count for all that were rejected; `low` and `high` are
-    its 95 % bootstrap interval. `separation` is the chance that a random rendered clip scores above a random one of those
-    that selection rejected: .5 if selection does nothing for this score (of scores where less is better, 1 minus it).
+    its 95 % bootstrap interval. `separation` is the chance that a random rendered clip scores above a random
+    rejected one: .5 if selection does nothing for this score.
     """
 
     name: str
@@ -232,7 +232,7 @@ def _measure(
     """
     keys = {"preview": ledger.preview_key, "clip": ledger.clip_key}
     own = [(spec.name, spec.options) for spec in settings.score.scorers]
-    others = [(name, {}) for name in held_out]
+    others: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in held_out]
     wanted = {"preview": others, "clip": [*own, *others]}
     hashes = {pair["clip_id"]: pair["sha256"] for pair in pairs}
     known = {

@@ -301,8 +301,6 @@ def plan(
     """Clips, hours, money and balance of a run before it is made: exit status 2 if a stage cannot fit its card."""
 
     def predict() -> int:
-        import json
-
         from flashvideo_ray import plan as planning
         from flashvideo_ray import tables
         from flashvideo_ray.prompts import read_prompts
@@ -313,7 +311,7 @@ def plan(
         measures = None
         if run is not None:
             _existing_run(Store(run))
-            measures = planning.measured(json.loads(Store(run).get("summary.json")), run)
+            measures = planning.measured(Store(run))
         if seconds is not None:
             measures = planning.declared(seconds, measures)
         measures = measures or planning.published(settings)

@@ -1,18 +1,20 @@
 """What a run will cost, before a GPU is paid for: clips, hours, money, and whether the two pools are in balance.
 
-A prediction from a few numbers: candidates, seconds a call in each stage, and the share of previews that survive. Pools work side by side, so the slowest one decides; what comes before its first row and after its last is added.
+A prediction from a few numbers: candidates, seconds a call in each stage, and the share of previews that survive.
+Pools work side by side, so the slowest one decides; what comes before its first row and after its last is added.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from flashvideo_ray import accounting, estimates
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.settings import STAGES, Settings, Stage
+from flashvideo_ray.storage import Store
 
 PAPER_SECONDS: dict[Stage, float] = {"preview": 30.1, "refine": 72.2}
 """arXiv 2502.05179: evaluations of the networks alone, 50 steps at 270p and 4 at 1080p, 49 frames, one card."""
@@ -154,8 +156,13 @@ def declared(text: str, others: Measures | None = None) -> Measures:
     return replace(others, seconds=seconds, source=f"declared with --seconds, others {others.source}")
 
 
-def measured(summary: Mapping[str, Any], where: str) -> Measures:
+def measured(store: Store) -> Measures:
     """Measures from another run's summary. Raises PlanError if it has no preview or no clip."""
+    where = store.url
+    try:
+        summary = json.loads(store.get("summary.json"))
+    except FileNotFoundError:
+        raise PlanError(f"{where}: no summary.json; `flashvideo-ray report {where}` writes it") from None
     means = {stage: summary["stages"].get(stage, {}).get("mean_seconds") for stage in STAGES}
     known = {stage: mean for stage, mean in means.items() if mean is not None}
     for stage in ("preview", "refine"):
@@ -201,11 +208,12 @@ def _check_stages(given: Mapping[str, float], option: str, stages: tuple[Stage, 
 def _keep_rate(settings: Settings, measures: Measures, given: float | None) -> tuple[float, str]:
     if given is not None:
         return given, "declared with --keep-rate"
-    if measures.keep_rate is not None:
-        return measures.keep_rate, measures.source
     keep = settings.select.keep
-    if keep is not None and keep < settings.candidates:
-        return keep / settings.candidates, f"the best {keep} of {settings.candidates} (select.keep)"
+    most = min(1.0, keep / settings.candidates) if keep is not None else 1.0
+    if measures.keep_rate is not None and measures.keep_rate <= most:
+        return measures.keep_rate, measures.source
+    if most < 1:
+        return most, f"the best {keep} of {settings.candidates} (select.keep)"
     return 1.0, "nothing says how many previews survive"
 
 

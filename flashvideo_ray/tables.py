@@ -109,8 +109,8 @@ def _plan_end(plan: Plan, currency: str) -> Iterator[str]:
     preview, refine = plan.balance
     sizes = {pool.stage: pool.size for pool in plan.pools}
     yield (
-        f"Balanced: {preview:.3g} : {refine:.3g} cards of preview : refine; for {sizes['preview']} preview actors "
-        f"{plan.balanced_size} of refine (now {sizes['refine']})"
+        f"Balanced: {preview:.3g} : {refine:.3g} {'cards' if plan.cost.gpu_seconds else 'cores'} of preview : refine; "
+        f"with pools.preview.size={sizes['preview']}, pools.refine.size={plan.balanced_size} (now {sizes['refine']})"
     )
     for fit in plan.fits:
         if fit.fits:

@@ -133,6 +133,18 @@ def test_status_counts_candidates(tmp_path: Path, tiny_model: Path) -> None:
 
 def test_the_console_script_is_there() -> None:
     result = subprocess.run([script("flashvideo-ray"), "--help"], capture_output=True, text=True, check=True)
-    for command in ("demo", "render", "preview", "refine", "status", "report", "verify", "compact", "convert"):
+    for command in (
+        "demo",
+        "render",
+        "preview",
+        "refine",
+        "status",
+        "report",
+        "verify",
+        "compact",
+        "convert",
+        "plan",
+        "audit",
+    ):
         assert command in result.stdout
     assert pipeline.render.__doc__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import json
 import random
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 from support import write_prompts
 from typer.testing import CliRunner
 
-from flashvideo_ray import Settings, accounting, plan
+from flashvideo_ray import Settings, plan
 from flashvideo_ray.cli import app
+from flashvideo_ray.storage import Store
 
 PAPER = plan.declared("preview=30.1,refine=72.2")
 CARDS = ["pools.preview.num_gpus=1", "pools.refine.num_gpus=1"]
@@ -111,9 +113,10 @@ def test_a_plan_from_the_command_line(tmp_path: Path) -> None:
     assert status == 0
     assert "6 prompts, 24 candidates, 6 clips" in text
     assert "from the paper, scaled to these steps" in text
-    status, text = planned("-c", "flashvideo-1080p", "--card-memory", "refine=24", "--keep-rate", "0.3")
+    status, text = planned("--seconds", "preview=3,refine=7", "--card-memory", "preview=24,refine=1")
     assert status == 2
-    assert "DOES NOT FIT: refine needs about 42.7 GiB of 24" in text
+    assert "Memory: preview needs about 1.0 of 24 GiB (estimate)" in text
+    assert "DOES NOT FIT: refine needs about 1.2 GiB of 1" in text
     for words, message in {
         ("-c", "nano"): "how long does a call take?",
         ("--seconds", "preview=30.1"): "say refine=… too",
@@ -130,15 +133,18 @@ def test_a_plan_from_the_command_line(tmp_path: Path) -> None:
         assert (status, message in text) == (2, True), text
 
 
-def test_measures_come_from_the_summary_of_a_run() -> None:
+def test_measures_come_from_the_summary_of_a_run(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with pytest.raises(plan.PlanError, match=r"no summary\.json; `flashvideo-ray report"):
+        plan.measured(store)
     times = {"preview": {"mean_seconds": 3.0}, "refine": {"mean_seconds": 7.0}, "rate": {"mean_seconds": None}}
-    lines = [{"stage": "preview", "device": "NVIDIA H100"}]
-    found = plan.measured({"stages": times, "acceptance_rate": 0.4, "bill": {"lines": lines}}, "runs/a")
-    assert (found.seconds, found.keep_rate, found.devices) == (
-        {"preview": 3.0, "refine": 7.0},
-        0.4,
-        {"preview": "NVIDIA H100"},
-    )
+    bill = {"lines": [{"stage": "preview", "device": "NVIDIA H100"}]}
+    store.put("summary.json", json.dumps({"stages": times, "acceptance_rate": 0.4, "bill": bill}).encode())
+    found = plan.measured(store)
+    assert (found.seconds, found.devices) == ({"preview": 3.0, "refine": 7.0}, {"preview": "NVIDIA H100"})
+    assert plan.plan(10, Settings(), found).keep_rate == 0.4
+    # A pilot that kept more than these settings can.
+    assert plan.plan(10, Settings.load(None, ["candidates=4", "select.keep=1"]), found).keep_rate == 0.25
+    store.put("summary.json", json.dumps({"stages": {"preview": {"mean_seconds": 3.0}}}).encode())
     with pytest.raises(plan.PlanError, match="it has timed no refine"):
-        plan.measured({"stages": {"preview": {"mean_seconds": 3.0}}}, "runs/a")
-    assert isinstance(plan.plan(5, Settings(), found).cost, accounting.Cost)
+        plan.measured(store)
