@@ -433,11 +433,11 @@ def convert(
 def demo(
     output: Annotated[str, typer.Argument(help="Where the run goes.")] = "runs/demo", set_: SetOption = None
 ) -> None:
-    """Render the bundled prompts with the nano model into a local folder."""
+    """Best of four of the bundled prompts, with the nano model, into a local folder."""
     from flashvideo_ray import nano, pipeline
 
     raise typer.Exit(
-        run_job(lambda: pipeline.render(str(nano.demo_prompts()), output, Settings.load("nano", set_ or [])))
+        run_job(lambda: pipeline.render(str(nano.demo_prompts()), output, Settings.load("demo", set_ or [])))
     )
 
 
