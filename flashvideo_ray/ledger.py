@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -145,6 +147,23 @@ def refuse_differences(what: str, there: Mapping[str, Any], now: Mapping[str, An
     if differences:
         lines = [f"  {key}: {old!r} there, {new!r} now" for key, old, new in differences]
         raise RecipeError("\n".join([f"{what}:", *lines, hint]))
+
+
+def check_writable(store: Store) -> None:
+    """Raise NoRunError if nothing can be written there. In a local folder it looks at the rights and makes nothing."""
+    if store.is_local:
+        folder = store.path()
+        while not os.path.exists(folder):
+            folder = os.path.dirname(folder)
+        if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+            raise NoRunError(f"{store.url}: cannot be written: {folder} is no folder that this user may write to")
+        return
+    key = f".writable-{uuid.uuid4().hex[:8]}"
+    try:
+        store.put(key, b"")
+        store.delete(key)
+    except Exception as error:  # each file system has its own
+        raise NoRunError(f"{store.url}: cannot be written: {type(error).__name__}: {error}") from error
 
 
 def open_run(store: Store, recipe: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def render(
     settings = weights.with_model_defaults(settings or Settings())
     runs.check_retry(retry)
     runs.check_scoring(settings)
+    runs.check_video(settings)
     weights.check_sizes(settings)
     recipe = runs.recipe_of(settings)
     rows = prompts.read_prompts(prompt_url, base_seed=settings.seed, reserved=[*stage_base.row_schema().names, "at"])
@@ -131,6 +132,7 @@ def refine(
         raise ledger.NoRunError(f"{output}: no run here (no run.json); start one with render or preview")
     settings = weights.with_model_defaults(settings or Settings.of_tree(run["settings"], where="run.json"))
     runs.check_scoring(settings)
+    runs.check_video(settings)
     recipe = runs.recipe_of(settings)
     ledger.check_recipe(store, recipe)
     own = {*stage_base.row_schema().names, "at"}
@@ -206,6 +208,7 @@ def _run(job: _Job, started: float) -> RunResult:
     work = _wanted(job, job.next_work(job.retry))
     if work:
         stages_ = _pools(job.settings, "refine")
+        ledger.check_writable(job.store)
         if work.rows.num_rows:
             cluster.connect(job.settings.pools, stages_)
         identity = Identity.of_this_process()

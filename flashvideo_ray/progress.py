@@ -43,7 +43,9 @@ class Progress:
 
     def update(self, states: Mapping[Stage, StageState], counts: Mapping[str, int], last: bool = False) -> None:
         """Show this state: a live table, or a line if one is due (every `progress_seconds`, and at the end)."""
-        rows = [self._row(stage, states.get(stage, StageState())) for stage in self.stages]
+        out = sum(counts.get(name, 0) for name in ("rejected", "failed", "skipped"))  # most of them before stage 2
+        totals = {**self.totals, "refine": max(self.totals.get("refine", 0) - out, 0)}
+        rows = [self._row(stage, states.get(stage, StageState()), totals.get(stage, 0)) for stage in self.stages]
         if self._live is not None:
             table = Table("stage", "done", "rate", "time left", "pool", title=_counts(counts))
             for row in rows:
@@ -54,9 +56,9 @@ class Progress:
             parts = [f"{stage} {done}, {rate}, {left}, {pool}" for stage, done, rate, left, pool in rows]
             print(" | ".join([_counts(counts), *parts]), flush=True)
 
-    def _row(self, stage: Stage, state: StageState) -> tuple[str, str, str, str, str]:
+    def _row(self, stage: Stage, state: StageState, total: int) -> tuple[str, str, str, str, str]:
         pool = getattr(self.settings.pools, stage)
-        total = self.totals.get(stage, 0)
+        total = max(total, state.done)
         left = duration(max(0, total - state.done) / state.rate) + " left" if state.rate else "-"
         up = "starting" if state.actors == 0 else f"{min(state.open, pool.size)}/{pool.size} busy"
         return stage, f"{state.done}/{total}", _rate(state.rate), left, up

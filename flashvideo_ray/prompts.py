@@ -241,13 +241,14 @@ def _checked(table: pa.Table, rows: _Rows, base_seed: int, url: str) -> pa.Table
         for name, seed in zip(ids, seeds, strict=True)
     ]
     first: dict[str, int] = {}
-    for index, name in enumerate(ids):
-        if name in first:
-            raise PromptError(
-                f"{url}: {rows.name(first[name])} and {rows.name(index)} are the same prompt with the same seed; "
-                "drop one, or give each an id of its own or a seed"
-            )
-        first[name] = index
+    twice = [(first[name], index) for index, name in enumerate(ids) if first.setdefault(name, index) != index]
+    if twice:
+        shown = ", ".join(f"{rows.name(a)} and {rows.name(b)}" for a, b in twice[:SHOWN])
+        more = f" and {len(twice) - SHOWN} more pairs" if len(twice) > SHOWN else ""
+        raise PromptError(
+            f"{url}: {shown}{more} are the same prompt with the same seed; "
+            "drop one of each, or give each an id of its own or a seed"
+        )
     own = pa.table([ids, prompts, negatives, final_seeds], schema=PROMPTS)
     for name in table.column_names:
         if name not in OWN_COLUMNS:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashvideo_ray import accounting, audit, decisions, estimates, ledger, prompts, report, scorers, weights
+from flashvideo_ray import accounting, audit, decisions, estimates, ledger, prompts, report, scorers, video, weights
 from flashvideo_ray.nano import vocabulary
 from flashvideo_ray.selection import SCORE, Opinion, audited, check_rules, select
 from flashvideo_ray.settings import STAGES, Settings, SettingsError
@@ -70,6 +70,17 @@ def check_scoring(settings: Settings) -> None:
     if twice:
         raise SettingsError(f"score.scorers: {', '.join(twice)} would be given by two scorers; leave one out")
     check_rules(settings.select, known)
+
+
+def check_video(settings: Settings) -> None:
+    """Raise SettingsError if clips cannot be encoded so. NVENC is looked for where the clips are made, not here."""
+    own = settings.video
+    if own.codec != "libx264":
+        return
+    try:
+        video.check_encoder(own.codec, own.encoder_preset)
+    except RuntimeError as error:
+        raise SettingsError(f"video.encoder_preset: {error}") from None
 
 
 def warn_of_prompts(table: pa.Table, settings: Settings) -> None:

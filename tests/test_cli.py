@@ -52,6 +52,9 @@ def test_wrong_prompts_end_with_status_2_and_leave_no_run(
         (["pools.refin.size=2"], "did you mean pools.refine?"),
         (["score.scorers=[moton]"], "unknown scorer 'moton': did you mean motion?"),
         (["score.scorers=[{name: motion, options: {fsp: 3}}]"], "does not take these options"),
+        (["video.encoder_preset=warp"], "video.encoder_preset: "),
+        (["select.rank=alignment"], "the rule 'alignment' uses alignment, but the scorers of this run give"),
+        (["select.duplicates=3"], "add the scorer phash"),
         (["select.require=motoin > 1"], "uses motoin, but the scorers of this run give"),
         (["score.scorers=[motion, motion]"], "motion, motion_area would be given by two scorers"),
         (["preview.model=/absent"], "/absent: no such folder"),
@@ -71,7 +74,21 @@ def test_wrong_settings_end_with_status_2_and_leave_no_run(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", ["refine", "status", "report"])
+def test_a_place_that_cannot_be_written(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    words = [word for override in tiny_overrides(tiny_model) for word in ("--set", override)]
+    result = run("render", write_prompts(tmp_path / "prompts.parquet"), str(tmp_path / "file" / "run"), *words)
+    assert result.exit_code == 2, result.output
+    assert "cannot be" in result.output
+
+
+def test_a_quota_that_cannot_be_read(tmp_path: Path) -> None:
+    result = run("render", write_prompts(tmp_path / "prompts.parquet"), str(tmp_path / "run"), "--budget", "much")
+    assert result.exit_code == 2
+    assert "write it like '200 gpu-hours'" in result.output
+
+
+@pytest.mark.parametrize("command", ["refine", "status", "report", "select", "prune"])
 def test_a_place_without_a_run(tmp_path: Path, command: str) -> None:
     result = run(command, str(tmp_path))
     assert result.exit_code == 2

@@ -67,7 +67,9 @@ def test_text_stays_text_however_it_is_stored(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"prompt": words.slice(1).cast(pa.large_string()), "tag": words.slice(1)}), tmp_path / "2.parquet"
     )
-    with pytest.raises(PromptError, match=r"1\.parquet row 2 and 2\.parquet row 1 are the same prompt"):
+    with pytest.raises(
+        PromptError, match=r"1\.parquet row 2 and 2\.parquet row 1, 1\.parquet row 3 and 2\.parquet row 2 are the same"
+    ):
         read_prompts(str(tmp_path / "*.parquet"))
 
 
