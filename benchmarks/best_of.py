@@ -4,8 +4,8 @@
 
 Makes so many previews of every held-out prompt. Of the first 1, 2, 4, … of them the one that the nano model's own CLIP
 ranks first is refined, and the clip is read by the judge, which neither CLIP nor stage 1 has ever seen. A clip is
-faithful if background, colour, motion and shape are as the prompt says. CPU seconds are of this process, measured in the
-same run; `refine everything` pays stage 2 for all N candidates and then takes the same one.
+faithful if background, colour, motion and shape are as the prompt says. CPU seconds are of this process, measured in
+the same run; `refine everything` pays stage 2 for all N candidates and then takes the same one.
 """
 
 import argparse
@@ -29,6 +29,7 @@ class Clock:
         self.seconds: dict[str, float] = {}
 
     def __call__(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do the work and add its seconds to those of the name."""
         begin = time.process_time()
         result = work()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - begin
