@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from flashvideo_ray import ledger, parts
+from flashvideo_ray import ledger, parts, runs, stage_base
+from flashvideo_ray.settings import Settings
 from flashvideo_ray.storage import Store
 
 WORDS = np.array(
@@ -93,6 +94,12 @@ def read_resume(store: Store) -> int:
     return sum(table.num_rows for table in tables)
 
 
+def next_work(store: Store) -> int:
+    """What a job that refines asks at its start: every preview is judged, and those that have ended are left out."""
+    work = runs.next_work(store, None, stage_base.row_schema(), Settings())
+    return work.rows.num_rows + work.decided.num_rows
+
+
 def compact(store: Store) -> int:
     return sum(done.rows for done in ledger.compact(store).values())
 
@@ -139,9 +146,11 @@ def main() -> None:
             ("(starting Python)", nothing),
             ("read, columns that resume needs", read_resume),
             ("read, all columns", read_all),
+            ("what is left to do", next_work),
             ("compact", compact),
             ("read again, columns for resume", read_resume),
             ("read again, all columns", read_all),
+            ("what is left to do, again", next_work),
         ):
             before = len(store.keys("ledger"))
             results[name] = result = {**measured(step, store), "parts": before}

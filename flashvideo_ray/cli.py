@@ -172,6 +172,8 @@ def select(
             )
         )
         console.print(f"refine would render {found.admitted:,} clips{cost}.")
+        if found.pruned:
+            console.print(f"{found.pruned:,} of them have no latents any more: `render` makes their previews anew.")
         if found.spared:
             console.print(f"{found.spared:,} clips that these rules would reject are rendered already, and stay.")
 

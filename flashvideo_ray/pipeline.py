@@ -18,7 +18,7 @@ import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from flashvideo_ray import cluster, ledger, prompts, runs, scorers, scoring, stage_base, stages, weights
+from flashvideo_ray import cluster, ledger, prompts, prune, runs, scorers, scoring, stage_base, stages, weights
 from flashvideo_ray.claim import Claim, Identity
 from flashvideo_ray.patient import PatientStore
 from flashvideo_ray.progress import Progress
@@ -28,6 +28,7 @@ from flashvideo_ray.settings import STAGES, Settings, Stage
 from flashvideo_ray.storage import Store
 from flashvideo_ray.tracker import StageState, Tracker, TrackerClient
 
+_KEPT = frozenset({"latents", "previews"})
 _LAST_FLUSH_SECONDS = 60.0
 _CHUNK = 1000  # candidates in one block of the input
 log = logging.getLogger("flashvideo_ray")
@@ -221,6 +222,8 @@ def _run(job: _Job, started: float) -> RunResult:
                 done, work = work, job.next_work(None)
                 if enough or work.rows["clip_id"].equals(done.rows["clip_id"]):
                     break  # or nothing came of it, and would not the next time
+            if not set(job.settings.keep) >= _KEPT:
+                prune.prune(job.store, prune.plan(job.store, job.settings.keep))
             ledger.compact(job.store)
             total = runs.finish(job.store, job.settings, time.monotonic() - started, usage)
     else:

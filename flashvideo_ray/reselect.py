@@ -22,14 +22,15 @@ class Selection:
     """What new rules do to a run.
 
     `changes` counts previews by their status before and after; `admitted` are survivors without a clip, `spared` the
-    rendered ones that the new rules would not have admitted: they stay. `refine_seconds` is the mean of the run, None
-    before the first clip.
+    rendered ones that the new rules would not have admitted: they stay. Of the admitted, `pruned` have no latents any
+    more. `refine_seconds` is the mean of the run, None before the first clip.
     """
 
     previews: int
     survivors: int
     changes: dict[tuple[str, str], int]
     admitted: int
+    pruned: int
     spared: int
     refine_seconds: float | None
 
@@ -53,11 +54,13 @@ def reselect(store: Store, settings: Settings, *, write: bool = True) -> Selecti
     survives = pc.is_in(now["status"], pa.array(_IN))
     rendered = clips.filter(pc.equal(clips["status"], "rendered"))["clip_id"].combine_chunks()
     has_clip = pc.is_in(now["clip_id"], rendered)
+    admitted = pc.and_(survives, pc.invert(has_clip))
     selection = Selection(
         previews=previews.num_rows,
         survivors=pc.sum(survives).as_py() or 0,
         changes=dict(Counter(zip(before, after, strict=True))),
-        admitted=pc.sum(pc.and_(survives, pc.invert(has_clip))).as_py() or 0,
+        admitted=pc.sum(admitted).as_py() or 0,
+        pruned=pc.sum(pc.and_(admitted, now["latents"].is_null())).as_py() or 0,
         spared=pc.sum(pc.and_(pc.invert(survives), has_clip)).as_py() or 0,
         refine_seconds=pc.mean(clips["refine_seconds"]).as_py() if "refine_seconds" in clips.column_names else None,
     )

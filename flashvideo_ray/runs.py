@@ -200,10 +200,12 @@ def judged(previews: pa.Table, settings: Settings, people: Mapping[str, Opinion]
     for name in ("status", "reason", "rank"):
         previews = previews.set_column(previews.schema.get_field_index(name), name, verdicts[name])
     out, failed = pc.is_in(status, pa.array(["rejected", "failed"])), pc.equal(status, "failed")
-    by_rule = [
-        said == "rejected" and clip_id not in people and audited(clip_id, settings.select.audit)
-        for clip_id, said in zip(previews["clip_id"].to_pylist(), status.to_pylist(), strict=True)
-    ]
+    by_rule = [False] * previews.num_rows
+    if settings.select.audit:
+        by_rule = [
+            said == "rejected" and clip_id not in people and audited(clip_id, settings.select.audit)
+            for clip_id, said in zip(previews["clip_id"].to_pylist(), status.to_pylist(), strict=True)
+        ]
     null = pa.scalar(None, pa.string())
     return (
         previews.append_column("stage", pc.if_else(out, settings.score.stages[-1], null))

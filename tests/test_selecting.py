@@ -14,6 +14,7 @@ from flashvideo_ray import Settings, decisions, ledger
 from flashvideo_ray.decisions import Decision
 from flashvideo_ray.quota import Quota
 from flashvideo_ray.storage import Store
+from flashvideo_ray.verify import verify
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -55,11 +56,14 @@ def test_the_best_candidate_of_each_prompt_is_refined(tmp_path: Path, tiny_model
 
 def test_a_prompt_whose_candidates_all_fail_gets_more(tmp_path: Path, tiny_model: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:2])
-    settings = load(tiny_model, "select.require=motion > 1e6", "select.draw=2")
+    settings = load(tiny_model, "select.require=motion > 1e6", "select.draw=2", "keep=[]")
     result = flashvideo_ray.render(prompts, str(tmp_path / "run"), settings)
     assert result.ended == {"rejected": 6}
     found = Counter(row["candidate"] for row in rows(tmp_path / "run", "previews"))
     assert found == {0: 2, 1: 2, 2: 2}
+    # Nothing was to be kept of what has ended.
+    assert not [*tmp_path.glob("run/latents/*/*"), *tmp_path.glob("run/previews/*/*")]
+    assert verify(Store(str(tmp_path / "run"))).problems == []
 
 
 def test_a_job_ends_when_enough_clips_are_accepted_and_another_goes_on(tmp_path: Path, tiny_model: Path) -> None:
