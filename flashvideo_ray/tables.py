@@ -14,7 +14,7 @@ from flashvideo_ray.progress import duration
 
 if TYPE_CHECKING:
     from flashvideo_ray.accounting import Cost
-    from flashvideo_ray.audit import Audit, Share
+    from flashvideo_ray.agreement import Audit, Share
     from flashvideo_ray.plan import Plan
 
 _LEAST = 0.0001  # of money that is shown
