@@ -163,7 +163,7 @@ def _two(value: float | None) -> str:
 
 
 def _work(cost: Mapping[str, Any]) -> str:
-    parts = [(cost["gpu_seconds"], "GPU-seconds"), (cost["cpu_seconds"], "CPU-seconds")]
+    parts = [(cost["gpu_seconds"], "GPU-seconds"), (cost["cpu_seconds"], "core-seconds")]
     said = [
         f"{seconds:,.0f} {unit}" if seconds >= 10 else f"{seconds:.2g} {unit}" for seconds, unit in parts if seconds
     ]
