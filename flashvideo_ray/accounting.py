@@ -1,8 +1,8 @@
 """The bill of a run: what each stage cost, what a clip cost, and what selection saved. Pure functions over the ledger.
 
 The unit of work is a second of one device: a card where a stage runs on cards (times the `num_gpus` of its pool, which
-may be a share), a core where it runs on CPUs (times `num_cpus`). The two are never added up. Money is that, in hours,
-times the price of the device in the settings.
+may be a share), a core where it runs on CPUs (times `num_cpus`); wall time, not processor time. The two are never added
+up. Money is that, in hours, times the price of the device in the settings.
 """
 
 from __future__ import annotations

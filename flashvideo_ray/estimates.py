@@ -108,7 +108,7 @@ def _remedies(settings: Settings, stage: str) -> Iterator[dict[str, Any]]:
     all_of: dict[str, Any] = {}
     for step in _LADDER[stage]:
         all_of |= step
-        changes = {key: value for key, value in all_of.items() if _at(tree, key) != value}
+        changes = {key: value for key, value in all_of.items() if _at(tree, key) not in (value, "group")}
         if changes:
             yield changes
 

@@ -143,7 +143,8 @@ def refine(
     def next_work(again: str | None) -> runs.Work:
         return runs.next_work(store, None, stage_base.row_schema(extra), settings, retry=again)
 
-    return _run(_Job(store, settings, recipe, {}, next_work, extra, takeover, retry, quota), started)
+    about = {"settings": settings.model_dump(mode="json")}
+    return _run(_Job(store, settings, recipe, about, next_work, extra, takeover, retry, quota), started)
 
 
 def build_graph(

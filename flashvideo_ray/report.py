@@ -322,7 +322,7 @@ def _number(value: Any) -> str:
 
 def _work(cost: Mapping[str, Any]) -> str:
     """Cards and cores apart."""
-    parts = [(cost["gpu_seconds"], "GPU-seconds"), (cost["cpu_seconds"], "CPU-seconds")]
+    parts = [(cost["gpu_seconds"], "GPU-seconds"), (cost["cpu_seconds"], "core-seconds")]
     said = [f"{_count(round(value)) if value >= 10 else f'{value:.2g}'}\u00a0{unit}" for value, unit in parts if value]
     return " + ".join(said) or "–"
 

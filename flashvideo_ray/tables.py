@@ -14,7 +14,7 @@ from flashvideo_ray.progress import duration
 
 if TYPE_CHECKING:
     from flashvideo_ray.accounting import Cost
-    from flashvideo_ray.audit import Audit, Share
+    from flashvideo_ray.agreement import Audit, Share
     from flashvideo_ray.plan import Plan
 
 _LEAST = 0.0001  # of money that is shown
@@ -130,6 +130,8 @@ def audit_page(audit: Audit) -> RenderableType:
     """An audit's two tables."""
     scores = Table("score", "both ends", "rank correlation", "95 %", "rendered above rejected", title_justify="left")
     for one in audit.scores:
+        if one.correlation is None:
+            continue
         interval = "–" if one.low is None else f"{one.low:.2f} … {one.high:.2f}"
         name = f"{one.name} (held out)" if one.held_out else one.name
         scores.add_row(name, str(one.count), _two(one.correlation), interval, _two(one.separation))
@@ -138,6 +140,9 @@ def audit_page(audit: Audit) -> RenderableType:
         rules.add_row(rule.rule, _share(rule.false_rejects), _share(rule.false_accepts))
     head = f"{audit.rendered:,} rendered, {audit.audited:,} of {audit.rejected:,} rejected candidates with a clip"
     parts: list[RenderableType] = [Text(head), scores, *([rules] if audit.rules else [])]
+    constant = ", ".join(one.name for one in audit.scores if one.correlation is None)
+    if constant:
+        parts.append(Text(f"Without a correlation, because one end is missing or the same everywhere: {constant}"))
     return Group(*parts, *[Text(note) for note in audit.notes])
 
 
@@ -158,7 +163,7 @@ def _two(value: float | None) -> str:
 
 
 def _work(cost: Mapping[str, Any]) -> str:
-    parts = [(cost["gpu_seconds"], "GPU-seconds"), (cost["cpu_seconds"], "CPU-seconds")]
+    parts = [(cost["gpu_seconds"], "GPU-seconds"), (cost["cpu_seconds"], "core-seconds")]
     said = [
         f"{seconds:,.0f} {unit}" if seconds >= 10 else f"{seconds:.2g} {unit}" for seconds, unit in parts if seconds
     ]

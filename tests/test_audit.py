@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from flashvideo_ray import Settings, audit, ledger, scorers, video
+from flashvideo_ray import Settings, agreement, audit, ledger, scorers, video
 from flashvideo_ray.cli import app
 from flashvideo_ray.storage import Store
 
@@ -94,7 +95,7 @@ def test_clips_that_would_have_been_decided_otherwise_are_counted(tmp_path: Path
     assert area.correlation is None  # the ledger of this run has none
     assert told[-1] == (7, 7)
     assert "each of them counts 1.33 times" in found.notes[0]
-    assert audit.read(store) == json.loads(json.dumps(audit.read(store)))
+    assert audit.read(store) == json.loads(json.dumps(asdict(found)))
 
 
 def test_a_held_out_scorer_measures_both_ends_and_nothing_is_decoded_twice(tmp_path: Path) -> None:
@@ -121,6 +122,7 @@ def test_the_audit_stands_in_the_report(tmp_path: Path) -> None:
     [
         ({"d": (4, 4)}, [], "no rejected candidate has a clip to compare; set select.audit"),
         (SPEEDS, ["--with", "moton"], "unknown scorer 'moton': did you mean motion?"),
+        (SPEEDS, ["--with", "motion"], "--with motion: motion, motion_area is measured without it"),
     ],
 )
 def test_what_cannot_be_audited_is_said(
@@ -135,12 +137,9 @@ def test_what_cannot_be_audited_is_said(
 
 def test_percentiles_have_a_limit_of_each_end_and_ranks_are_scores_too() -> None:
     """Stage 2 may shift a score: what is below the median of previews is asked to be below the median of clips."""
-    pairs = [
-        {"rejected": n < 5, ("preview", "motion"): float(n), ("clip", "motion"): 100.0 + n, "clip_id": str(n)}
-        for n in range(10)
-    ]
+    pairs = [agreement.Pair(n < 5, {"motion": float(n)}, {"motion": 100.0 + n}) for n in range(10)]
     settings = Settings.load(None, ["select.percentiles={motion: 50}", "select.rank=0 - motion", "select.keep=1"])
-    found = audit.compare(pairs, {"motion": False}, settings, rejected=5)
+    found = agreement.compare(pairs, {"motion": False}, settings, rejected=5)
     assert [score.correlation for score in found.scores] == pytest.approx([1, 1])
     assert found.scores[0].separation == 1
     assert found.scores[1].separation == 0
@@ -152,14 +151,14 @@ def test_percentiles_have_a_limit_of_each_end_and_ranks_are_scores_too() -> None
 def test_spearman_averages_ties_and_counts_weights_as_copies() -> None:
     generator = np.random.default_rng(0)
     x, y = generator.integers(0, 6, 50).astype(float), generator.integers(0, 6, 50).astype(float)
-    assert audit.spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert agreement.spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
     copies = generator.integers(1, 4, 50)
-    repeated = audit.spearman(np.repeat(x, copies), np.repeat(y, copies))
-    assert audit.spearman(x, y, copies.astype(float)) == pytest.approx(repeated)
+    repeated = agreement.spearman(np.repeat(x, copies), np.repeat(y, copies))
+    assert agreement.spearman(x, y, copies.astype(float)) == pytest.approx(repeated)
 
 
 def test_wilson_interval() -> None:
-    share = audit.wilson(1, 10)
+    share = agreement.wilson(1, 10)
     assert (share.value, share.low, share.high) == pytest.approx((0.1, 0.0179, 0.4042), abs=1e-4)
-    assert audit.wilson(0, 20).low == 0
-    assert audit.wilson(0, 0).value is None
+    assert agreement.wilson(0, 20).low == 0
+    assert agreement.wilson(0, 0).value is None

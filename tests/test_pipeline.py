@@ -103,6 +103,9 @@ def test_another_rule_decides_anew_on_previews_that_have_not_ended(tmp_path: Pat
     rule = f"select.require=motion > {sum(motions) / 2}"
     result = flashvideo_ray.refine(str(tmp_path / "run"), Settings.load("nano", [*tiny_overrides(tiny_model), rule]))
     assert result.ended == {"rendered": 1, "rejected": 1}
+    run = ledger.read_run(Store(str(tmp_path / "run")))
+    assert run is not None
+    assert run["settings"]["select"]["require"] == [rule.removeprefix("select.require=")]  # as the last job had them
     [rejected] = [row for row in rows(tmp_path / "run", "clips") if row["status"] == "rejected"]
     assert rejected["reason"].startswith("motion > ")
     assert rejected["stage"] == "score"

@@ -272,7 +272,7 @@ def test_page_shows_the_bill():
     found = accounting.bill(*both, Settings.load("nano", [prices]), pools)
     text = page(*night_of_two(), bill=accounting.as_dict(found)).text
     for words in (
-        "All work 4.40 USD 8 GPU-seconds + 1 CPU-seconds",
+        "All work 4.40 USD 8 GPU-seconds + 1 core-seconds",
         "Selection saved 33.3 % against refining everything and filtering last: 0.400 USD, 4 GPU-seconds",
         "Preview NVIDIA H100 2 4 GPU-seconds 3 600.00 USD 4.00 USD",
         "Refine 16 s 75 % 1.60 USD",
