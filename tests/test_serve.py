@@ -99,7 +99,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterat
     (folder / "tokens").write_text("\n".join(f"{role}:{role}'s name:{token}" for role, token in TOKENS.items()))
     options = ServeSettings(
         output=str(folder / "run"),
-        set=(*tiny_overrides(tiny_model), "preview.num_inference_steps=24", "refine.num_inference_steps=12"),
+        set=(*tiny_overrides(tiny_model), "preview.num_inference_steps=60", "refine.num_inference_steps=40"),
         token_file=str(folder / "tokens"),
         hosts=local.hosts("127.0.0.1", []),
         queue_limit=LIMIT,
@@ -244,15 +244,23 @@ def test_work_waits_for_a_batch_job_and_can_be_cancelled(served: Served) -> None
 
 @pytest.mark.parametrize("stage", ["preview", "refine"])
 def test_a_replica_killed_in_the_middle_of_a_candidate(served: Served, stage: str) -> None:
-    client = served.client()
-    [clip_id] = client.submit(f"a blue star moves slowly {'up' if stage == 'preview' else 'down'}", refine=True)
-    scheduler = serve.get_deployment_handle("scheduler", app.NAME)
+    client, scheduler = served.client(), serve.get_deployment_handle("scheduler", app.NAME)
 
-    def midway() -> bool:
-        call = scheduler.snapshot.remote().result()["calls"].get(clip_id)
-        return bool(call and call["stage"] == stage and 0 < call["done"] < call["total"])
+    def midway() -> str | None:
+        """A new candidate in the middle of the stage, or None if it went through too fast to be seen there."""
+        prompt = {"prompt": "a blue star moves slowly", "seed": time.monotonic_ns()}
+        answer = client.post("prompts", json={"prompts": [prompt], "refine": True}).json()
+        clip_id = str(answer["items"][0]["clip_id"])
+        call: dict[str, Any] | None = {}
+        while call is not None:
+            call = scheduler.snapshot.remote().result()["calls"].get(clip_id)
+            if call and call["stage"] == stage and 0 < call["done"] < call["total"]:
+                return clip_id
+            if call is None and client.candidate(clip_id)["status"] != "rendered":
+                call = {}  # between its preview and its clip
+        return None
 
-    eventually(midway)
+    clip_id = eventually(midway)
     _kill(stage)
     [candidate] = client.until([clip_id], "rendered", "failed")
     assert candidate["status"] == "rendered", candidate["error"]
