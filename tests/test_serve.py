@@ -278,7 +278,7 @@ def test_all_of_twenty_queued_prompts_end_though_everything_is_restarted(served:
     client.until(ids[:5], "previewed")
     assert any(client.candidate(clip_id)["status"] == "queued" for clip_id in ids)
     serve.delete(app.NAME)
-    serve.run(app.build(served.options), name=app.NAME, route_prefix="/")
+    serve.run(app.build(served.options), name=app.NAME, route_prefix="/", logging_config=local.LOGGING)
     client.until(ids, "previewed")
     previews = ledger.read(served.store, "previews", ["clip_id", "status"])
     assert set(ids) <= set(previews["clip_id"].to_pylist())
