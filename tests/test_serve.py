@@ -525,28 +525,26 @@ def test_of_a_thousand_quick_submissions_the_queue_takes_what_it_holds(served: S
 # The command ----------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_stops_the_command_and_the_next_one_carries_on(tmp_path: Path, tiny_model: Path) -> None:
+def test_ctrl_c_stops_the_command_and_what_was_asked_for_stays(tmp_path: Path, tiny_model: Path) -> None:
     [port] = free_ports(1)
     overrides = [part for setting in tiny_overrides(tiny_model) for part in ("--set", setting)]
-    command = [script("flashvideo-ray"), "serve", str(tmp_path / "run"), "--port", str(port), *overrides]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", "from flashvideo_ray.cli import main; main()", *command[1:]]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    command = [script("flashvideo-ray"), "serve", str(tmp_path / "run"), "--port", str(port)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen([*command, *overrides], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
         try:
-            client = Client(f"http://127.0.0.1:{port}/")
-            me = eventually(lambda: client.get("me").json())
+            address = f"http://127.0.0.1:{port}/"
+            said = next((line for line in process.stdout if address in line), None)
+            assert said is not None
+            client = Client(address)
+            me = client.get("me").json()
             assert me["role"] == "operator"  # nobody else can reach it
             assert not me["login_needed"]
             client.submit("a red star moves up")
         finally:
             process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, output
-    assert f"http://127.0.0.1:{port}/" in output
-    view = _requests(Store(str(tmp_path / "run")))
-    assert [row["prompt"] for row in view] == ["a red star moves up"]
+        assert process.wait(PATIENCE) == 0
+    assert [row["prompt"] for row in _requests(Store(str(tmp_path / "run")))] == ["a red star moves up"]
 
 
 def _requests(store: Store) -> list[dict[str, Any]]:
