@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashvideo_ray import accounting, audit, decisions, estimates, ledger, prompts, report, scorers, video, weights
+from flashvideo_ray import accounting, audit, decisions, ledger, prompts, report, scorers, video, weights
 from flashvideo_ray.nano import vocabulary
 from flashvideo_ray.selection import SCORE, Opinion, audited, check_rules, select
 from flashvideo_ray.settings import STAGES, Settings, SettingsError
@@ -324,6 +324,8 @@ def finish(
     for stage, numbers in summary["stages"].items():
         cards = getattr(settings.pools, stage).num_gpus if stage in STAGES else 0
         numbers["gpu_seconds"] = round(cards * numbers["seconds"], 3)
+    from flashvideo_ray import estimates  # it needs torch, which `status` and the like do not
+
     operations = estimates.known_operations(settings)
     summary["bill"] = accounting.as_dict(accounting.bill(previews, clips, settings, summary["pools"], operations))
     store.put("summary.json", json.dumps(summary, indent=2).encode())
