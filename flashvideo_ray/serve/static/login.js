@@ -1,0 +1,31 @@
+/** Who is here; a token where one is asked for. */
+
+import * as api from "./api.js";
+import { byId } from "./dom.js";
+
+/** Resolves once the service knows the caller. @param {import("./store.js").Store} store */
+export async function enter(store) {
+  store.me = await api.me();
+  byId("log-out").addEventListener("click", async () => {
+    await api.logOut().catch(() => {});
+    location.reload();
+  });
+  if (!store.me?.login_needed) return;
+  const dialog = /** @type {HTMLDialogElement} */ (byId("login"));
+  dialog.addEventListener("cancel", (event) => event.preventDefault());
+  dialog.showModal();
+  await new Promise((resolve) => {
+    byId("login-form").addEventListener("submit", async (event) => {
+      event.preventDefault();
+      try {
+        await api.logIn(/** @type {HTMLInputElement} */ (byId("token")).value.trim());
+        store.me = await api.me();
+        dialog.close();
+        byId("log-out").hidden = false;
+        resolve(undefined);
+      } catch (error) {
+        byId("login-error").textContent = /** @type {Error} */ (error).message;
+      }
+    });
+  });
+}
