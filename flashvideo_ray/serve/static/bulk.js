@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { DECIDABLE, wordOf } from "./decisions.js";
 import { byId, closable } from "./dom.js";
-import { cost, counted } from "./format.js";
+import { cost, count, counted } from "./format.js";
 import { TABS } from "./store.js";
 
 export class Bulk {
@@ -49,8 +49,10 @@ export class Bulk {
     const some = decide && this.store.order.some((id) => this.#statuses().includes(this.store.known.get(id)?.status ?? ""));
     byId("bulk-approve").hidden = !some;
     byId("bulk-reject").hidden = !some || query.status === "rejected";
-    byId("bulk-approve").textContent = "Approve all shown …";
-    byId("bulk-reject").textContent = "Reject all shown …";
+    const n = run ? this.#statuses().reduce((sum, each) => sum + (run.status[each] ?? 0), 0) : 0;
+    const which = Object.keys(this.store.filter()).some((name) => name !== "status") ? "all that match" : `all ${count(n)}`;
+    byId("bulk-approve").textContent = `Approve ${which} …`;
+    byId("bulk-reject").textContent = `Reject ${which} …`;
     const approved = run?.status.approved ?? 0;
     byId("bulk-refine").hidden = !approved || !this.store.may("operator");
     byId("bulk-refine").textContent = `Render ${counted(approved, "approved candidate")} …`;

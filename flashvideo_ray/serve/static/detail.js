@@ -48,10 +48,10 @@ export class Detail {
     this.id = id;
     this.#note = "";
     if (!this.dialog.open) this.dialog.showModal();
-    this.facts.scrollTop = 0;
     this.facts.replaceChildren();
     this.#fill();
-    this.facts.focus();
+    this.facts.focus({ preventScroll: true });
+    this.dialog.scrollTop = 0;
   }
 
   /** @param {number} by */

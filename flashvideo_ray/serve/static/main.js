@@ -18,6 +18,7 @@ import { Submit } from "./submit.js";
 import { showSummary } from "./summary.js";
 
 const store = new Store();
+store.query = Filters.fromAddress();
 const notices = new Notices();
 const decisions = new Decisions(store, notices);
 const submit = new Submit(store, notices);
@@ -144,7 +145,7 @@ async function start() {
     return;
   }
   showSize();
-  await store.setQuery(Filters.fromAddress());
+  await store.setQuery({});
   new Live(store, showLive).start();
 }
 

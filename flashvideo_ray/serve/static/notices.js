@@ -3,7 +3,7 @@
 import { byId, make } from "./dom.js";
 
 const SHOWN_MS = 6000;
-const SHOWN = 3;
+const SHOWN = 3; // failures; of the others the newest one
 
 export class Notices {
   #box = byId("toasts");
@@ -38,6 +38,7 @@ export class Notices {
     }
     if (kind === "bad") toast.append(make("button", { type: "button", on: { click: close } }, "Close"));
     else setTimeout(close, SHOWN_MS);
+    for (const old of this.#box.querySelectorAll(".toast:not(.bad)")) old.remove();
     this.#box.append(toast);
     while (this.#box.children.length > SHOWN) this.#box.firstElementChild?.remove();
     // A modal dialog makes all else inert, so notices stand in it while it is open.

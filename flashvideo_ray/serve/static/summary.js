@@ -1,7 +1,7 @@
 /** What the run is and what it has cost. */
 
 import { byId, make } from "./dom.js";
-import { cost, counted, duration, money } from "./format.js";
+import { cost, count, counted, duration, money } from "./format.js";
 
 /** @param {import("./store.js").Store} store */
 export function showSummary(store) {
@@ -13,11 +13,11 @@ export function showSummary(store) {
     const { spent, price } = run;
     const clip = cost(run.refine_seconds_mean, price.per_clip, price.currency);
     const rows = [
-      ["Candidates", `${counted(run.candidates, "candidate")} of ${counted(run.prompts, "prompt")}`],
-      ["Spent", [`previews ${duration(spent.preview_seconds)}`, `clips ${duration(spent.refine_seconds)}`, money(spent.money, price.currency)].filter(Boolean).join(" · ")],
+      ["Candidates", `${count(run.candidates)} of ${counted(run.prompts, "prompt")}`],
+      ["Spent", [`${duration(spent.preview_seconds)} on previews`, `${duration(spent.refine_seconds)} on clips`, money(spent.money, price.currency)].filter(Boolean).join(", ")],
       ["One clip costs", clip || "not known before the first"],
-      ["Saved by rejecting", run.saved_seconds === null ? "not known before the first clip" : `about ${duration(run.saved_seconds)}`],
-      ["Rule", run.require.length ? run.require.join(" and ") : "none"],
+      ...(run.saved_seconds ? [["Saved by rejecting", `about ${duration(run.saved_seconds)}`]] : []),
+      ...(run.require.length ? [["Rule", run.require.join(" and ")]] : []),
     ];
     if (run.waiting_for) rows.unshift(["Waiting for", String(run.waiting_for)]);
     const key = JSON.stringify(rows);
