@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.resources
 import json
 import mimetypes
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import JSONResponse, StreamingResponse
+from starlette.responses import StreamingResponse
 
 from flashvideo_ray import __version__
 from flashvideo_ray.decisions import Decision, Word
@@ -93,7 +92,11 @@ class SessionBody(_Body):
 def create_app(service: Service, tokens: Tokens, hosts: list[str]) -> security.Guard:
     """The ASGI application over a service."""
     app = FastAPI(
-        title="FlashVideo on Ray", version=__version__, openapi_url=f"{BASE}/openapi.json", docs_url=None, redoc_url=None
+        title="FlashVideo on Ray",
+        version=__version__,
+        openapi_url=f"{BASE}/openapi.json",
+        docs_url=None,
+        redoc_url=None,
     )
     problems.install(app)
     _session_routes(app, tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -58,36 +59,29 @@ def build(args: ServeSettings) -> Application:
     where neither tokens are given nor `open_to_all`.
     """
     load_tokens(args)
-    settings, recipe = open_run(args)
+    return bind(args, *open_run(args))
+
+
+def bind(args: ServeSettings, settings: Settings, recipe: Mapping[str, Any]) -> Application:
+    """The application over a run that is there."""
     common = {"settings": settings, "output": args.output, "fps": recipe["fps"], "provenance": runs.provenance(recipe)}
     names: tuple[Stage, ...] = ("text", "preview", *stages.rating_stages(settings), "refine")
     handles: dict[Any, Any] = {
-        name: serve.deployment(Worker)
-        .options(name=name, **_options(getattr(settings.pools, name), args.scale_to_zero))
-        .bind(name, **common)
+        name: serve.deployment(name=name, **_options(getattr(settings.pools, name), args.scale_to_zero))(Worker).bind(
+            name, **common
+        )
         for name in names
     }
-    scheduler = (
-        serve.deployment(Scheduler)
-        .options(
-            name="scheduler",
-            num_replicas=1,
-            max_ongoing_requests=_CONNECTIONS,
-            ray_actor_options={"num_cpus": 0},
-            graceful_shutdown_timeout_s=_STOP_SECONDS,
-        )
-        .bind(args.output, settings, recipe, handles, args.queue_limit, args.refine_approved)
+    light: dict[str, Any] = {
+        "num_replicas": 1,
+        "max_ongoing_requests": _CONNECTIONS,
+        "ray_actor_options": {"num_cpus": 0},
+        "graceful_shutdown_timeout_s": _STOP_SECONDS,
+    }
+    scheduler = serve.deployment(name="scheduler", **light)(Scheduler).bind(
+        args.output, settings, recipe, handles, args.queue_limit, args.refine_approved
     )
-    return (
-        serve.deployment(Api)
-        .options(
-            name="api",
-            max_ongoing_requests=_CONNECTIONS,
-            ray_actor_options={"num_cpus": 0},
-            graceful_shutdown_timeout_s=_STOP_SECONDS,
-        )
-        .bind(args, settings, scheduler)
-    )
+    return serve.deployment(name="api", **light)(Api).bind(args, settings, scheduler)
 
 
 def load_tokens(options: ServeSettings) -> Tokens:

@@ -17,6 +17,8 @@ from flashvideo_ray.serve import app as application
 from flashvideo_ray.serve.security import LOOPBACK
 from flashvideo_ray.settings import SettingsError
 
+_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+
 
 def hosts(host: str, further: Sequence[str]) -> tuple[str, ...]:
     """The names to answer for: on this machine its own ones, elsewhere those that were named, or any."""
@@ -29,15 +31,16 @@ def running(options: application.ServeSettings, host: str = "127.0.0.1", port: i
 
     Without tokens it is open to everybody who reaches it, so it must then be bound to this machine alone.
     """
-    options = options.model_copy(update={"open_to_all": host in LOOPBACK})
+    own = not os.environ.get("RAY_ADDRESS")  # on a cluster, Serve may be listening already, and to everybody
+    options = options.model_copy(update={"open_to_all": own and host in LOOPBACK})
     application.load_tokens(options)
     _check_port(host, port)
-    target, settings = application.build(options), application.open_run(options)[0]
+    settings, recipe = application.open_run(options)
     cluster.connect(settings.pools)
-    own = not os.environ.get("RAY_ADDRESS")
     try:
-        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
-        serve.run(target, name=application.NAME, route_prefix="/")
+        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=_LOGGING)
+        target = application.bind(options, settings, recipe)
+        serve.run(target, name=application.NAME, route_prefix="/", logging_config=_LOGGING)
         yield f"http://{host}:{port}/"
     finally:
         if own:
@@ -62,4 +65,6 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host.strip("[]"), port))
         except OSError as error:
-            raise SettingsError(f"{host}:{port} cannot be listened on: {error.strerror}; --port names another") from None
+            raise SettingsError(
+                f"{host}:{port} cannot be listened on: {error.strerror}; --port names another"
+            ) from None

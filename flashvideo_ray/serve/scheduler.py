@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import pyarrow as pa
 from ray.exceptions import (
     GetTimeoutError,
     ObjectLostError,
@@ -26,21 +25,17 @@ from ray.exceptions import (
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from flashvideo_ray import decisions, ledger, parts, scorers, stage_base
-from flashvideo_ray.claim import Claim, ClaimedError, Identity
-from flashvideo_ray.selection import SCORE
+from flashvideo_ray import stage_base
 from flashvideo_ray.serve import requests
+from flashvideo_ray.serve.books import RETRY_SECONDS, Books
 from flashvideo_ray.serve.queue import Reply, Submission, accepted, queue, row_of
 from flashvideo_ray.serve.state import RunState
 from flashvideo_ray.serve.view import Candidate, View
-from flashvideo_ray.settings import Settings, Stage
+from flashvideo_ray.settings import STAGES, Settings, Stage
 from flashvideo_ray.storage import Store
 
 Kind = Literal["preview", "refine"]
-LOOK_SECONDS = 0.5  # between two looks at the run directory
 IDLE_SECONDS = 3.0  # without work, after which the claim is released
-_CLAIM_SECONDS = 2.0  # between two attempts at a claim that somebody else holds
-_PARTS = 64  # small ones, after which they are merged
 _DIED = (RayActorError, WorkerCrashedError, ObjectLostError)
 log = logging.getLogger("ray.serve")
 
@@ -84,20 +79,14 @@ class Scheduler:
         self.queue_limit = queue_limit
         self.refine_approved = refine_approved
         self.state = RunState(self.store, settings)
-        names = [f"{SCORE}{name}" for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
-        previews = ledger.extended(ledger.PREVIEWS, [pa.field(name, pa.float64()) for name in names])
-        self._previews = ledger.Writer(self.store, "previews", previews, settings.ledger)
-        self._clips = ledger.Writer(self.store, "clips", ledger.CLIPS, settings.ledger)
+        self.books = Books(self.store, settings)
+        self._version = 0  # of what this process has seen of the run
         self._calls: dict[str, _Call] = {}
         self._queues: dict[Kind, list[str]] = {"preview": [], "refine": []}
         self._queued = self.state.view  # the view that they were made from
         self._cancelling: set[str] = set()
-        self._claim: Claim | None = None
-        self._held: str | None = None  # who has the run, if not this service
-        self._claim_again = 0.0
         self._busy_at = time.monotonic()
         self._writing = asyncio.Lock()  # requests, one after the other, so that the queue's limit is one
-        self._flushing = asyncio.Lock()
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop().create_task(self._run())
 
@@ -136,7 +125,7 @@ class Scheduler:
         return Reply(202, "", [clip_id])
 
     async def snapshot(self) -> dict[str, Any]:
-        """What is being worked on and what waits, by clip_id; who else holds the run; and the size of the queue."""
+        """What is being worked on and what waits, by clip_id; who else holds the run; and whether the run changed."""
         view = self.state.view
         found: dict[str, dict[str, Any]] = {}
         for clip_id, call in self._calls.items():
@@ -158,14 +147,13 @@ class Scheduler:
                     "kind": None, "stage": kind, "done": 0, "total": 0,
                     "seconds_left": _rounded(left), "queue_position": position,
                 }  # fmt: skip
-        return {"calls": found, "held": self._held, "queue": sum(map(len, self._queues.values()))}
+        return {"calls": found, "held": self.books.blocked, "version": self._version}
 
     async def close(self) -> None:
         """Stop, with the ledger written and the claim released. What was in flight is done again some day."""
         self._loop.cancel()
         await self._drop_calls()
-        await asyncio.to_thread(self._flush)
-        await self._release()
+        await self.books.give_back()
 
     async def __del__(self) -> None:
         """Serve calls it when it stops the replica."""
@@ -182,27 +170,24 @@ class Scheduler:
                 log.warning("scheduler: %s: %s; trying again", type(error).__name__, error)
             self._wake.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), LOOK_SECONDS)
+                await asyncio.wait_for(self._wake.wait(), self.state.look_seconds)
 
     async def _turn(self) -> None:
-        if self._claim is not None and self._claim.lost.is_set():
-            log.warning("scheduler: %s", self._claim.reason)
-            self._claim = None
+        if self.books.lost():
             await self._drop_calls()
         view = await self._refresh()
         if view is not self._queued:
             self._queues, self._queued = self._lines(view), view
-        if any(self._queues.values()) and self._claim is None and await self._take_claim():
+        if any(self._queues.values()) and await self.books.take():
             self._queues = self._lines(await self._refresh())  # somebody else may just have done it
-        if self._claim is not None:
+        if self.books.held:
             self._start()
         if self._calls or any(self._queues.values()):
             self._busy_at = time.monotonic()
             return
-        self._held = None
-        if self._claim is not None and time.monotonic() - self._busy_at > IDLE_SECONDS:
-            await asyncio.to_thread(self._tidy)
-            await self._release()
+        self.books.blocked = None
+        if self.books.held and time.monotonic() - self._busy_at > IDLE_SECONDS:
+            await self.books.give_back()
 
     def _start(self) -> None:
         """Send what waits, as far as there is room: one candidate more than a pool has actors."""
@@ -217,20 +202,18 @@ class Scheduler:
     async def _work(self, clip_id: str, call: _Call) -> None:
         try:
             row = self._row(self.state.view.candidates[clip_id], call.kind)
-            chain: list[Stage] = ["text", "refine"]
-            if call.kind == "preview":
-                chain = ["text", "preview", "score", *(["rate"] if "rate" in self.handles else [])]  # type: ignore[list-item]
-            for stage in chain:
+            passed = ("preview", "score", "rate") if call.kind == "refine" else ("refine",)
+            for stage in (each for each in STAGES if each in self.handles and each not in passed):
                 row = await self._through(stage, row, call)
                 if row["status"] == "failed":
                     break
             if call.kind == "refine" or (row["status"] == "failed" and row["preview"] is None):
-                self._clips.append(row)
-            await self._durably()
+                self.books.ended(row)
+            await self.books.durably()
             await self._refresh()
         except Exception:
             log.exception("scheduler: %s of %s", call.kind, clip_id)
-            await asyncio.sleep(_CLAIM_SECONDS)  # it is still open: do not spin
+            await asyncio.sleep(RETRY_SECONDS)  # it is still open: do not spin
         finally:
             self._calls.pop(clip_id, None)
             self._wake.set()
@@ -254,13 +237,13 @@ class Scheduler:
 
     async def _ask(self, stage: Stage, row: dict[str, Any], attempt: int) -> AsyncIterator[tuple[str, Any]]:
         while True:
-            answers = self.handles[stage].options(stream=True).run.remote(row, attempt)
+            answers: Any = self.handles[stage].options(stream=True).run.remote(row, attempt)
             try:
                 async for told in answers:
                     yield told
                 return
             except (DeploymentUnavailableError, GetTimeoutError):
-                await asyncio.sleep(_CLAIM_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
             except asyncio.CancelledError:
                 answers.cancel()
                 raise
@@ -273,7 +256,7 @@ class Scheduler:
                 call.done, call.total = content
             elif what == "previewed":
                 for preview in content:
-                    self._previews.append(preview)
+                    self.books.preview(preview)
             elif what == "row":
                 return dict(content)
         raise WorkerCrashedError()
@@ -291,47 +274,11 @@ class Scheduler:
         return queue(view, self.settings.select, self.refine_approved)
 
     async def _refresh(self) -> View:
-        return await asyncio.to_thread(self.state.refresh)
-
-    async def _durably(self) -> None:
-        """Write the ledger, for as long as it takes: what was paid for is not forgotten."""
-        while True:
-            try:
-                async with self._flushing:
-                    return await asyncio.to_thread(self._flush)
-            except Exception as error:
-                log.warning("scheduler: ledger not written, trying again: %s: %s", type(error).__name__, error)
-            await asyncio.sleep(_CLAIM_SECONDS)
-
-    def _flush(self) -> None:
-        self._previews.flush()  # first: a clip's row follows its preview's
-        self._clips.flush()
-
-    def _tidy(self) -> None:
-        """Merge small parts, where there are many."""
-        if len(self.store.keys("ledger", ".parquet")) > _PARTS:
-            ledger.compact(self.store)
-        for prefix in (requests.PREFIX, decisions.PREFIX):
-            if len(self.store.keys(prefix.partition("/")[0], ".parquet")) > _PARTS:
-                parts.merge(self.store, prefix, 250_000)
-
-    async def _take_claim(self) -> bool:
-        if time.monotonic() < self._claim_again:
-            return False
-        who = Identity.of_this_process().model_copy(update={"command": f"flashvideo-ray serve {self.store.url}"})
-        claim = Claim(self.store, who, self.settings.ledger.lease_seconds)
-        try:
-            await asyncio.to_thread(claim.__enter__)
-        except ClaimedError as error:
-            self._held, self._claim_again = str(error), time.monotonic() + _CLAIM_SECONDS
-            return False
-        self._claim, self._held = claim, None
-        return True
-
-    async def _release(self) -> None:
-        claim, self._claim = self._claim, None
-        if claim is not None:
-            await asyncio.to_thread(claim.__exit__, None, None, None)
+        before = self.state.view
+        await asyncio.to_thread(self.state.refresh)
+        # The newest one, not the one that this refresh made: with that, what ended meanwhile would be begun again.
+        self._version += self.state.view is not before
+        return self.state.view
 
     async def _drop_calls(self) -> None:
         tasks = [call.task for call in self._calls.values() if call.task is not None]

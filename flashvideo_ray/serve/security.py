@@ -175,7 +175,9 @@ class Guard:
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         if scope["method"] not in _READS:
             if headers.get("x-requested-with") != REQUESTED_WITH:
-                raise Problem(403, f"A request that changes something needs the header X-Requested-With: {REQUESTED_WITH}.")
+                raise Problem(
+                    403, f"A request that changes something needs the header X-Requested-With: {REQUESTED_WITH}."
+                )
             if site not in (None, "same-origin", "none"):
                 raise Problem(403, "Requests from other sites are refused.")
             if origin is not None and origin.lower().partition("://")[2] != host:

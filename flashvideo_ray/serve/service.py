@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from flashvideo_ray import decisions, ledger
@@ -22,7 +24,7 @@ from flashvideo_ray.serve.view import Candidate, Filter, View
 from flashvideo_ray.settings import Settings
 from flashvideo_ray.storage import Store
 
-LOOK_SECONDS = 0.5
+ASK_SECONDS = 0.5  # between two questions to the scheduler
 RUN_SECONDS = 2.0  # between two events about the whole run
 _MANY = 500  # changes at once, after which pages had better load anew
 _NEAR = 50  # places in the queue of which each step is told
@@ -50,6 +52,7 @@ class Service:
         self._calls: dict[str, dict[str, Any]] = {}
         self._held: str | None = None
         self._told: View = self.state.refresh()
+        self._version, self._looked = -1, 0.0
         self._run_told: tuple[float, Any] = (0.0, None)
         self._refreshing = asyncio.Lock()
         self._loop = asyncio.get_running_loop().create_task(self._watch())
@@ -122,7 +125,6 @@ class Service:
         """The run as JSON."""
         view, active = self.view, self.active
         status = Counter(active.get(c.clip_id, c.status) for c in view.candidates.values())
-        seconds = {stage: total for stage, (_, total) in view.seconds.items()}
         mean = view.mean("refine")
         return {
             "name": self.store.url.rstrip("/").rpartition("/")[2],
@@ -137,9 +139,9 @@ class Service:
             "refine_seconds_mean": mean,
             "price": {"currency": self.settings.prices.currency, "per_clip": self._money("refine", mean)},
             "spent": {
-                "preview_seconds": seconds["preview"],
-                "refine_seconds": seconds["refine"],
-                "money": _add(self._money(stage, seconds[stage]) for stage in ("preview", "refine")),
+                "preview_seconds": view.total("preview"),
+                "refine_seconds": view.total("refine"),
+                "money": _add(self._money(stage, view.total(stage)) for stage in ("preview", "refine")),
             },
             "saved_seconds": None if mean is None else status["rejected"] * mean,
             "waiting_for": self._held,
@@ -168,15 +170,21 @@ class Service:
         return self.view.matching(Filter.parse(given or {}, self.view.scores), self.active)
 
     def _money(self, stage: str, seconds: float | None) -> float | None:
-        """By the price of the device that the stage last ran on, and by how many a pool's actor has."""
-        if seconds is None:
+        """What so many seconds of a stage cost on the devices that it has run on; None without a price or a time."""
+        spent = self.view.seconds[stage]
+        total = self.view.total(stage)
+        if seconds is None or not total:
             return None
+        hourly = [(self._hourly(stage, device), own / total) for device, (_, own) in spent.items()]
+        return _add(None if price is None else seconds / 3600 * price * share for price, share in hourly)
+
+    def _hourly(self, stage: str, device: str) -> float | None:
+        """The price of an actor of the stage for an hour on that device."""
         pool = getattr(self.settings.pools, stage)
-        device = next((c.device for c in self.view.candidates.values() if c.device is not None), None)
         for name, price in self.settings.prices.devices.items():
-            if device is not None and name.lower() in device.lower():
-                hourly = price.spot if pool.spot and price.spot is not None else price.on_demand
-                return seconds / 3600 * hourly * (pool.num_gpus or pool.num_cpus)
+            if name.lower() in device.lower():
+                hourly: float = price.spot if pool.spot and price.spot is not None else price.on_demand
+                return hourly * (pool.num_gpus or pool.num_cpus)
         return None
 
     # Changing ---------------------------------------------------------------------------------------------------
@@ -201,8 +209,9 @@ class Service:
     async def _replied(self, answer: Any) -> Reply:
         try:
             reply: Reply = await asyncio.wait_for(answer, 60)
-        except TimeoutError:
-            raise Problem(503, "The scheduler does not answer.", headers={"Retry-After": "10"}) from None
+        except (TimeoutError, RayActorError, DeploymentUnavailableError):
+            why = "The scheduler is being replaced. Ask again, with the same Idempotency-Key if you gave one."
+            raise Problem(503, why, headers={"Retry-After": "10"}) from None
         if reply.status >= 400:
             after = {} if reply.retry_after is None else {"Retry-After": str(reply.retry_after)}
             raise Problem(reply.status, reply.detail, headers=after)
@@ -215,18 +224,24 @@ class Service:
         """Look at the run directory and ask the scheduler, again and again, and tell who watches what changed."""
         while True:
             try:
-                await self._refresh()
-                self._hear(await asyncio.wait_for(self.scheduler.snapshot.remote(), 30))
+                snapshot = await asyncio.wait_for(self.scheduler.snapshot.remote(), 30)
+                looked = time.monotonic() - self._looked
+                if snapshot["version"] != self._version or looked >= self.state.look_seconds:
+                    await self._refresh()
+                    self._version, self._looked = snapshot["version"], time.monotonic()
+                self._hear(snapshot)
             except Exception as error:  # the scheduler is being replaced, or the store is away
                 log.warning("api: %s: %s; trying again", type(error).__name__, error)
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(ASK_SECONDS)
 
     async def _refresh(self) -> None:
         async with self._refreshing:
             view = await asyncio.to_thread(self.state.refresh)
             before, self._told = self._told, view
             known = before.candidates
-            changed = [c for c in view.candidates.values() if c is not known.get(c.clip_id)] if view is not before else []
+            changed = (
+                [c for c in view.candidates.values() if c is not known.get(c.clip_id)] if view is not before else []
+            )
             if len(changed) > _MANY:
                 self.hub.tell("reload", {})
             else:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from flashvideo_ray import decisions, ledger, parts
+from flashvideo_ray import decisions, parts
 from flashvideo_ray.selection import SCORE, select
 from flashvideo_ray.serve import requests
 from flashvideo_ray.serve.view import Candidate, View
@@ -28,6 +27,8 @@ _TABLES = {
     "decisions": decisions.PREFIX,
     "requests": requests.PREFIX,
 }
+# A listing of an object store is paid for, and another replica tells of what it did itself.
+LOOK_SECONDS = {"local": 0.5, "remote": 5.0}
 _TIMES = ("text_seconds", "preview_seconds", "score_seconds", "rate_seconds")
 _NO_VERDICT: tuple[str, str | None, float | None] = ("previewed", None, None)
 
@@ -69,6 +70,7 @@ class RunState:
         self._verdicts: dict[str, tuple[str, str | None, float | None]] = {}
         self._scores: tuple[str, ...] = ()
         self._lock = threading.Lock()
+        self.look_seconds = LOOK_SECONDS["local" if store.is_local else "remote"]
 
     def refresh(self) -> View:
         """Take in what is new in the run directory. Raises what the store raises; the state stays as it was then."""
@@ -136,7 +138,8 @@ class RunState:
             sha256=(clip or {}).get("sha256"),
             preview_seconds=_sum((preview or {}).get(name) for name in _TIMES),
             refine_seconds=(clip or {}).get("refine_seconds"),
-            device=(clip or preview or {}).get("device"),
+            preview_device=(preview or {}).get("device"),
+            refine_device=(clip or {}).get("device"),
             error=(clip or {}).get("error") if status == "failed" else None,
             at=max(row["at"] for row in (preview, clip, decision, request) if row is not None),
             wish=wish,
@@ -181,8 +184,3 @@ def _asked_again(request: Mapping[str, Any] | None, clip: Mapping[str, Any]) -> 
 def _sum(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) if known else None
-
-
-def counts(view: View) -> dict[str, int]:
-    """How many candidates have each status."""
-    return dict(Counter(candidate.status for candidate in view.candidates.values()))

@@ -58,7 +58,8 @@ class Candidate:
     sha256: str | None
     preview_seconds: float | None
     refine_seconds: float | None
-    device: str | None
+    preview_device: str | None
+    refine_device: str | None
     error: str | None
     at: dt.datetime
     wish: str | None
@@ -89,10 +90,9 @@ class Filter:
     def parse(cls, given: Mapping[str, Any], scores: Sequence[str]) -> Self:
         """From `status` (one or many), `prompt_id`, `job`, `q`, `min_<score>` and `max_<score>`. Raises QueryError."""
         status = given.get("status") or ()
-        status = frozenset([status] if isinstance(status, str) else status)
-        for name in sorted(status, key=str):
-            if name not in STATUSES:
-                raise QueryError(f"status: {name!r} is none of {', '.join(STATUSES)}")
+        status = [status] if isinstance(status, str) else status
+        if not isinstance(status, Sequence) or not all(name in STATUSES for name in status):
+            raise QueryError(f"status: expected some of {', '.join(STATUSES)}")
         bounds: dict[str, list[tuple[str, float]]] = {"min_": [], "max_": []}
         for name, value in given.items():
             if name in ("status", "prompt_id", "job", "q"):
@@ -106,7 +106,7 @@ class Filter:
             if text is not None and not isinstance(text, str):
                 raise QueryError(f"{name}: expected text")
         return cls(
-            status, texts["prompt_id"], texts["job"], (texts["q"] or "").casefold(),
+            frozenset(status), texts["prompt_id"], texts["job"], (texts["q"] or "").casefold(),
             tuple(bounds["min_"]), tuple(bounds["max_"]),
         )  # fmt: skip
 
@@ -168,18 +168,25 @@ class View:
         return found
 
     @cached_property
-    def seconds(self) -> dict[str, tuple[int, float]]:
-        """By stage, how many candidates have a time and its sum."""
-        times = {
-            "preview": [c.preview_seconds for c in self.candidates.values() if c.preview_seconds is not None],
-            "refine": [c.refine_seconds for c in self.candidates.values() if c.refine_seconds is not None],
-        }
-        return {stage: (len(values), sum(values)) for stage, values in times.items()}
+    def seconds(self) -> dict[str, dict[str, tuple[int, float]]]:
+        """By stage and device, how many candidates have a time and its sum."""
+        found: dict[str, dict[str, tuple[int, float]]] = {"preview": {}, "refine": {}}
+        for c in self.candidates.values():
+            times = (("preview", c.preview_device, c.preview_seconds), ("refine", c.refine_device, c.refine_seconds))
+            for stage, device, seconds in times:
+                if seconds is not None:
+                    count, total = found[stage].get(device or "", (0, 0.0))
+                    found[stage][device or ""] = (count + 1, total + seconds)
+        return found
+
+    def total(self, stage: str) -> float:
+        """Seconds of a stage, of all candidates."""
+        return sum(total for _, total in self.seconds[stage].values())
 
     def mean(self, stage: str) -> float | None:
         """Mean seconds of a stage, or None where nothing was measured."""
-        count, total = self.seconds[stage]
-        return total / count if count else None
+        count = sum(count for count, _ in self.seconds[stage].values())
+        return self.total(stage) / count if count else None
 
     def matching(self, wanted: Filter, active: Mapping[str, str]) -> list[Candidate]:
         """The candidates that match, in no order; `active` has the status of those that are being worked on."""

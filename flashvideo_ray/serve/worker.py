@@ -15,7 +15,7 @@ from flashvideo_ray.settings import Settings, Stage
 from flashvideo_ray.tracker import Attempt
 
 Told = tuple[str, Any]
-"""What a worker tells while it works: `begin`, `step` with (done, total), `previewed` with ledger rows; `row` is the last."""
+"""What a worker tells: `begin`, `step` with (done, total), `previewed` with ledger rows, and at the end `row`."""
 
 
 class Worker:
@@ -24,14 +24,15 @@ class Worker:
     def __init__(self, stage: Stage, settings: Settings, output: str, fps: float, provenance: Mapping[str, str]):
         self.events = _LocalEvents()
         store = PatientStore(output, settings.store_patience_seconds)
-        publishing = {"store": store, "fps": fps, "provenance": provenance}
-        self.stage = {
+        publishing: dict[str, Any] = {"store": store, "fps": fps, "provenance": provenance}
+        made: dict[Stage, Callable[[], stage_base.StageBase]] = {
             "text": lambda: stages.EncodeText(settings, self.events),
             "preview": lambda: stages.Preview(settings, self.events, store),
             "score": lambda: stages.Score(settings, self.events, **publishing),
             "rate": lambda: stages.Rate(settings, self.events, **publishing),
             "refine": lambda: stages.Refine(settings, self.events, **publishing),
-        }[stage]()
+        }
+        self.stage = made[stage]()
 
     async def run(self, row: dict[str, Any], attempt: int) -> AsyncIterator[Told]:
         """Do the stage's part for one row of `stage_base.row_schema`. `attempt` counts from 1."""

@@ -1,0 +1,105 @@
+"""What the scheduler writes: the ledger, and the claim under which it does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from flashvideo_ray import decisions, ledger, parts, scorers
+from flashvideo_ray.claim import Claim, ClaimedError, Identity
+from flashvideo_ray.selection import SCORE
+from flashvideo_ray.serve import requests
+from flashvideo_ray.settings import Settings
+from flashvideo_ray.storage import Store
+
+RETRY_SECONDS = 2.0  # for a store that is away, and for a claim that somebody else holds
+_PARTS = 64  # small ones, after which they are merged
+log = logging.getLogger("ray.serve")
+
+
+class Books:
+    """The claim is taken for a time of work and given back; rows are durable when `durably` returns."""
+
+    def __init__(self, store: Store, settings: Settings):
+        self.store = store
+        self.settings = settings
+        self.blocked: str | None = None
+        """Who else has the run, if the last attempt at the claim failed."""
+        names = [f"{SCORE}{name}" for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
+        previews = ledger.extended(ledger.PREVIEWS, [pa.field(name, pa.float64()) for name in names])
+        self._previews = ledger.Writer(store, "previews", previews, settings.ledger)
+        self._clips = ledger.Writer(store, "clips", ledger.CLIPS, settings.ledger)
+        self._claim: Claim | None = None
+        self._not_before = 0.0
+        self._flushing = asyncio.Lock()
+
+    @property
+    def held(self) -> bool:
+        """Whether this service may let models work on the run."""
+        return self._claim is not None
+
+    async def take(self) -> bool:
+        """Claim the run, unless it is held or was refused just now. Returns whether it is newly claimed."""
+        if self._claim is not None or time.monotonic() < self._not_before:
+            return False
+        who = Identity.of_this_process().model_copy(update={"command": f"flashvideo-ray serve {self.store.url}"})
+        claim = Claim(self.store, who, self.settings.ledger.lease_seconds)
+        try:
+            await asyncio.to_thread(claim.__enter__)
+        except ClaimedError as error:
+            self.blocked, self._not_before = str(error), time.monotonic() + RETRY_SECONDS
+            return False
+        self._claim, self.blocked = claim, None
+        return True
+
+    def lost(self) -> bool:
+        """Whether the claim was taken away; it is not held any more then."""
+        if self._claim is None or not self._claim.lost.is_set():
+            return False
+        log.warning("%s", self._claim.reason)
+        self._claim = None
+        return True
+
+    async def give_back(self) -> None:
+        """Write what there is to write, merge small parts where there are many, and release the claim."""
+        await asyncio.to_thread(self._flush)
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            try:
+                await asyncio.to_thread(self._tidy)
+            finally:
+                await asyncio.to_thread(claim.__exit__, None, None, None)
+
+    def preview(self, row: Mapping[str, Any]) -> None:
+        """A preview is in the store and judged."""
+        self._previews.append(row)
+
+    def ended(self, row: Mapping[str, Any]) -> None:
+        """A candidate is rendered, or has failed."""
+        self._clips.append(row)
+
+    async def durably(self) -> None:
+        """Write the rows, for as long as it takes: what was paid for is not forgotten."""
+        while True:
+            try:
+                async with self._flushing:
+                    return await asyncio.to_thread(self._flush)
+            except Exception as error:  # each store has its own
+                log.warning("ledger not written, trying again: %s: %s", type(error).__name__, error)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _flush(self) -> None:
+        self._previews.flush()  # first: a clip's row follows its preview's
+        self._clips.flush()
+
+    def _tidy(self) -> None:
+        if len(self.store.keys("ledger", ".parquet")) > _PARTS:
+            ledger.compact(self.store)
+        for prefix in (requests.PREFIX, decisions.PREFIX):
+            if len(self.store.keys(prefix.partition("/")[0], ".parquet")) > _PARTS:
+                parts.merge(self.store, prefix, 250_000)
