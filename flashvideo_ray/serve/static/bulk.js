@@ -53,8 +53,9 @@ export class Bulk {
     const which = Object.keys(this.store.filter()).some((name) => name !== "status") ? "all that match" : `all ${count(n)}`;
     byId("bulk-approve").textContent = `Approve ${which} …`;
     byId("bulk-reject").textContent = `Reject ${which} …`;
-    const approved = run?.status.approved ?? 0;
-    byId("bulk-refine").hidden = !approved || !this.store.may("operator");
+    const waiting = [...this.store.known.values()].filter((c) => c.status === "approved" && c.progress).length;
+    const approved = (run?.status.approved ?? 0) - waiting;
+    byId("bulk-refine").hidden = approved <= 0 || !this.store.may("operator");
     byId("bulk-refine").textContent = `Render ${counted(approved, "approved candidate")} …`;
   }
 

@@ -126,10 +126,15 @@ export class Detail {
       const note = make("input", { type: "text", maxlength: "1000", placeholder: "Note (kept with the decision)", "aria-label": "Note" });
       note.value = this.#note;
       note.addEventListener("input", () => (this.#note = note.value));
-      if (c.status === "approved" && !c.progress && this.store.may("operator")) buttons.push(this.#button("refine", "primary", "play", "Render now"));
+      if (this.store.may("operator")) {
+        if (c.progress) buttons.push(this.#button("cancel", "", "cross", "Cancel rendering"));
+        else if (c.status === "approved") buttons.push(this.#button("refine", "primary", "play", "Render now"));
+      }
       return make("div", { class: "decide" }, make("div", { class: "buttons" }, ...buttons), note, price ? make("p", { class: "soft" }, `Rendering its clip takes ${price}.`) : null);
     }
-    if (c.progress && this.store.may("operator")) return make("div", { class: "buttons" }, this.#button("cancel", "", "cross", "Cancel"));
+    if (!this.store.may("operator")) return null;
+    if (c.status === "queued") return make("div", { class: "buttons" }, this.#button("cancel", "", "cross", "Cancel"));
+    if (c.status === "failed" && c.preview) return make("div", { class: "buttons" }, this.#button("refine", "primary", "play", "Try again"));
     return null;
   }
 
