@@ -26,7 +26,7 @@ def chromium() -> Iterator[Browser]:
     if path is None:
         pytest.skip("no Chromium on this machine: install one (apt-get install chromium) or name it in CHROMIUM")
     with sync_playwright() as playwright:
-        # Containers have neither a user namespace for the sandbox nor much /dev/shm; only pages of this test are opened.
+        # A container has no user namespace for the sandbox, and little /dev/shm. Only the test's own pages are opened.
         browser = playwright.chromium.launch(
             executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         )

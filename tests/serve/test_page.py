@@ -36,6 +36,12 @@ TOKENS = {role: f"{role}-0123456789abcdef" for role in ("viewer", "reviewer", "o
 HEADER = {"X-Requested-With": "flashvideo-ray"}
 PATIENCE = 120_000  # milliseconds; a busy machine needs them
 HOSTILE = 'a star <img src=x onerror="document.title=1"> <b>bold</b>'
+IN_STEP = """() => {
+    const [one, other] = document.querySelectorAll('#stage video');
+    return Math.abs(one.currentTime - other.currentTime) < 0.2;
+}"""
+SMALL_TARGETS = """[...document.querySelectorAll('button, select, input, summary')]
+    .filter((e) => e.checkVisibility() && e.getBoundingClientRect().height < 44).map((e) => e.outerHTML)"""
 Open = Callable[..., Page]
 
 
@@ -88,7 +94,8 @@ def fill(run: Path) -> None:
             os.link(run / "preview", run / preview)
         rows.append(
             {
-                "clip_id": clip_id, "id": f"prompt-{number // SIBLINGS}", "seed": number, "candidate": number % SIBLINGS,
+                "clip_id": clip_id, "id": f"prompt-{number // SIBLINGS}",
+                "seed": number, "candidate": number % SIBLINGS,
                 "prompt": HOSTILE if number // SIBLINGS == 7 else f"shot {number // SIBLINGS:04d} of a red star",
                 "status": "previewed", "score_motion": number / 100, "preview_seconds": 0.5,
                 "at": start + dt.timedelta(seconds=number), **here,
@@ -178,8 +185,7 @@ def test_from_a_prompt_to_a_clip_that_plays(open_page: Open) -> None:
     page.keyboard.press("Enter")
     plays(page.locator("#stage video.leader"), 96)
     plays(page.locator("#stage video.follower"), 48)
-    apart = "() => { const [a, b] = document.querySelectorAll('#stage video'); return Math.abs(a.currentTime - b.currentTime) }"
-    page.wait_for_function(f"({apart})() < 0.2")
+    page.wait_for_function(IN_STEP)
     slider = page.get_by_role("slider", name="Slider between preview and clip")
     slider.focus()
     page.keyboard.press("ArrowRight")
@@ -198,7 +204,10 @@ def test_reviewing_by_keyboard(open_page: Open) -> None:
     page.keyboard.press("r")
     badge(card(page, first - 1), "Rejected")
     expect(page.locator("#announcer")).to_have_text("Rejected.", timeout=PATIENCE)
-    assert [api(page, f"candidates/{n:020x}")["decision"]["word"] for n in (first, first - 1)] == ["approved", "rejected"]
+    assert [api(page, f"candidates/{n:020x}")["decision"]["word"] for n in (first, first - 1)] == [
+        "approved",
+        "rejected",
+    ]
 
     page.keyboard.press("u")
     badge(card(page, first - 1), "To review")
@@ -212,7 +221,7 @@ def test_reviewing_by_keyboard(open_page: Open) -> None:
     expect(card(page, first - 1)).to_be_focused()
     plays(card(page, first - 1).locator("video"), world.WIDTH)
     page.keyboard.press("Space")
-    page.wait_for_function("document.querySelector('.card video').paused")
+    page.wait_for_function("() => document.querySelector('.card video').paused")
 
 
 def test_side_by_side(open_page: Open) -> None:
@@ -241,7 +250,7 @@ def test_ten_thousand_candidates(open_page: Open) -> None:
     for _ in range(4):
         page.keyboard.press("Control+End")
         page.wait_for_timeout(200)
-    page.wait_for_function("Number(document.activeElement.closest('[role=row]').ariaRowIndex) > 60")
+    page.wait_for_function("() => Number(document.activeElement.closest('[role=row]').ariaRowIndex) > 60")
     assert cards(page).count() < 80  # a few screens, not all
     assert page.locator("video").count() <= 1
     page.evaluate("scrollTo(0, 0)")
@@ -359,13 +368,12 @@ def test_on_a_phone(open_page: Open) -> None:
     page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     expect(cards(page).first).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == 390
-    small = "[...document.querySelectorAll('button, select, input, summary')].filter(e => e.checkVisibility() && e.getBoundingClientRect().height < 44).map(e => e.outerHTML)"
-    assert page.evaluate(small) == []
+    assert page.evaluate(SMALL_TARGETS) == []
     cards(page).first.locator(".play").tap()
     plays(cards(page).first.locator("video"), world.WIDTH)
     cards(page).first.locator(".frame").tap()
     expect(page.get_by_role("dialog")).to_be_visible()
-    assert page.evaluate(small) == []
+    assert page.evaluate(SMALL_TARGETS) == []
     assert page.evaluate("document.querySelector('#detail').scrollWidth") <= 390
 
 

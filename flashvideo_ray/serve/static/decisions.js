@@ -11,6 +11,7 @@ const KEPT = 50; // steps that can be undone
 /** @typedef {import("./api.js").Word} Word */
 
 export class Decisions {
+  /** Calls go one after the other, so that undo never overtakes what it undoes. @type {Promise<unknown>} */ #last = Promise.resolve();
   /** What was before each step. @type {{clip_id: string, word: Word}[][]} */ #done = [];
 
   /** @param {import("./store.js").Store} store @param {import("./notices.js").Notices} notices */
@@ -62,7 +63,7 @@ export class Decisions {
     }
     const old = this.#paint(step);
     try {
-      for (const c of (await api.decide(step)).items) this.store.put(c);
+      await this.#inTurn(step);
     } catch (error) {
       this.#restore(old);
       this.#done.push(step);
@@ -81,7 +82,7 @@ export class Decisions {
     const old = this.#paint(made);
     this.#remember(before); // at once, so that undo means this step even while it is on its way
     try {
-      for (const c of (await api.decide(made)).items) this.store.put(c);
+      await this.#inTurn(made);
     } catch (error) {
       this.#done = this.#done.filter((step) => step !== before);
       this.#restore(old);
@@ -90,6 +91,13 @@ export class Decisions {
     }
     this.#say(made.length, made[0].word);
     return true;
+  }
+
+  /** Send decisions when those before them are answered. @param {{clip_id: string, word: Word, note?: string}[]} made */
+  async #inTurn(made) {
+    const call = this.#last.then(() => api.decide(made));
+    this.#last = call.catch(() => {});
+    for (const c of (await call).items) this.store.put(c);
   }
 
   /** @param {{clip_id: string, word: Word}[]} before */

@@ -7,7 +7,12 @@ import { STATUS_WORDS, cost, duration, number, progressLine, when } from "./form
 
 export class Detail {
   /** @type {string | null} */ id = null;
-  #note = "";
+  // What changes with the candidate; inputs stand beside it and stay while somebody writes in them.
+  #head = make("div", { class: "facts-part" });
+  #buttons = make("div", { class: "buttons" });
+  #price = make("p", { class: "soft" });
+  #tables = make("div", { class: "facts-part" });
+  #note = make("input", { type: "text", maxlength: "1000", placeholder: "Note (kept with the decision)", "aria-label": "Note" });
 
   /**
    * @param {import("./store.js").Store} store
@@ -32,7 +37,6 @@ export class Detail {
       this.id = null;
     });
     store.on("candidate", (event) => event.detail === this.id && this.#fill());
-    store.on("run", () => this.id && this.#fill());
   }
 
   /** @param {string} id */
@@ -46,9 +50,10 @@ export class Detail {
       }
     }
     this.id = id;
-    this.#note = "";
+    this.#note.value = "";
     if (!this.dialog.open) this.dialog.showModal();
-    this.facts.replaceChildren();
+    const decide = make("div", { class: "decide" }, this.#buttons, this.#note, this.#price);
+    this.facts.replaceChildren(this.#head, decide, this.#tables, this.#again(/** @type {any} */ (this.#candidate)));
     this.#fill();
     this.facts.focus({ preventScroll: true });
     this.dialog.scrollTop = 0;
@@ -71,42 +76,44 @@ export class Detail {
     const at = this.store.order.indexOf(c.clip_id);
     byId("detail-title").textContent = at < 0 ? "Candidate" : `Candidate ${at + 1} of ${this.store.total}`;
     this.compare.show(c);
-    if (this.facts.contains(document.activeElement) && document.activeElement?.matches("textarea, input")) return; // somebody writes there
-    const focused = document.activeElement?.getAttribute("data-do");
-    this.facts.replaceChildren(...this.#parts(c).filter((part) => part !== null));
-    if (focused) /** @type {HTMLElement | null} */ (this.facts.querySelector(`[data-do="${focused}"]`))?.focus();
+    const focused = this.#buttons.contains(document.activeElement) ? document.activeElement?.getAttribute("data-do") : null;
+    this.#head.replaceChildren(...this.#words(c).filter((part) => part !== null));
+    this.#buttons.replaceChildren(...this.#actions(c));
+    this.#tables.replaceChildren(...this.#numbers(c));
+    const { run } = this.store;
+    const price = cost(run?.refine_seconds_mean ?? null, run?.price?.per_clip ?? null, run?.price?.currency ?? "");
+    const decidable = this.decisions.canDecide(c);
+    this.#note.hidden = !decidable;
+    this.#price.hidden = !decidable;
+    this.#price.textContent = price ? `Rendering its clip takes ${price}.` : "What rendering its clip costs is known after the first one.";
+    if (focused) /** @type {HTMLElement} */ (this.#buttons.querySelector(`[data-do="${focused}"]`) ?? this.facts).focus();
   }
 
   /** @param {import("./api.js").Candidate} c */
-  #parts(c) {
-    const run = this.store.run;
-    const scores = Object.entries(c.scores);
-    const known = [
+  #words(c) {
+    return [
+      make("p", { class: "status", "data-status": c.status }, make("span", { class: "badge" }, STATUS_WORDS[c.status]), make("span", { class: "soft" }, this.#why(c))),
+      c.progress && make("p", { class: "soft" }, progressLine(c.progress)),
+      c.error ? make("p", { class: "error-box" }, c.error) : null,
+      make("p", { class: "full-prompt" }, c.prompt),
+      c.negative_prompt ? make("p", { class: "soft" }, `Not: ${c.negative_prompt}`) : null,
+      c.unknown_words?.length ? make("p", { class: "warn-box" }, "Words that this model does not know: ", make("b", {}, c.unknown_words.join(", ")), ".") : null,
+    ];
+  }
+
+  /** @param {import("./api.js").Candidate} c */
+  #numbers(c) {
+    const rank = this.store.run?.rank;
+    const scores = Object.entries(c.scores).map(([name, x]) => [name, number(x)]);
+    if (c.rank !== null) scores.unshift([rank ? `rank (${rank})` : "rank", number(c.rank)]);
+    const made = [
       ["seed", String(c.seed)],
       ["candidate", String(c.candidate + 1)],
       ["preview took", duration(c.seconds.preview)],
       ["clip took", duration(c.seconds.refine)],
       ["changed", when(c.at)],
     ].filter(([, value]) => value !== "–");
-    return [
-      make("p", { class: "status", "data-status": c.status }, make("span", { class: "badge" }, STATUS_WORDS[c.status]), make("span", { class: "soft" }, this.#why(c))),
-      c.progress && make("p", { class: "soft" }, progressLine(c.progress)),
-      c.error && make("p", { class: "error-box" }, c.error),
-      make("p", { class: "full-prompt" }, c.prompt),
-      c.negative_prompt ? make("p", { class: "soft" }, `Not: ${c.negative_prompt}`) : null,
-      c.unknown_words?.length ? make("p", { class: "warn-box" }, "Words that this model does not know: ", make("b", {}, c.unknown_words.join(", ")), ".") : null,
-      this.#decide(c, run),
-      scores.length
-        ? make(
-            "table",
-            { class: "scores-table" },
-            make("caption", {}, "Scores"),
-            make("tbody", {}, ...(c.rank === null ? [] : [row(run?.rank ? `rank (${run.rank})` : "rank", number(c.rank))]), ...scores.map(([name, x]) => row(name, number(x)))),
-          )
-        : null,
-      make("table", { class: "scores-table" }, make("caption", {}, "Made"), make("tbody", {}, ...known.map(([name, value]) => row(name, value)))),
-      this.#again(c),
-    ];
+    return [...(scores.length ? [table("Scores", scores)] : []), table("Made", made)];
   }
 
   /** @param {import("./api.js").Candidate} c */
@@ -116,26 +123,18 @@ export class Detail {
     return said || c.reason || "";
   }
 
-  /** @param {import("./api.js").Candidate} c @param {any} run */
-  #decide(c, run) {
+  /** @param {import("./api.js").Candidate} c */
+  #actions(c) {
+    const operator = this.store.may("operator");
     const buttons = [];
     if (this.decisions.canDecide(c)) {
-      const price = cost(run?.refine_seconds_mean ?? null, run?.price?.per_clip ?? null, run?.price?.currency ?? "");
       if (c.status !== "approved") buttons.push(this.#button("approve", "good", "check", "Approve", "a"));
       if (c.status !== "rejected") buttons.push(this.#button("reject", "bad", "cross", "Reject", "r"));
-      const note = make("input", { type: "text", maxlength: "1000", placeholder: "Note (kept with the decision)", "aria-label": "Note" });
-      note.value = this.#note;
-      note.addEventListener("input", () => (this.#note = note.value));
-      if (this.store.may("operator")) {
-        if (c.progress) buttons.push(this.#button("cancel", "", "cross", "Cancel rendering"));
-        else if (c.status === "approved") buttons.push(this.#button("refine", "primary", "play", "Render now"));
-      }
-      return make("div", { class: "decide" }, make("div", { class: "buttons" }, ...buttons), note, price ? make("p", { class: "soft" }, `Rendering its clip takes ${price}.`) : null);
     }
-    if (!this.store.may("operator")) return null;
-    if (c.status === "queued") return make("div", { class: "buttons" }, this.#button("cancel", "", "cross", "Cancel"));
-    if (c.status === "failed" && c.preview) return make("div", { class: "buttons" }, this.#button("refine", "primary", "play", "Try again"));
-    return null;
+    if (operator && c.status === "approved" && !c.progress) buttons.push(this.#button("refine", "primary", "play", "Render now"));
+    if (operator && c.status === "failed" && c.preview) buttons.push(this.#button("refine", "primary", "play", "Try again"));
+    if (operator && c.progress && c.progress.queue_position > 0) buttons.push(this.#button("cancel", "", "cross", "Cancel"));
+    return buttons;
   }
 
   /** @param {string} what @param {string} kind @param {string} picture @param {string} text @param {string} [key] */
@@ -154,8 +153,8 @@ export class Detail {
     const c = this.#candidate;
     if (!c) return;
     if (what === "approve" || what === "reject") {
-      const note = this.#note.trim();
-      this.#note = "";
+      const note = this.#note.value.trim();
+      this.#note.value = "";
       await this.decisions.decide([c.clip_id], what === "approve" ? "approved" : "rejected", note || undefined);
       return;
     }
@@ -202,7 +201,8 @@ export class Detail {
   }
 }
 
-/** @param {string} name @param {string} value */
-function row(name, value) {
-  return make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value));
+/** @param {string} caption @param {string[][]} rows */
+function table(caption, rows) {
+  const lines = rows.map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value)));
+  return make("table", { class: "scores-table" }, make("caption", {}, caption), make("tbody", {}, ...lines));
 }

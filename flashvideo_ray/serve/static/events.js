@@ -10,7 +10,7 @@ const ASKED = 20; // candidates in work that one round of questions asks about
 export class Live {
   #failures = 0;
   /** @type {EventSource | null} */ #source = null;
-  #poll = 0;
+  #asking = false;
 
   /**
    * @param {import("./store.js").Store} store
@@ -29,8 +29,6 @@ export class Live {
     source.addEventListener("hello", () => {
       const wasAway = this.#failures > 0;
       this.#failures = 0;
-      clearTimeout(this.#poll);
-      this.#poll = 0;
       this.tell("live");
       if (wasAway) this.store.refresh();
     });
@@ -40,25 +38,35 @@ export class Live {
     source.addEventListener("reload", () => this.store.refresh());
     source.onerror = () => {
       this.#failures += 1;
-      this.tell(this.#failures >= FAILURES ? "lost" : "polling");
       if (source.readyState === EventSource.CLOSED) setTimeout(() => this.start(), RETRY_MS);
-      if (this.#failures >= FAILURES && !this.#poll) this.#ask();
+      if (this.#failures < FAILURES || this.#asking) return;
+      this.tell("lost");
+      this.#ask();
     };
   }
 
-  /** One round of questions, and the next one after a pause. */
+  /** Rounds of questions with a pause after each, until the stream is there again. */
   async #ask() {
+    this.#asking = true;
+    while (this.#failures >= FAILURES) {
+      await this.#askOnce();
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    }
+    this.#asking = false;
+  }
+
+  async #askOnce() {
     try {
       this.store.setRun(await api.run());
       const open = this.store.order.filter((id) => this.store.known.get(id)?.progress).slice(0, ASKED);
       for (const id of open) this.store.put(await api.candidate(id));
+      const { known } = this.store;
+      const newest = [...known.values()].reduce((last, c) => (c.at > last ? c.at : last), "");
       const page = await api.candidates(this.store.filter(), { sort: "-at", limit: 60 });
-      for (const c of page.items) this.store.put(c);
+      for (const c of page.items) if (known.has(c.clip_id) || c.at > newest) this.store.put(c);
       this.tell("polling");
     } catch {
       this.tell("lost");
     }
-    if (this.#failures >= FAILURES) this.#poll = setTimeout(() => this.#ask(), POLL_MS);
-    else this.#poll = 0;
   }
 }

@@ -26,10 +26,7 @@ export class Filters {
       );
     }
     byId("toolbar").addEventListener("submit", (event) => event.preventDefault());
-    this.q.addEventListener("input", () => {
-      clearTimeout(this.#timer);
-      this.#timer = setTimeout(() => store.setQuery({ q: this.q.value.trim() }), TYPING_MS);
-    });
+    for (const field of [this.q, byId("bounds")]) field.addEventListener("input", () => this.#typed());
     this.sort.addEventListener("change", () => store.setQuery({ sort: this.sort.value }));
     this.promptChip.addEventListener("click", () => store.setQuery({ prompt_id: "" }));
     this.clear.addEventListener("click", () => this.reset());
@@ -103,17 +100,18 @@ export class Filters {
 
   /** @param {string} name @param {string} word */
   #bound(name, word) {
-    const input = make("input", { type: "number", step: "any", placeholder: word, "data-bound": name, "aria-label": `${name.slice(4)} ${word}`, inputmode: "decimal" });
-    input.addEventListener("input", () => {
-      clearTimeout(this.#timer);
-      this.#timer = setTimeout(() => {
-        const bounds = { ...this.store.query.bounds };
-        delete bounds[name];
-        if (input.value !== "" && Number.isFinite(input.valueAsNumber)) bounds[name] = input.valueAsNumber;
-        this.store.setQuery({ bounds });
-      }, TYPING_MS);
-    });
-    return input;
+    return make("input", { type: "number", step: "any", placeholder: word, "data-bound": name, "aria-label": `${name.slice(4)} ${word}`, inputmode: "decimal" });
+  }
+
+  /** Somebody types: when they pause, what they wrote counts. */
+  #typed() {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => {
+      const inputs = /** @type {NodeListOf<HTMLInputElement>} */ (byId("bounds").querySelectorAll("[data-bound]"));
+      const given = [...inputs].filter((input) => Number.isFinite(input.valueAsNumber));
+      const bounds = Object.fromEntries(given.map((input) => [input.dataset.bound, input.valueAsNumber]));
+      this.store.setQuery({ q: this.q.value.trim(), bounds });
+    }, TYPING_MS);
   }
 
   #show() {

@@ -80,6 +80,6 @@ export function progressLine(p) {
   if (p.total && p.done !== null && p.done !== undefined && p.queue_position === 0) {
     return `${what}: step ${p.done} of ${p.total}${left}`;
   }
-  if (p.queue_position) return `waiting, place ${count(p.queue_position)} in the queue${left}`;
+  if (p.queue_position) return `place ${count(p.queue_position)} in the queue${left}`;
   return `${what}: starting${left}`;
 }

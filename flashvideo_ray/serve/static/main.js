@@ -56,6 +56,7 @@ async function undo() {
 function describeList() {
   const { run, error, loading, loaded, total, order, unseen } = store;
   byId("result-count").textContent = !loaded ? "" : `${counted(total, "candidate")}${filters.narrowed || store.query.status !== "all" ? " match" : ""}`;
+  for (const name of ["toolbar", "result", "figures"]) byId(name).hidden = Boolean(run && !run.candidates && !error);
   byId("more").hidden = !(loading && order.length && store.next);
   const fresh = byId("show-new");
   fresh.hidden = !unseen;
@@ -81,7 +82,7 @@ function welcome() {
   if (!store.may("operator") || !run.accepting) return [make("h2", {}, "No previews yet"), make("p", {}, "They appear here as soon as there are some.")];
   return [
     make("h2", {}, "No previews yet"),
-    make("p", {}, "Write a prompt. Its preview is here in seconds; the clip is rendered when you approve it."),
+    make("p", {}, "Write a prompt. Its preview comes first; only what you approve is rendered."),
     make("button", { type: "button", class: "primary", on: { click: () => submit.open() } }, "Write a prompt"),
     ...(run.example_prompts.length ? [make("p", { class: "soft" }, "or begin with one of these")] : []),
     make("div", { class: "examples" }, ...run.example_prompts.slice(0, 4).map((/** @type {string} */ text) => make("button", { type: "button", class: "chip", on: { click: () => submit.open(text) } }, text))),

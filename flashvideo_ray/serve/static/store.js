@@ -163,7 +163,8 @@ export class Store extends EventTarget {
       this.tell("candidate", c.clip_id);
       return;
     }
-    if (!this.loaded || !this.matches(c) || this.order.includes(c.clip_id)) return;
+    // In a list that is not loaded to its end, one that somebody decided about may just be further down.
+    if (!this.loaded || !this.matches(c) || (this.next && (c.decision || c.clip))) return;
     this.total += 1;
     if (this.next) {
       this.unseen += 1;
@@ -188,7 +189,8 @@ export class Store extends EventTarget {
   putProgress({ clip_id, ...progress }) {
     const c = this.known.get(clip_id);
     if (!c) return;
-    this.known.set(clip_id, { ...c, progress });
+    const status = progress.queue_position > 0 ? c.status : progress.stage === "refine" ? "refining" : "previewing";
+    this.known.set(clip_id, { ...c, status, progress });
     this.tell("candidate", clip_id);
   }
 }
