@@ -9,7 +9,7 @@
  * @property {string | null} negative_prompt
  * @property {number} seed
  * @property {number} candidate
- * @property {keyof import("./format.js").STATUS_WORDS} status
+ * @property {keyof typeof import("./format.js").STATUS_WORDS} status
  * @property {string | null} reason
  * @property {number | null} rank
  * @property {Record<string, number | null>} scores

@@ -46,11 +46,14 @@ export class Bulk {
   #show() {
     const { run, query } = this.store;
     const decide = this.store.may("reviewer") && run && this.#statuses().length > 0 && query.status !== "working";
-    const some = decide && this.store.order.some((id) => this.#statuses().includes(this.store.known.get(id)?.status ?? ""));
+    const some =
+      decide && this.store.order.some((id) => this.#statuses().includes(this.store.known.get(id)?.status ?? ""));
     byId("bulk-approve").hidden = !some;
     byId("bulk-reject").hidden = !some || query.status === "rejected";
     const n = run ? this.#statuses().reduce((sum, each) => sum + (run.status[each] ?? 0), 0) : 0;
-    const which = Object.keys(this.store.filter()).some((name) => name !== "status") ? "all that match" : `all ${count(n)}`;
+    const which = Object.keys(this.store.filter()).some((name) => name !== "status")
+      ? "all that match"
+      : `all ${count(n)}`;
     byId("bulk-approve").textContent = `Approve ${which} …`;
     byId("bulk-reject").textContent = `Reject ${which} …`;
     const waiting = [...this.store.known.values()].filter((c) => c.status === "approved" && c.progress).length;
@@ -68,14 +71,18 @@ export class Bulk {
       const n = page.total;
       this.#say(
         `${approving ? "Approve" : "Reject"} ${counted(n, "candidate")}?`,
-        approving ? this.#price(price) : `Not rendering them saves ${cost(price.seconds, price.money, price.currency) || "the time of their clips"}.`,
+        approving
+          ? this.#price(price)
+          : `Not rendering them saves ${cost(price.seconds, price.money, price.currency) || "the time of their clips"}.`,
         "These are all that match the filter, those further down included. It can be undone.",
         `${approving ? "Approve" : "Reject"} ${counted(n, "candidate")}`,
         !n,
       );
       this.#go = async () => {
         const known = filter.status.length === 1 && filter.status[0] === "previewed";
-        const before = known ? null : (await api.allCandidates(filter)).map((c) => ({ clip_id: c.clip_id, word: wordOf(c) }));
+        const before = known
+          ? null
+          : (await api.allCandidates(filter)).map((c) => ({ clip_id: c.clip_id, word: wordOf(c) }));
         await this.decisions.decideAll(filter, word, n, before);
       };
     });
@@ -85,7 +92,13 @@ export class Bulk {
     const filter = { status: ["approved"] };
     await this.#ask("Render", async () => {
       const price = await api.estimate({ filter });
-      this.#say(`Render ${counted(price.clips, "clip")}?`, this.#price(price), "These are all approved candidates without a clip.", `Render ${counted(price.clips, "clip")}`, !price.clips);
+      this.#say(
+        `Render ${counted(price.clips, "clip")}?`,
+        this.#price(price),
+        "These are all approved candidates without a clip.",
+        `Render ${counted(price.clips, "clip")}`,
+        !price.clips,
+      );
       this.#go = async () => {
         const { queued } = await api.refine({ filter });
         this.notices.say(`${counted(queued, "clip")} queued for rendering.`);

@@ -14,6 +14,7 @@ export class Card {
 
   /** @param {Candidate} c @param {(c: Candidate) => boolean} canDecide @param {string | null} rank what the run ranks by */
   constructor(c, canDecide, rank) {
+    this.candidate = c;
     this.canDecide = canDecide;
     this.rank = rank;
     this.picture = make("img", { alt: "", loading: "lazy", decoding: "async", draggable: "false" });
@@ -51,7 +52,9 @@ export class Card {
     this.prompt.title = c.prompt;
     this.line.textContent = lineOf(c);
     this.line.title = this.line.textContent;
-    this.scores.replaceChildren(...scoresOf(c, this.rank).map(([name, x]) => make("span", {}, `${name} `, make("b", {}, number(x)))));
+    this.scores.replaceChildren(
+      ...scoresOf(c, this.rank).map(([name, x]) => make("span", {}, `${name} `, make("b", {}, number(x)))),
+    );
     this.bar.hidden = !c.progress;
     if (c.progress?.total && c.progress.queue_position === 0) {
       this.bar.max = c.progress.total;
@@ -102,14 +105,19 @@ export class Card {
 
 /** @param {string} name @param {string} picture @param {string} label */
 function action(name, picture, label) {
-  return make("button", { type: "button", class: `act ${name}`, tabindex: "-1", "data-do": name, "aria-label": label, title: label }, icon(picture));
+  return make(
+    "button",
+    { type: "button", class: `act ${name}`, tabindex: "-1", "data-do": name, "aria-label": label, title: label },
+    icon(picture),
+  );
 }
 
 /** What there is to say beyond the status. @param {Candidate} c */
 function lineOf(c) {
   if (c.progress) return progressLine(c.progress);
   if (c.error) return c.error;
-  if (c.decision && c.decision.word !== "cleared") return `by ${c.decision.by}${c.decision.note ? `: ${c.decision.note}` : ""}`;
+  if (c.decision && c.decision.word !== "cleared")
+    return `by ${c.decision.by}${c.decision.note ? `: ${c.decision.note}` : ""}`;
   if (c.reason) return c.reason;
   if (c.unknown_words?.length) return `not in the model's vocabulary: ${c.unknown_words.join(", ")}`;
   return "";

@@ -15,11 +15,27 @@ export class Compare {
   /** @param {HTMLElement} stage */
   constructor(stage) {
     this.stage = stage;
-    this.playButton = make("button", { type: "button", class: "quiet square", "aria-label": "Play or pause", on: { click: () => this.toggle() } }, icon("play"));
-    this.seek = make("input", { type: "range", min: "0", max: "1000", value: "0", "aria-label": "Position", on: { input: () => this.#seekTo() } });
+    this.playButton = make(
+      "button",
+      { type: "button", class: "quiet square", "aria-label": "Play or pause", on: { click: () => this.toggle() } },
+      icon("play"),
+    );
+    this.seek = make("input", {
+      type: "range",
+      min: "0",
+      max: "1000",
+      value: "0",
+      "aria-label": "Position",
+      on: { input: () => this.#seekTo() },
+    });
     this.time = make("output", { class: "num soft" });
     this.split = make("input", {
-      type: "range", class: "split", min: "0", max: "100", value: String(MIDDLE), "aria-label": "Slider between preview and clip",
+      type: "range",
+      class: "split",
+      min: "0",
+      max: "100",
+      value: String(MIDDLE),
+      "aria-label": "Slider between preview and clip",
       on: { input: () => this.#setSplit(Number(this.split.value)) },
     });
     this.picture = make("div", { class: "pair" });
@@ -40,11 +56,19 @@ export class Compare {
       return;
     }
     const label = c.clip ? "Clip" : "Preview";
-    this.#leader = video(main, { class: "leader", "aria-label": `${label}: ${c.prompt}`, poster: c.clip_poster ?? c.poster });
+    this.#leader = video(main, {
+      class: "leader",
+      "aria-label": `${label}: ${c.prompt}`,
+      poster: c.clip_poster ?? c.poster,
+    });
     const both = Boolean(c.clip && c.preview);
     this.picture.classList.toggle("both", both);
     if (both) {
-      this.#follower = video(c.preview, { class: "follower", "aria-label": `Preview: ${c.prompt}`, poster: c.poster });
+      this.#follower = video(/** @type {string} */ (c.preview), {
+        class: "follower",
+        "aria-label": `Preview: ${c.prompt}`,
+        poster: c.poster,
+      });
       this.picture.replaceChildren(
         this.#follower,
         this.#leader,
@@ -97,7 +121,8 @@ export class Compare {
     const leader = this.#leader;
     if (!leader) return;
     if (leader.duration) {
-      if (document.activeElement !== this.seek || !leader.paused) this.seek.value = String(Math.round((1000 * leader.currentTime) / leader.duration));
+      if (document.activeElement !== this.seek || !leader.paused)
+        this.seek.value = String(Math.round((1000 * leader.currentTime) / leader.duration));
       this.time.textContent = `${leader.currentTime.toFixed(1)} of ${duration(leader.duration)}`;
       this.seek.setAttribute("aria-valuetext", `${leader.currentTime.toFixed(1)} seconds`);
       const follower = this.#follower;
@@ -110,7 +135,8 @@ export class Compare {
   }
 
   #seekTo() {
-    if (this.#leader?.duration) this.#leader.currentTime = (Number(this.seek.value) / 1000) * this.#leader.duration * 0.999;
+    if (this.#leader?.duration)
+      this.#leader.currentTime = (Number(this.seek.value) / 1000) * this.#leader.duration * 0.999;
   }
 
   #describe() {
@@ -137,7 +163,9 @@ export class Compare {
     this.split.focus();
     this.picture.setPointerCapture(event.pointerId);
     this.picture.addEventListener("pointermove", move);
-    this.picture.addEventListener("lostpointercapture", () => this.picture.removeEventListener("pointermove", move), { once: true });
+    this.picture.addEventListener("lostpointercapture", () => this.picture.removeEventListener("pointermove", move), {
+      once: true,
+    });
     move(event);
   }
 }

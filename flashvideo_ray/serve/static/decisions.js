@@ -11,7 +11,8 @@ const KEPT = 50; // steps that can be undone
 /** @typedef {import("./api.js").Word} Word */
 
 export class Decisions {
-  /** Calls go one after the other, so that undo never overtakes what it undoes. @type {Promise<unknown>} */ #last = Promise.resolve();
+  /** Calls go one after the other, so that undo never overtakes what it undoes. @type {Promise<unknown>} */ #last =
+    Promise.resolve();
   /** What was before each step. @type {{clip_id: string, word: Word}[][]} */ #done = [];
 
   /** @param {import("./store.js").Store} store @param {import("./notices.js").Notices} notices */

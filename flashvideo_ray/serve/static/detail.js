@@ -12,7 +12,12 @@ export class Detail {
   #buttons = make("div", { class: "buttons" });
   #price = make("p", { class: "soft" });
   #tables = make("div", { class: "facts-part" });
-  #note = make("input", { type: "text", maxlength: "1000", placeholder: "Note (kept with the decision)", "aria-label": "Note" });
+  #note = make("input", {
+    type: "text",
+    maxlength: "1000",
+    placeholder: "Note (kept with the decision)",
+    "aria-label": "Note",
+  });
 
   /**
    * @param {import("./store.js").Store} store
@@ -76,7 +81,9 @@ export class Detail {
     const at = this.store.order.indexOf(c.clip_id);
     byId("detail-title").textContent = at < 0 ? "Candidate" : `Candidate ${at + 1} of ${this.store.total}`;
     this.compare.show(c);
-    const focused = this.#buttons.contains(document.activeElement) ? document.activeElement?.getAttribute("data-do") : null;
+    const focused = this.#buttons.contains(document.activeElement)
+      ? document.activeElement?.getAttribute("data-do")
+      : null;
     this.#head.replaceChildren(...this.#words(c).filter((part) => part !== null));
     this.#buttons.replaceChildren(...this.#actions(c));
     this.#tables.replaceChildren(...this.#numbers(c));
@@ -85,19 +92,35 @@ export class Detail {
     const decidable = this.decisions.canDecide(c);
     this.#note.hidden = !decidable;
     this.#price.hidden = !decidable;
-    this.#price.textContent = price ? `Rendering its clip takes ${price}.` : "What rendering its clip costs is known after the first one.";
-    if (focused) /** @type {HTMLElement} */ (this.#buttons.querySelector(`[data-do="${focused}"]`) ?? this.facts).focus();
+    this.#price.textContent = price
+      ? `Rendering its clip takes ${price}.`
+      : "What rendering its clip costs is known after the first one.";
+    if (focused)
+      /** @type {HTMLElement} */ (this.#buttons.querySelector(`[data-do="${focused}"]`) ?? this.facts).focus();
   }
 
   /** @param {import("./api.js").Candidate} c */
   #words(c) {
     return [
-      make("p", { class: "status", "data-status": c.status }, make("span", { class: "badge" }, STATUS_WORDS[c.status]), make("span", { class: "soft" }, this.#why(c))),
+      make(
+        "p",
+        { class: "status", "data-status": c.status },
+        make("span", { class: "badge" }, STATUS_WORDS[c.status]),
+        make("span", { class: "soft" }, this.#why(c)),
+      ),
       c.progress && make("p", { class: "soft" }, progressLine(c.progress)),
       c.error ? make("p", { class: "error-box" }, c.error) : null,
       make("p", { class: "full-prompt" }, c.prompt),
       c.negative_prompt ? make("p", { class: "soft" }, `Not: ${c.negative_prompt}`) : null,
-      c.unknown_words?.length ? make("p", { class: "warn-box" }, "Words that this model does not know: ", make("b", {}, c.unknown_words.join(", ")), ".") : null,
+      c.unknown_words?.length
+        ? make(
+            "p",
+            { class: "warn-box" },
+            "Words that this model does not know: ",
+            make("b", {}, c.unknown_words.join(", ")),
+            ".",
+          )
+        : null,
     ];
   }
 
@@ -131,9 +154,12 @@ export class Detail {
       if (c.status !== "approved") buttons.push(this.#button("approve", "good", "check", "Approve", "a"));
       if (c.status !== "rejected") buttons.push(this.#button("reject", "bad", "cross", "Reject", "r"));
     }
-    if (operator && c.status === "approved" && !c.progress) buttons.push(this.#button("refine", "primary", "play", "Render now"));
-    if (operator && c.status === "failed" && c.preview) buttons.push(this.#button("refine", "primary", "play", "Try again"));
-    if (operator && c.progress && c.progress.queue_position > 0) buttons.push(this.#button("cancel", "", "cross", "Cancel"));
+    if (operator && c.status === "approved" && !c.progress)
+      buttons.push(this.#button("refine", "primary", "play", "Render now"));
+    if (operator && c.status === "failed" && c.preview)
+      buttons.push(this.#button("refine", "primary", "play", "Try again"));
+    if (operator && c.progress && c.progress.queue_position > 0)
+      buttons.push(this.#button("cancel", "", "cross", "Cancel"));
     return buttons;
   }
 
@@ -141,7 +167,13 @@ export class Detail {
   #button(what, kind, picture, text, key) {
     return make(
       "button",
-      { type: "button", class: kind, "data-do": what, "aria-keyshortcuts": key ?? null, on: { click: () => this.act(what) } },
+      {
+        type: "button",
+        class: kind,
+        "data-do": what,
+        "aria-keyshortcuts": key ?? null,
+        on: { click: () => this.act(what) },
+      },
       icon(picture),
       text,
       key ? make("kbd", { "aria-hidden": "true" }, key) : null,
@@ -174,8 +206,15 @@ export class Detail {
 
   /** @param {import("./api.js").Candidate} c */
   #again(c) {
-    const side = make("button", { type: "button", on: { click: () => this.hooks.act("siblings", c.clip_id) } }, icon("columns"), "Side by side", make("kbd", { "aria-hidden": "true" }, "c"));
-    if (!this.store.may("operator") || !this.store.run?.accepting) return make("div", { class: "again" }, make("div", { class: "buttons" }, side));
+    const side = make(
+      "button",
+      { type: "button", on: { click: () => this.hooks.act("siblings", c.clip_id) } },
+      icon("columns"),
+      "Side by side",
+      make("kbd", { "aria-hidden": "true" }, "c"),
+    );
+    if (!this.store.may("operator") || !this.store.run?.accepting)
+      return make("div", { class: "again" }, make("div", { class: "buttons" }, side));
     const text = make("textarea", { rows: "3", maxlength: "2000", "aria-label": "Changed prompt" });
     text.value = c.prompt;
     const send = make("button", { type: "button", class: "primary" }, "Make a preview of it");

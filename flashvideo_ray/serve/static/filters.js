@@ -5,7 +5,14 @@ import { count } from "./format.js";
 import { TABS, emptyQuery } from "./store.js";
 
 const TYPING_MS = 250;
-const TAB_WORDS = { all: "All", review: "To review", working: "Working", rendered: "Rendered", rejected: "Rejected", failed: "Failed" };
+const TAB_WORDS = {
+  all: "All",
+  review: "To review",
+  working: "Working",
+  rendered: "Rendered",
+  rejected: "Rejected",
+  failed: "Failed",
+};
 
 export class Filters {
   #timer = 0;
@@ -22,7 +29,17 @@ export class Filters {
     this.menu = /** @type {HTMLDetailsElement} */ (byId("bounds-menu"));
     for (const name of Object.keys(TABS)) {
       this.tabs.append(
-        make("button", { type: "button", "data-tab": name, "aria-pressed": "false", on: { click: () => store.setQuery({ status: name }) } }, TAB_WORDS[name], make("span", { class: "pill" })),
+        make(
+          "button",
+          {
+            type: "button",
+            "data-tab": name,
+            "aria-pressed": "false",
+            on: { click: () => store.setQuery({ status: name }) },
+          },
+          TAB_WORDS[name],
+          make("span", { class: "pill" }),
+        ),
       );
     }
     byId("toolbar").addEventListener("submit", (event) => event.preventDefault());
@@ -59,7 +76,8 @@ export class Filters {
     for (const [name, value] of new URLSearchParams(location.search)) {
       if (name === "status" && value in TABS) query.status = value;
       else if (name === "q" || name === "prompt_id" || name === "sort") query[name] = value;
-      else if (/^m(in|ax)_/.test(name) && value !== "" && Number.isFinite(Number(value))) query.bounds[name] = Number(value);
+      else if (/^m(in|ax)_/.test(name) && value !== "" && Number.isFinite(Number(value)))
+        query.bounds[name] = Number(value);
     }
     return query;
   }
@@ -89,18 +107,38 @@ export class Filters {
     this.sort.replaceChildren(
       new Option("Newest first", "-at"),
       new Option("Prompt", "prompt"),
-      ...names.flatMap((name) => [new Option(`${name}, high to low`, `-${name}`), new Option(`${name}, low to high`, name)]),
+      ...names.flatMap((name) => [
+        new Option(`${name}, high to low`, `-${name}`),
+        new Option(`${name}, low to high`, name),
+      ]),
     );
     byId("bounds").replaceChildren(
-      names.length ? make("p", { class: "soft" }, "Only candidates with scores between") : make("p", { class: "soft" }, "There are no scores yet."),
-      ...names.map((name) => make("div", { class: "bound" }, make("span", {}, name), this.#bound(`min_${name}`, "from"), this.#bound(`max_${name}`, "to"))),
+      names.length
+        ? make("p", { class: "soft" }, "Only candidates with scores between")
+        : make("p", { class: "soft" }, "There are no scores yet."),
+      ...names.map((name) =>
+        make(
+          "div",
+          { class: "bound" },
+          make("span", {}, name),
+          this.#bound(`min_${name}`, "from"),
+          this.#bound(`max_${name}`, "to"),
+        ),
+      ),
     );
     this.#show();
   }
 
   /** @param {string} name @param {string} word */
   #bound(name, word) {
-    return make("input", { type: "number", step: "any", placeholder: word, "data-bound": name, "aria-label": `${name.slice(4)} ${word}`, inputmode: "decimal" });
+    return make("input", {
+      type: "number",
+      step: "any",
+      placeholder: word,
+      "data-bound": name,
+      "aria-label": `${name.slice(4)} ${word}`,
+      inputmode: "decimal",
+    });
   }
 
   /** Somebody types: when they pause, what they wrote counts. */
@@ -116,7 +154,8 @@ export class Filters {
 
   #show() {
     const { status, q, prompt_id, sort, bounds } = this.store.query;
-    for (const tab of this.tabs.querySelectorAll("[data-tab]")) tab.setAttribute("aria-pressed", String(tab.getAttribute("data-tab") === status));
+    for (const tab of this.tabs.querySelectorAll("[data-tab]"))
+      tab.setAttribute("aria-pressed", String(tab.getAttribute("data-tab") === status));
     if (document.activeElement !== this.q) this.q.value = q;
     this.sort.value = sort;
     for (const input of /** @type {NodeListOf<HTMLInputElement>} */ (byId("bounds").querySelectorAll("[data-bound]"))) {

@@ -18,16 +18,19 @@ export function number(x) {
   return Math.abs(x) >= 100 ? x.toFixed(0) : String(Number(x.toPrecision(3)));
 }
 
+/** Sizes in seconds. @type {[number, string, number, string][]} */
+const UNITS = [
+  [86400, "d", 3600, "h"],
+  [3600, "h", 60, "min"],
+  [60, "min", 1, "s"],
+];
+
 /** Two units at most: 0.82 s, 41 s, 3 min 20 s, 2 h 5 min. @param {number | null | undefined} seconds */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "–";
   if (seconds > 0 && seconds < 0.01) return `${Number((1000 * seconds).toPrecision(2))}${NBSP}ms`;
   if (seconds < 59.5) return `${seconds < 10 ? Number(seconds.toPrecision(2)) : seconds.toFixed(0)}${NBSP}s`;
-  for (const [size, unit, smaller, small] of [
-    [86400, "d", 3600, "h"],
-    [3600, "h", 60, "min"],
-    [60, "min", 1, "s"],
-  ]) {
+  for (const [size, unit, smaller, small] of UNITS) {
     const rounded = Math.round(seconds / smaller) * smaller;
     if (rounded < size) continue;
     const rest = (rounded % size) / smaller;
@@ -71,12 +74,19 @@ export const STATUS_WORDS = {
   cancelled: "Cancelled",
 };
 
-const STAGE_WORDS = { text: "reading the prompt", preview: "preview", score: "scoring", rate: "scoring", refine: "clip" };
+const STAGE_WORDS = {
+  text: "reading the prompt",
+  preview: "preview",
+  score: "scoring",
+  rate: "scoring",
+  refine: "clip",
+};
 
 /** How far a candidate is, as one line. @param {NonNullable<import("./api.js").Candidate["progress"]>} p */
 export function progressLine(p) {
   const what = STAGE_WORDS[p.stage] ?? p.stage;
-  const left = p.seconds_left === null || p.seconds_left === undefined ? "" : `, about ${duration(p.seconds_left)} left`;
+  const left =
+    p.seconds_left === null || p.seconds_left === undefined ? "" : `, about ${duration(p.seconds_left)} left`;
   if (p.total && p.done !== null && p.done !== undefined && p.queue_position === 0) {
     return `${what}: step ${p.done} of ${p.total}${left}`;
   }

@@ -38,7 +38,7 @@ export class Grid {
     document.body.append(this.probe);
     store.on("list", () => this.#listChanged());
     store.on("run", () => this.#schedule());
-    store.on("candidate", (event) => this.#cards.get(event.detail)?.update(store.known.get(event.detail)));
+    store.on("candidate", (event) => this.#cards.get(event.detail)?.update(this.#candidate(event.detail)));
     new ResizeObserver(() => this.layout()).observe(element);
     addEventListener("scroll", () => this.#schedule(), { passive: true });
     addEventListener("resize", () => this.#schedule(), { passive: true });
@@ -104,6 +104,11 @@ export class Grid {
     else this.#play(id);
   }
 
+  /** @param {string} id of a candidate in the list */
+  #candidate(id) {
+    return /** @type {import("./api.js").Candidate} */ (this.store.known.get(id));
+  }
+
   #listChanged() {
     const here = new Set(this.store.order);
     if (this.active && !here.has(this.active)) this.active = null;
@@ -120,7 +125,10 @@ export class Grid {
   }
 
   #clearRows() {
-    const focused = document.activeElement instanceof HTMLElement && this.element.contains(document.activeElement) ? this.active : null;
+    const focused =
+      document.activeElement instanceof HTMLElement && this.element.contains(document.activeElement)
+        ? this.active
+        : null;
     for (const row of this.#rows.values()) row.remove();
     this.#rows.clear();
     if (focused) queueMicrotask(() => this.#cards.get(focused)?.element.focus({ preventScroll: true }));
@@ -154,7 +162,9 @@ export class Grid {
       row.remove();
       this.#rows.delete(index);
     }
-    const shown = new Set([...this.#rows.values()].flatMap((row) => [...row.children].map((cell) => cell.getAttribute("data-id"))));
+    const shown = new Set(
+      [...this.#rows.values()].flatMap((row) => [...row.children].map((cell) => cell.getAttribute("data-id"))),
+    );
     for (const [id, card] of this.#cards) {
       if (shown.has(id) || (wanted.size && this.#isIn(id, wanted))) continue;
       card.stop();
@@ -174,7 +184,7 @@ export class Grid {
     row.style.setProperty("transform", `translateY(${index * this.#pitch}px)`);
     const ids = this.store.order.slice(index * this.#columns, (index + 1) * this.#columns);
     ids.forEach((id, column) => {
-      const c = this.store.known.get(id);
+      const c = this.#candidate(id);
       let card = this.#cards.get(id);
       if (!card) {
         card = new Card(c, this.hooks.canDecide, this.store.run?.rank ?? null);
@@ -186,7 +196,7 @@ export class Grid {
     });
     // In reading order, whatever order rows came into view.
     const after = [...this.#rows.keys()].filter((other) => other > index).sort((a, b) => a - b)[0];
-    this.element.insertBefore(row, after === undefined ? null : this.#rows.get(after));
+    this.element.insertBefore(row, this.#rows.get(after) ?? null);
     this.#rows.set(index, row);
   }
 

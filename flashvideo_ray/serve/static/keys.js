@@ -64,7 +64,8 @@ export function listenToKeys({ grid, detail, siblings, store, act, undo, submit 
       const id = grid.active;
       const there = target === document.body || grid.element.contains(target);
       if (id && there) doing = () => inGrid[key](id);
-    } else if (key.startsWith("Arrow") && target === document.body) doing = () => grid.active && grid.focus(grid.active);
+    } else if (key.startsWith("Arrow") && target === document.body)
+      doing = () => grid.active && grid.focus(grid.active);
     else if (/^[1-6]$/.test(key)) doing = () => store.setQuery({ status: Object.keys(TABS)[Number(key) - 1] });
     else doing = anywhere[key];
     if (!doing) return;

@@ -23,7 +23,11 @@ const notices = new Notices();
 const decisions = new Decisions(store, notices);
 const submit = new Submit(store, notices);
 const grid = new Grid(byId("grid"), store, { canDecide: (c) => decisions.canDecide(c), act });
-const detail = new Detail(store, decisions, notices, { act, closed: (id) => grid.focus(id), mine: (ids) => submit.mine(ids) });
+const detail = new Detail(store, decisions, notices, {
+  act,
+  closed: (id) => grid.focus(id),
+  mine: (ids) => submit.mine(ids),
+});
 const siblings = new Siblings(store, decisions, notices, { closed: (id) => grid.focus(id) });
 const filters = new Filters(store);
 new Bulk(store, decisions, notices);
@@ -38,7 +42,9 @@ function act(what, id) {
     siblings.open(id);
   } else if (what === "approve" || what === "reject") {
     if (!decisions.canDecide(store.known.get(id))) {
-      notices.announce(store.may("reviewer") ? "There is nothing to decide about it now." : "Decisions need the role reviewer.");
+      notices.announce(
+        store.may("reviewer") ? "There is nothing to decide about it now." : "Decisions need the role reviewer.",
+      );
       return;
     }
     decisions.decide([id], what === "approve" ? "approved" : "rejected");
@@ -55,14 +61,24 @@ async function undo() {
 /** The words above the grid, and what stands in its place when it is empty. */
 function describeList() {
   const { run, error, loading, loaded, total, order, unseen } = store;
-  byId("result-count").textContent = !loaded ? "" : `${counted(total, "candidate")}${filters.narrowed || store.query.status !== "all" ? " match" : ""}`;
+  byId("result-count").textContent = !loaded
+    ? ""
+    : `${counted(total, "candidate")}${filters.narrowed || store.query.status !== "all" ? " match" : ""}`;
   for (const name of ["toolbar", "result", "figures"]) byId(name).hidden = Boolean(run && !run.candidates && !error);
   byId("more").hidden = !(loading && order.length && store.next);
   const fresh = byId("show-new");
   fresh.hidden = !unseen;
   fresh.textContent = `Show ${counted(unseen, "new one")}`;
   const message = byId("message");
-  const parts = error ? failure(error) : !loaded ? [make("p", {}, "Loading …")] : order.length ? null : run && !run.candidates ? welcome() : nothing();
+  const parts = error
+    ? failure(error)
+    : !loaded
+      ? [make("p", {}, "Loading …")]
+      : order.length
+        ? null
+        : run && !run.candidates
+          ? welcome()
+          : nothing();
   message.hidden = !parts;
   message.classList.toggle("bad", Boolean(error));
   message.replaceChildren(...(parts ?? []));
@@ -73,27 +89,48 @@ function failure(error) {
   return [
     make("h2", {}, "The candidates cannot be shown"),
     make("p", {}, error.message),
-    make("button", { type: "button", class: "primary", on: { click: () => store.refresh() } }, "Try again"),
+    /** @type {api.ApiError} */ (error).status === 401
+      ? make("button", { type: "button", class: "primary", on: { click: () => location.reload() } }, "Sign in")
+      : make("button", { type: "button", class: "primary", on: { click: () => store.refresh() } }, "Try again"),
   ];
 }
 
 function welcome() {
   const { run } = store;
-  if (!store.may("operator") || !run.accepting) return [make("h2", {}, "No previews yet"), make("p", {}, "They appear here as soon as there are some.")];
+  if (!store.may("operator") || !run.accepting)
+    return [make("h2", {}, "No previews yet"), make("p", {}, "They appear here as soon as there are some.")];
   return [
     make("h2", {}, "No previews yet"),
     make("p", {}, "Write a prompt. Its preview comes first; only what you approve is rendered."),
     make("button", { type: "button", class: "primary", on: { click: () => submit.open() } }, "Write a prompt"),
     ...(run.example_prompts.length ? [make("p", { class: "soft" }, "or begin with one of these")] : []),
-    make("div", { class: "examples" }, ...run.example_prompts.slice(0, 4).map((/** @type {string} */ text) => make("button", { type: "button", class: "chip", on: { click: () => submit.open(text) } }, text))),
+    make(
+      "div",
+      { class: "examples" },
+      ...run.example_prompts
+        .slice(0, 4)
+        .map((/** @type {string} */ text) =>
+          make("button", { type: "button", class: "chip", on: { click: () => submit.open(text) } }, text),
+        ),
+    ),
   ];
 }
 
 function nothing() {
   return [
     make("h2", {}, filters.narrowed ? "Nothing matches" : "Nothing here"),
-    make("p", {}, filters.narrowed ? "No candidate matches this filter." : store.query.status === "review" ? "Everything is reviewed." : "No candidate has this status now."),
-    ...(filters.narrowed ? [make("button", { type: "button", on: { click: () => filters.reset() } }, "Clear filter")] : []),
+    make(
+      "p",
+      {},
+      filters.narrowed
+        ? "No candidate matches this filter."
+        : store.query.status === "review"
+          ? "Everything is reviewed."
+          : "No candidate has this status now.",
+    ),
+    ...(filters.narrowed
+      ? [make("button", { type: "button", on: { click: () => filters.reset() } }, "Clear filter")]
+      : []),
   ];
 }
 
@@ -111,7 +148,9 @@ let spoken = "";
 function speakProgress() {
   const { status } = store.run;
   const working = ["queued", "previewing", "refining"].reduce((sum, each) => sum + (status[each] ?? 0), 0);
-  const text = working ? `${counted(working, "candidate")} in work.` : `Nothing in work. ${counted(status.previewed ?? 0, "candidate")} to review.`;
+  const text = working
+    ? `${counted(working, "candidate")} in work.`
+    : `Nothing in work. ${counted(status.previewed ?? 0, "candidate")} to review.`;
   if (spoken && text !== spoken) notices.announce(text);
   spoken = text;
 }
@@ -141,8 +180,8 @@ async function start() {
     store.setRun(await api.run());
   } catch (error) {
     store.error = /** @type {Error} */ (error);
-    describeList();
     store.refresh = async () => location.reload();
+    describeList();
     return;
   }
   showSize();

@@ -34,7 +34,10 @@ export class Siblings {
       const id = /** @type {Element} */ (event.target).closest("[data-id]")?.getAttribute("data-id");
       if (id) this.active = id;
     });
-    store.on("candidate", (event) => this.dialog.open && this.#ids.includes(event.detail) && this.#update(event.detail));
+    store.on(
+      "candidate",
+      (event) => this.dialog.open && this.#ids.includes(event.detail) && this.#update(event.detail),
+    );
   }
 
   /** @param {string} id */
@@ -91,7 +94,9 @@ export class Siblings {
       await this.decisions.decide([id], what === "approve" ? "approved" : "rejected");
       return;
     }
-    await this.decisions.decideEach(this.#ids.map((each) => ({ clip_id: each, word: each === id ? "approved" : "rejected" })));
+    await this.decisions.decideEach(
+      this.#ids.map((each) => ({ clip_id: each, word: each === id ? "approved" : "rejected" })),
+    );
   }
 
   /** @param {string} id @returns {HTMLElement | null} */
@@ -102,21 +107,57 @@ export class Siblings {
   /** @param {import("./api.js").Candidate} c */
   #cell(c) {
     const address = c.clip ?? c.preview;
-    const button = (/** @type {string} */ what, /** @type {string} */ kind, /** @type {string} */ picture, /** @type {string} */ text) =>
-      make("button", { type: "button", class: kind, "data-do": what, on: { click: () => ((this.active = c.clip_id), this.act(what)) } }, icon(picture), text);
+    const button = (
+      /** @type {string} */ what,
+      /** @type {string} */ kind,
+      /** @type {string} */ picture,
+      /** @type {string} */ text,
+    ) =>
+      make(
+        "button",
+        {
+          type: "button",
+          class: kind,
+          "data-do": what,
+          on: { click: () => ((this.active = c.clip_id), this.act(what)) },
+        },
+        icon(picture),
+        text,
+      );
     return make(
       "article",
-      { class: "side-cell", tabindex: "0", "data-id": c.clip_id, "data-status": c.status, "aria-label": `Candidate ${c.candidate + 1}, ${STATUS_WORDS[c.status]}` },
+      {
+        class: "side-cell",
+        tabindex: "0",
+        "data-id": c.clip_id,
+        "data-status": c.status,
+        "aria-label": `Candidate ${c.candidate + 1}, ${STATUS_WORDS[c.status]}`,
+      },
       make(
         "div",
         { class: "frame" },
-        address ? video(address, { "aria-hidden": "true", tabindex: "-1", poster: c.clip_poster ?? c.poster }) : make("p", { class: "soft" }, "No preview yet."),
+        address
+          ? video(address, { "aria-hidden": "true", tabindex: "-1", poster: c.clip_poster ?? c.poster })
+          : make("p", { class: "soft" }, "No preview yet."),
         make("span", { class: "badge" }, STATUS_WORDS[c.status]),
       ),
       make("p", { class: "soft num" }, `candidate ${c.candidate + 1}, seed ${c.seed}`),
-      make("p", { class: "scores" }, ...Object.entries(c.scores).filter(([, x]) => x !== null).slice(0, 6).map(([name, x]) => make("span", {}, `${name} `, make("b", {}, number(x))))),
+      make(
+        "p",
+        { class: "scores" },
+        ...Object.entries(c.scores)
+          .filter(([, x]) => x !== null)
+          .slice(0, 6)
+          .map(([name, x]) => make("span", {}, `${name} `, make("b", {}, number(x)))),
+      ),
       this.decisions.canDecide(c)
-        ? make("div", { class: "buttons" }, button("approve", "good", "check", "Approve"), button("reject", "bad", "cross", "Reject"), button("keep", "", "expand", "Keep only this"))
+        ? make(
+            "div",
+            { class: "buttons" },
+            button("approve", "good", "check", "Approve"),
+            button("reject", "bad", "cross", "Reject"),
+            button("keep", "", "expand", "Keep only this"),
+          )
         : null,
     );
   }
@@ -127,12 +168,17 @@ export class Siblings {
     const old = this.#element(id);
     if (!c || !old) return;
     const playing = old.querySelector("video");
-    const focused = old.contains(document.activeElement) ? document.activeElement?.getAttribute("data-do") ?? "" : null;
+    const focused = old.contains(document.activeElement)
+      ? (document.activeElement?.getAttribute("data-do") ?? "")
+      : null;
     const cell = this.#cell(c);
     const fresh = cell.querySelector("video");
     if (playing && fresh && playing.getAttribute("src") === fresh.getAttribute("src")) fresh.replaceWith(playing);
     old.replaceWith(cell);
-    cell.querySelector("video")?.play().catch(() => {});
+    cell
+      .querySelector("video")
+      ?.play()
+      .catch(() => {});
     if (focused !== null) /** @type {HTMLElement} */ (cell.querySelector(`[data-do="${focused}"]`) ?? cell).focus();
   }
 }

@@ -30,7 +30,8 @@ export class Submit {
       event.preventDefault();
       this.#submit();
     });
-    for (const field of [this.text, this.count, this.refine, this.negative, this.seed]) field.addEventListener("input", () => this.#changed());
+    for (const field of [this.text, this.count, this.refine, this.negative, this.seed])
+      field.addEventListener("input", () => this.#changed());
     this.text.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.#submit();
     });
@@ -39,14 +40,18 @@ export class Submit {
   /** @param {string} [prompt] to begin with */
   open(prompt) {
     if (!this.store.may("operator") || !this.store.run?.accepting) {
-      this.notices.say(this.store.may("operator") ? "This run takes no prompts." : "New prompts need the role operator.");
+      this.notices.say(
+        this.store.may("operator") ? "This run takes no prompts." : "New prompts need the role operator.",
+      );
       return;
     }
     if (prompt) this.text.value = prompt;
     byId("examples").replaceChildren(
-      ...(this.store.run.example_prompts ?? []).slice(0, 4).map((/** @type {string} */ example) =>
-        make("button", { type: "button", class: "chip", on: { click: () => this.#fill(example) } }, example),
-      ),
+      ...(this.store.run.example_prompts ?? [])
+        .slice(0, 4)
+        .map((/** @type {string} */ example) =>
+          make("button", { type: "button", class: "chip", on: { click: () => this.#fill(example) } }, example),
+        ),
     );
     this.#changed();
     this.dialog.showModal();
@@ -62,22 +67,32 @@ export class Submit {
   }
 
   #prompts() {
-    return this.text.value.split("\n").map((line) => line.trim()).filter(Boolean);
+    return this.text.value
+      .split("\n")
+      .map((line) => line.trim())
+      .filter(Boolean);
   }
 
   #changed() {
     this.#key = ""; // another submission
     const prompts = this.#prompts();
-    const wrong = prompts.length > MOST_PROMPTS ? `These are ${counted(prompts.length, "prompt")}; ${MOST_PROMPTS} may be sent at once.`
-      : prompts.some((prompt) => prompt.length > LONGEST) ? `A prompt may have ${LONGEST} characters.`
-      : !this.count.checkValidity() ? "Candidates a prompt: 1 to 16."
-      : !this.seed.checkValidity() ? "A seed is a whole number, 0 or more."
-      : "";
+    const wrong =
+      prompts.length > MOST_PROMPTS
+        ? `These are ${counted(prompts.length, "prompt")}; ${MOST_PROMPTS} may be sent at once.`
+        : prompts.some((prompt) => prompt.length > LONGEST)
+          ? `A prompt may have ${LONGEST} characters.`
+          : !this.count.checkValidity()
+            ? "Candidates a prompt: 1 to 16."
+            : !this.seed.checkValidity()
+              ? "A seed is a whole number, 0 or more."
+              : "";
     this.#fail(wrong);
     const previews = prompts.length * Number(this.count.value || 1);
     const mean = this.store.run?.preview_seconds_mean;
     const time = mean ? `, about ${duration(previews * mean)} of preview time` : "";
-    byId("prompts-hint").textContent = prompts.length ? `${counted(prompts.length, "prompt")}, ${counted(previews, "preview")}${time}.` : "";
+    byId("prompts-hint").textContent = prompts.length
+      ? `${counted(prompts.length, "prompt")}, ${counted(previews, "preview")}${time}.`
+      : "";
     this.send.disabled = Boolean(wrong) || !prompts.length;
   }
 
@@ -96,7 +111,11 @@ export class Submit {
     this.send.disabled = true;
     try {
       const answer = await api.submit(
-        { prompts: prompts.map((prompt) => ({ prompt, ...seed, ...negative })), candidates: Number(this.count.value), refine: this.refine.checked },
+        {
+          prompts: prompts.map((prompt) => ({ prompt, ...seed, ...negative })),
+          candidates: Number(this.count.value),
+          refine: this.refine.checked,
+        },
         this.#key,
       );
       this.dialog.close();
@@ -106,7 +125,9 @@ export class Submit {
     } catch (error) {
       const { message, errors, retryAfter } = /** @type {api.ApiError} */ (error);
       const fields = (errors ?? []).map((each) => `${each.field}: ${each.message}`);
-      this.#fail([message, ...fields, retryAfter ? `Try again in ${duration(retryAfter)}.` : ""].filter(Boolean).join(" "));
+      this.#fail(
+        [message, ...fields, retryAfter ? `Try again in ${duration(retryAfter)}.` : ""].filter(Boolean).join(" "),
+      );
     }
     this.send.disabled = false;
   }

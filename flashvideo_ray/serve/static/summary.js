@@ -14,7 +14,16 @@ export function showSummary(store) {
     const clip = cost(run.refine_seconds_mean, price.per_clip, price.currency);
     const rows = [
       ["Candidates", `${count(run.candidates)} of ${counted(run.prompts, "prompt")}`],
-      ["Spent", [`${duration(spent.preview_seconds)} on previews`, `${duration(spent.refine_seconds)} on clips`, money(spent.money, price.currency)].filter(Boolean).join(", ")],
+      [
+        "Spent",
+        [
+          `${duration(spent.preview_seconds)} on previews`,
+          `${duration(spent.refine_seconds)} on clips`,
+          money(spent.money, price.currency),
+        ]
+          .filter(Boolean)
+          .join(", "),
+      ],
       ["One clip costs", clip || "not known before the first"],
       ...(run.saved_seconds ? [["Saved by rejecting", `about ${duration(run.saved_seconds)}`]] : []),
       ...(run.require.length ? [["Rule", run.require.join(" and ")]] : []),
@@ -23,6 +32,8 @@ export function showSummary(store) {
     const key = JSON.stringify(rows);
     if (figures.dataset.key === key) return;
     figures.dataset.key = key;
-    figures.replaceChildren(...rows.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
+    figures.replaceChildren(
+      ...rows.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))),
+    );
   });
 }
