@@ -89,7 +89,9 @@ def fill(store: Store, count: int) -> None:
 def submit(api: str) -> None:
     """More prompts than will be done meanwhile."""
     for start in range(0, 1000, 100):
-        prompts = [{"prompt": vocabulary.EXAMPLES[0], "seed": 1000 * seed} for seed in range(start, start + 100)]
+        prompts: list[Any] = [
+            {"prompt": vocabulary.EXAMPLES[0], "seed": 1000 * seed} for seed in range(start, start + 100)
+        ]
         requests.post(f"{api}prompts", json={"prompts": prompts}, headers=HEADER, timeout=120).raise_for_status()
 
 

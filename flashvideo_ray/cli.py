@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import logging
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -266,9 +267,12 @@ def serve(
         )
         with local.running(options, host, port) as address:
             console.print(f"{output} at {address} (Ctrl-C stops it)", markup=False, soft_wrap=True)
-            local.wait()
+            threading.Event().wait()
 
-    _guarded(run)
+    try:
+        _guarded(run)
+    except KeyboardInterrupt:
+        console.print("Stopped. What was asked for is in the run; the same command carries on.")
 
 
 def main() -> None:

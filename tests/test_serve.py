@@ -99,7 +99,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterat
     (folder / "tokens").write_text("\n".join(f"{role}:{role}'s name:{token}" for role, token in TOKENS.items()))
     options = ServeSettings(
         output=str(folder / "run"),
-        set=(*tiny_overrides(tiny_model), "preview.num_inference_steps=24", "refine.num_inference_steps=12"),
+        set=(*tiny_overrides(tiny_model), "preview.num_inference_steps=60", "refine.num_inference_steps=40"),
         token_file=str(folder / "tokens"),
         hosts=local.hosts("127.0.0.1", []),
         queue_limit=LIMIT,
@@ -244,15 +244,23 @@ def test_work_waits_for_a_batch_job_and_can_be_cancelled(served: Served) -> None
 
 @pytest.mark.parametrize("stage", ["preview", "refine"])
 def test_a_replica_killed_in_the_middle_of_a_candidate(served: Served, stage: str) -> None:
-    client = served.client()
-    [clip_id] = client.submit(f"a blue star moves slowly {'up' if stage == 'preview' else 'down'}", refine=True)
-    scheduler = serve.get_deployment_handle("scheduler", app.NAME)
+    client, scheduler = served.client(), serve.get_deployment_handle("scheduler", app.NAME)
 
-    def midway() -> bool:
-        call = scheduler.snapshot.remote().result()["calls"].get(clip_id)
-        return bool(call and call["stage"] == stage and 0 < call["done"] < call["total"])
+    def midway() -> str | None:
+        """A new candidate in the middle of the stage, or None if it went through too fast to be seen there."""
+        prompt = {"prompt": "a blue star moves slowly", "seed": time.monotonic_ns()}
+        answer = client.post("prompts", json={"prompts": [prompt], "refine": True}).json()
+        clip_id = str(answer["items"][0]["clip_id"])
+        call: dict[str, Any] | None = {}
+        while call is not None:
+            call = scheduler.snapshot.remote().result()["calls"].get(clip_id)
+            if call and call["stage"] == stage and 0 < call["done"] < call["total"]:
+                return clip_id
+            if call is None and client.candidate(clip_id)["status"] != "rendered":
+                call = {}  # between its preview and its clip
+        return None
 
-    eventually(midway)
+    clip_id = eventually(midway)
     _kill(stage)
     [candidate] = client.until([clip_id], "rendered", "failed")
     assert candidate["status"] == "rendered", candidate["error"]
@@ -270,7 +278,7 @@ def test_all_of_twenty_queued_prompts_end_though_everything_is_restarted(served:
     client.until(ids[:5], "previewed")
     assert any(client.candidate(clip_id)["status"] == "queued" for clip_id in ids)
     serve.delete(app.NAME)
-    serve.run(app.build(served.options), name=app.NAME, route_prefix="/")
+    serve.run(app.build(served.options), name=app.NAME, route_prefix="/", logging_config=local.LOGGING)
     client.until(ids, "previewed")
     previews = ledger.read(served.store, "previews", ["clip_id", "status"])
     assert set(ids) <= set(previews["clip_id"].to_pylist())
@@ -517,28 +525,26 @@ def test_of_a_thousand_quick_submissions_the_queue_takes_what_it_holds(served: S
 # The command ----------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_stops_the_command_and_the_next_one_carries_on(tmp_path: Path, tiny_model: Path) -> None:
+def test_ctrl_c_stops_the_command_and_what_was_asked_for_stays(tmp_path: Path, tiny_model: Path) -> None:
     [port] = free_ports(1)
     overrides = [part for setting in tiny_overrides(tiny_model) for part in ("--set", setting)]
-    command = [script("flashvideo-ray"), "serve", str(tmp_path / "run"), "--port", str(port), *overrides]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", "from flashvideo_ray.cli import main; main()", *command[1:]]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    command = [script("flashvideo-ray"), "serve", str(tmp_path / "run"), "--port", str(port)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen([*command, *overrides], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
         try:
-            client = Client(f"http://127.0.0.1:{port}/")
-            me = eventually(lambda: client.get("me").json())
+            address = f"http://127.0.0.1:{port}/"
+            said = next((line for line in process.stdout if address in line), None)
+            assert said is not None
+            client = Client(address)
+            me = client.get("me").json()
             assert me["role"] == "operator"  # nobody else can reach it
             assert not me["login_needed"]
             client.submit("a red star moves up")
         finally:
             process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, output
-    assert f"http://127.0.0.1:{port}/" in output
-    view = _requests(Store(str(tmp_path / "run")))
-    assert [row["prompt"] for row in view] == ["a red star moves up"]
+        assert process.wait(PATIENCE) == 0
+    assert [row["prompt"] for row in _requests(Store(str(tmp_path / "run")))] == ["a red star moves up"]
 
 
 def _requests(store: Store) -> list[dict[str, Any]]:

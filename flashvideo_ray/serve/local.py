@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ from flashvideo_ray.serve import app as application
 from flashvideo_ray.serve.security import LOOPBACK
 from flashvideo_ray.settings import SettingsError
 
-_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
 def hosts(host: str, further: Sequence[str]) -> tuple[str, ...]:
@@ -37,10 +38,14 @@ def running(options: application.ServeSettings, host: str = "127.0.0.1", port: i
     _check_port(host, port)
     settings, recipe = application.open_run(options)
     cluster.connect(settings.pools)
+    _stop_on_sigterm()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
-        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=_LOGGING)
+        serve.start(
+            proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config={"log_level": "ERROR"}
+        )
         target = application.bind(options, settings, recipe)
-        serve.run(target, name=application.NAME, route_prefix="/", logging_config=_LOGGING)
+        serve.run(target, name=application.NAME, route_prefix="/", logging_config=LOGGING)
         yield f"http://{host}:{port}/"
     finally:
         if own:
@@ -50,12 +55,10 @@ def running(options: application.ServeSettings, host: str = "127.0.0.1", port: i
             serve.delete(application.NAME)
 
 
-def wait() -> None:
-    """Until Ctrl-C or SIGTERM."""
-    over = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: over.set())
-    over.wait()
+def _stop_on_sigterm() -> None:
+    """SIGTERM stops it the way Ctrl-C does."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _check_port(host: str, port: int) -> None:

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -49,13 +49,19 @@ class Service:
         self.state = RunState(self.store, settings)
         self.hub = Hub()
         self.created = (ledger.read_run(self.store) or {}).get("created")
+        self.active: dict[str, str] = {}
+        """The status of candidates that are being worked on."""
         self._calls: dict[str, dict[str, Any]] = {}
         self._held: str | None = None
         self._told: View = self.state.refresh()
-        self._version, self._looked = -1, 0.0
+        self._version = -1
         self._run_told: tuple[float, Any] = (0.0, None)
         self._refreshing = asyncio.Lock()
-        self._loop = asyncio.get_running_loop().create_task(self._watch())
+        loop = asyncio.get_running_loop()
+        self._loops = [
+            loop.create_task(self._again(*each))
+            for each in ((self._look, self.state.look_seconds), (self._ask, ASK_SECONDS))
+        ]
 
     # Reading ----------------------------------------------------------------------------------------------------
 
@@ -63,12 +69,6 @@ class Service:
     def view(self) -> View:
         """The run now."""
         return self.state.view
-
-    @property
-    def active(self) -> dict[str, str]:
-        """The status of candidates that are being worked on."""
-        names = {"preview": "previewing", "refine": "refining"}
-        return {clip_id: names[call["kind"]] for clip_id, call in self._calls.items() if call["kind"]}
 
     def candidate(self, clip_id: str) -> Candidate:
         """The candidate of that id. Raises Problem 404, for what is no id at all, too."""
@@ -90,7 +90,7 @@ class Service:
     def shown(self, candidate: Candidate) -> dict[str, Any]:
         """A candidate as JSON."""
         own, call = candidate, self._calls.get(candidate.clip_id)
-        decision = own.decision
+        decision = own.decision if own.decision is not None and own.decision["status"] != "cleared" else None
         unknown = vocabulary.unknown_words(own.prompt) if self.settings.preview.model == "nano" else []
         address = f"{BASE}/media/{own.clip_id}/"
         media = {
@@ -203,7 +203,7 @@ class Service:
             if not self.candidate(decision.clip_id).has_preview:
                 raise Problem(409, f"{decision.clip_id} has no preview yet: there is nothing to decide about.")
         await asyncio.to_thread(decisions.write, self.store, made)
-        await self._refresh()
+        await self._look()
         return [self.shown(self.candidate(decision.clip_id)) for decision in made]
 
     async def _replied(self, answer: Any) -> Reply:
@@ -215,26 +215,21 @@ class Service:
         if reply.status >= 400:
             after = {} if reply.retry_after is None else {"Retry-After": str(reply.retry_after)}
             raise Problem(reply.status, reply.detail, headers=after)
-        await self._refresh()
+        await self._look()
         return reply
 
     # Keeping up -------------------------------------------------------------------------------------------------
 
-    async def _watch(self) -> None:
-        """Look at the run directory and ask the scheduler, again and again, and tell who watches what changed."""
+    async def _again(self, act: Callable[[], Awaitable[None]], seconds: float) -> None:
         while True:
             try:
-                snapshot = await asyncio.wait_for(self.scheduler.snapshot.remote(), 30)
-                looked = time.monotonic() - self._looked
-                if snapshot["version"] != self._version or looked >= self.state.look_seconds:
-                    await self._refresh()
-                    self._version, self._looked = snapshot["version"], time.monotonic()
-                self._hear(snapshot)
-            except Exception as error:  # the scheduler is being replaced, or the store is away
+                await act()
+            except Exception as error:  # the store is away, or the scheduler is being replaced
                 log.warning("api: %s: %s; trying again", type(error).__name__, error)
-            await asyncio.sleep(ASK_SECONDS)
+            await asyncio.sleep(seconds)
 
-    async def _refresh(self) -> None:
+    async def _look(self) -> None:
+        """Take in what is new in the run directory, and tell who watches."""
         async with self._refreshing:
             view = await asyncio.to_thread(self.state.refresh)
             before, self._told = self._told, view
@@ -248,9 +243,16 @@ class Service:
                 for candidate in changed:
                     self.hub.tell("candidate", self.shown(candidate))
 
-    def _hear(self, snapshot: Mapping[str, Any]) -> None:
+    async def _ask(self) -> None:
+        """Ask the scheduler what it does, and tell who watches."""
+        snapshot = await asyncio.wait_for(self.scheduler.snapshot.remote(), 30)
+        if snapshot["version"] != self._version:
+            await self._look()
+            self._version = snapshot["version"]
         before, active = self._calls, self.active
         self._calls, self._held = snapshot["calls"], snapshot["held"]
+        names = {"preview": "previewing", "refine": "refining"}
+        self.active = {clip_id: names[call["kind"]] for clip_id, call in self._calls.items() if call["kind"]}
         for clip_id in sorted({*before, *self._calls}):
             call, candidate = self._calls.get(clip_id), self.view.candidates.get(clip_id)
             if candidate is not None and active.get(clip_id) != self.active.get(clip_id):

@@ -236,7 +236,7 @@ class _Cursor:
             return None
         try:
             value, clip_id = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-        except ValueError:
+        except (ValueError, TypeError):
             raise QueryError("cursor: not one that this service gave") from None
         if not isinstance(clip_id, str) or not isinstance(value, str | int | float | None):
             raise QueryError("cursor: not one that this service gave")
