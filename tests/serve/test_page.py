@@ -263,6 +263,7 @@ def test_one_word_for_all_that_match(open_page: Open) -> None:
     page.get_by_role("searchbox").fill("shot 00")
     page.locator("#bounds-menu summary").click()
     page.get_by_label("motion from").fill("1.5")
+    page.keyboard.press("Escape")  # closes the panel, keeps what it says
     expect(page.locator("#result-count")).to_have_text("250\u00a0candidates match", timeout=PATIENCE)
     assert "min_motion=1.5" in page.url
     page.get_by_role("button", name="Approve all that match").click()
