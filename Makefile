@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check format nano nano-eval constraints clean
+.PHONY: setup demo test test-browser check format nano nano-eval constraints clean
 
 setup: $(READY)
 
@@ -23,6 +23,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# The page alone, in a real Chromium (CHROMIUM=… names one). `make test` runs it too.
+test-browser: $(READY)
+	$(BIN)/python -m pytest tests/serve
 
 check: $(READY)
 	$(BIN)/ruff format --check .

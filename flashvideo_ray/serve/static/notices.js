@@ -1,0 +1,47 @@
+/** Outcomes: spoken to screen readers, and shown for a while with what can be done about them. */
+
+import { byId, make } from "./dom.js";
+
+const SHOWN_MS = 6000;
+const SHOWN = 3; // failures; of the others the newest one
+
+export class Notices {
+  #box = byId("toasts");
+  #announcer = byId("announcer");
+  #alarm = byId("alarm");
+
+  /** Something went well. @param {string} text @param {string} [action] @param {() => void} [act] */
+  say(text, action, act) {
+    this.announce(text);
+    this.#show(text, "", action, act);
+  }
+
+  /** Something failed: it stays until it is closed. @param {string} what @param {Error} error @param {() => void} [again] */
+  fail(what, error, again) {
+    const text = `${what}: ${error.message}`;
+    this.#alarm.textContent = text;
+    this.#show(text, "bad", again ? "Try again" : undefined, again);
+  }
+
+  /** For screen readers alone. @param {string} text */
+  announce(text) {
+    this.#announcer.textContent = "";
+    requestAnimationFrame(() => (this.#announcer.textContent = text)); // the same words twice are said twice
+  }
+
+  /** @param {string} text @param {string} kind @param {string} [action] @param {() => void} [act] */
+  #show(text, kind, action, act) {
+    const toast = make("div", { class: `toast ${kind}` }, make("span", {}, text));
+    const close = () => toast.remove();
+    if (action && act) {
+      toast.append(make("button", { type: "button", on: { click: () => (close(), act()) } }, action));
+    }
+    if (kind === "bad") toast.append(make("button", { type: "button", on: { click: close } }, "Close"));
+    else setTimeout(close, SHOWN_MS);
+    for (const old of this.#box.querySelectorAll(".toast:not(.bad)")) old.remove();
+    this.#box.append(toast);
+    while (this.#box.children.length > SHOWN) this.#box.firstElementChild?.remove();
+    // A modal dialog makes all else inert, so notices stand in it while it is open.
+    (document.querySelector("dialog[open]") ?? document.body).append(this.#box);
+  }
+}

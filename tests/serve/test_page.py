@@ -1,0 +1,416 @@
+"""The review page in a real Chromium, over a real service whose run holds ten thousand candidates."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from axe_playwright_python.sync_playwright import Axe
+from browser import chromium
+from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+from support import free_ports, tiny_overrides
+
+from flashvideo_ray import ledger, video
+from flashvideo_ray.nano import world
+from flashvideo_ray.serve import app, local
+from flashvideo_ray.serve.app import ServeSettings
+from flashvideo_ray.settings import LedgerSettings
+from flashvideo_ray.storage import Store
+
+pytestmark = pytest.mark.timeout(900)
+
+MANY = 10_000
+PLAYABLE = 120  # the newest ones have a preview that plays; all have a poster
+SIBLINGS = 4
+TOKENS = {role: f"{role}-0123456789abcdef" for role in ("viewer", "reviewer", "operator")}
+HEADER = {"X-Requested-With": "flashvideo-ray"}
+PATIENCE = 120_000  # milliseconds; a busy machine needs them
+HOSTILE = 'a star <img src=x onerror="document.title=1"> <b>bold</b>'
+IN_STEP = """() => {
+    const [one, other] = document.querySelectorAll('#stage video');
+    return Math.abs(one.currentTime - other.currentTime) < 0.2;
+}"""
+SMALL_TARGETS = """[...document.querySelectorAll('button, select, input, summary')]
+    .filter((e) => e.checkVisibility() && e.getBoundingClientRect().height < 44).map((e) => e.outerHTML)"""
+Open = Callable[..., Page]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running service."""
+
+    address: str
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def served(browser: Browser, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "tokens").write_text("\n".join(f"{role}:{role}'s name:{token}" for role, token in TOKENS.items()))
+    options = ServeSettings(
+        output=str(folder / "run"),
+        set=tuple(tiny_overrides(tiny_model)),
+        token_file=str(folder / "tokens"),
+        hosts=local.hosts("127.0.0.1", []),
+    )
+    app.open_run(options)
+    fill(folder / "run")
+    [port] = free_ports(1)
+    with local.running(options, port=port) as address:
+        yield Served(address)
+
+
+def fill(run: Path) -> None:
+    """Ten thousand previews, four of each prompt, as a batch job would have left them; the newest first on the page."""
+    frames = (world.render(world.sample(1, torch.Generator().manual_seed(3)))[0] * 255).byte().permute(0, 2, 3, 1)
+    poster = io.BytesIO()
+    Image.fromarray(frames[0].numpy()).save(poster, "JPEG")
+    (run / "poster").write_bytes(poster.getvalue())
+    (run / "preview").write_bytes(video.encode_mp4(frames.numpy(), world.FPS))
+    schema = ledger.extended(ledger.PREVIEWS, [pa.field("score_motion", pa.float64())])
+    start, rows = dt.datetime(2026, 1, 1, tzinfo=dt.UTC), []
+    for number in range(MANY):
+        clip_id = f"{number:020x}"
+        preview = ledger.preview_key(clip_id)
+        here = {"preview": preview, "poster": ledger.poster_key(preview)}
+        (run / preview).parent.mkdir(parents=True, exist_ok=True)
+        os.link(run / "poster", run / here["poster"])
+        if number >= MANY - PLAYABLE:
+            os.link(run / "preview", run / preview)
+        rows.append(
+            {
+                "clip_id": clip_id, "id": f"prompt-{number // SIBLINGS}",
+                "seed": number, "candidate": number % SIBLINGS,
+                "prompt": HOSTILE if number // SIBLINGS == 7 else f"shot {number // SIBLINGS:04d} of a red star",
+                "status": "previewed", "score_motion": number / 100, "preview_seconds": 0.5,
+                "at": start + dt.timedelta(seconds=number), **here,
+            }
+        )  # fmt: skip
+    writer = ledger.Writer(Store(str(run)), "previews", schema, LedgerSettings())
+    writer.write(pa.Table.from_pylist(rows, schema=schema))
+    writer.flush()
+
+
+@pytest.fixture
+def open_page(browser: Browser, served: Served) -> Iterator[Open]:
+    """Opens the page as somebody; whatever it complains of, or the browser about it, fails the test."""
+    contexts: list[BrowserContext] = []
+    complaints: list[str] = []
+
+    def opened(path: str = "", role: str | None = "operator", **options: Any) -> Page:
+        context = browser.new_context(base_url=served.address, **options)
+        contexts.append(context)
+        if role is not None:
+            answer = context.request.post("/api/v1/session", headers=HEADER, data={"token": TOKENS[role]})
+            assert answer.status == 204
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda said: complaints.append(said.text) if "Content Security" in said.text else None)
+        page.goto(f"/{path}")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def cards(page: Page) -> Locator:
+    return page.locator(".card")
+
+
+def card(page: Page, number: int) -> Locator:
+    return page.locator(f'.card[data-id="{number:020x}"]')
+
+
+def badge(of: Locator, word: str) -> None:
+    expect(of.locator(".badge")).to_have_text(word, timeout=PATIENCE)
+
+
+def plays(picture: Locator, width: int) -> None:
+    """The video has enough data to play, the right size, and its time goes on."""
+    picture.wait_for(state="attached", timeout=PATIENCE)
+    handle = picture.element_handle()
+    assert handle is not None
+    page = handle.owner_frame()
+    assert page is not None
+    page.wait_for_function("v => v.readyState >= 3 && v.currentTime > 0 && !v.paused", arg=handle, timeout=PATIENCE)
+    assert handle.evaluate("v => v.videoWidth") == width
+
+
+def api(page: Page, path: str) -> dict[str, Any]:
+    answer = page.context.request.get(f"/api/v1/{path}")
+    assert answer.ok, answer.text()
+    return dict(answer.json())
+
+
+def test_from_a_prompt_to_a_clip_that_plays(open_page: Open) -> None:
+    page = open_page("?q=circle")
+    page.get_by_role("button", name="New prompt").click()
+    page.get_by_label(re.compile("^Prompt")).fill("a red circle moves slowly left")
+    expect(page.locator("#prompts-hint")).to_contain_text("1 preview")
+    page.get_by_role("button", name="Make previews").click()
+
+    mine = cards(page).first
+    expect(mine.locator(".prompt")).to_have_text("a red circle moves slowly left", timeout=PATIENCE)
+    badge(mine, "To review")
+    mine.hover()
+    plays(mine.locator("video"), 48)
+
+    mine.focus()
+    page.keyboard.press("a")
+    badge(mine, "Approved")
+    page.get_by_role("button", name=re.compile("Render 1.approved")).click()
+    expect(page.locator("#confirm-cost")).to_contain_text("1\u00a0clip")
+    page.locator("#confirm-yes").click()
+    badge(mine, "Rendered")
+
+    mine.focus()
+    page.keyboard.press("Enter")
+    plays(page.locator("#stage video.leader"), 96)
+    plays(page.locator("#stage video.follower"), 48)
+    page.wait_for_function(IN_STEP)
+    slider = page.get_by_role("slider", name="Slider between preview and clip")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    assert slider.get_attribute("aria-valuetext") == "51 % preview, 49 % clip"
+    assert page.locator(".pair").evaluate("e => e.style.getPropertyValue('--split')") == "51%"
+    page.keyboard.press("Escape")
+    expect(mine).to_be_focused()
+
+
+def test_reviewing_by_keyboard(open_page: Open) -> None:
+    page, first = open_page("?status=review", role="reviewer"), MANY - 1
+    card(page, first).focus()
+    page.keyboard.press("a")
+    badge(card(page, first), "Approved")
+    expect(card(page, first - 1)).to_be_focused()
+    page.keyboard.press("r")
+    badge(card(page, first - 1), "Rejected")
+    expect(page.locator("#announcer")).to_have_text("Rejected.", timeout=PATIENCE)
+    assert [api(page, f"candidates/{n:020x}")["decision"]["word"] for n in (first, first - 1)] == [
+        "approved",
+        "rejected",
+    ]
+
+    page.keyboard.press("u")
+    badge(card(page, first - 1), "To review")
+    page.keyboard.press("u")
+    badge(card(page, first), "To review")
+    expect(card(page, first)).to_be_focused()
+    expect(page.locator("#announcer")).to_contain_text("Undone")
+    assert api(page, f"candidates/{first:020x}")["status"] == "previewed"
+
+    page.keyboard.press("ArrowRight")
+    expect(card(page, first - 1)).to_be_focused()
+    plays(card(page, first - 1).locator("video"), world.WIDTH)
+    page.keyboard.press("Space")
+    page.wait_for_function("() => document.querySelector('.card video').paused")
+
+
+def test_side_by_side(open_page: Open) -> None:
+    prompt = (MANY - 41) // SIBLINGS
+    page, first = open_page(f"?prompt_id=prompt-{prompt}"), prompt * SIBLINGS
+    card(page, first).focus()
+    page.keyboard.press("c")
+    side = page.locator(".side-cell")
+    expect(side).to_have_count(SIBLINGS)
+    expect(page.locator("#siblings-prompt")).to_have_text(f"shot {prompt} of a red star")
+    plays(side.nth(3).locator("video"), world.WIDTH)
+    page.keyboard.press("ArrowRight")
+    expect(side.nth(1)).to_be_focused()
+    page.keyboard.press("k")
+    for number, word in enumerate(["Rejected", "Approved", "Rejected", "Rejected"]):
+        badge(side.nth(number), word)
+    page.keyboard.press("u")
+    for number in range(SIBLINGS):
+        badge(side.nth(number), "To review")
+
+
+def test_ten_thousand_candidates(open_page: Open) -> None:
+    page = open_page()
+    expect(page.locator("#result-count")).to_contain_text("10\u202f", timeout=PATIENCE)
+    cards(page).first.focus()
+    for _ in range(4):
+        page.keyboard.press("Control+End")
+        page.wait_for_timeout(200)
+    page.wait_for_function("() => Number(document.activeElement.closest('[role=row]').ariaRowIndex) > 60")
+    assert cards(page).count() < 80  # a few screens, not all
+    assert page.locator("video").count() <= 1
+    page.evaluate("scrollTo(0, 0)")
+    expect(page.locator('[role=row][aria-rowindex="1"]')).to_be_visible()
+    expect(page.locator(".card[tabindex='0']")).to_have_count(1)  # scrolled away, not lost
+
+
+def test_one_word_for_all_that_match(open_page: Open) -> None:
+    page = open_page("?status=review")
+    page.get_by_role("searchbox").fill("shot 00")
+    page.locator("#bounds-menu summary").click()
+    page.get_by_label("motion from").fill("1.5")
+    page.keyboard.press("Escape")  # closes the panel, keeps what it says
+    expect(page.locator("#result-count")).to_have_text("250\u00a0candidates match", timeout=PATIENCE)
+    assert "min_motion=1.5" in page.url
+    page.get_by_role("button", name="Approve all that match").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Approve 250\u00a0candidates?")
+    expect(page.locator("#confirm-cost")).to_contain_text("250\u00a0clips")
+    page.locator("#confirm-yes").click()
+    expect(page.get_by_role("dialog")).to_be_hidden(timeout=PATIENCE)
+    assert api(page, "candidates?status=approved&q=shot 00")["total"] == 250
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#announcer")).to_contain_text("Undone", timeout=PATIENCE)
+    assert api(page, "candidates?status=approved&q=shot 00")["total"] == 0
+
+
+def test_two_people_see_what_the_other_one_decides(open_page: Open) -> None:
+    number = MANY - 9
+    one, other = open_page(role="operator"), open_page(role="reviewer")
+    expect(other.locator("#live")).to_have_text("live", timeout=PATIENCE)
+    card(one, number).focus()
+    one.keyboard.press("r")
+    badge(card(other, number), "Rejected")
+    expect(card(other, number).locator(".line")).to_have_text("by operator's name")
+    card(other, number).focus()
+    other.keyboard.press("a")
+    badge(card(one, number), "Approved")
+    other.keyboard.press("u")
+    badge(card(one, number), "Rejected")  # undo brings back what was there before
+    one.keyboard.press("u")
+    badge(card(other, number), "To review")
+
+
+def test_a_decision_that_is_not_stored_comes_back(open_page: Open) -> None:
+    page, number = open_page(), MANY - 1
+    page.route("**/api/v1/decisions", lambda route: route.abort())
+    card(page, number).focus()
+    page.keyboard.press("a")
+    expect(page.get_by_role("alert").filter(has_text="not stored")).to_have_count(1, timeout=PATIENCE)
+    badge(card(page, number), "To review")
+    page.unroute("**/api/v1/decisions")
+    page.get_by_role("button", name="Try again").click()
+    badge(card(page, number), "Approved")
+    page.get_by_role("button", name="Undo").click()
+    badge(card(page, number), "To review")
+
+
+def test_a_prompt_is_text(open_page: Open) -> None:
+    page = open_page("?prompt_id=prompt-7")
+    expect(cards(page).first.locator(".prompt")).to_have_text(HOSTILE)
+    cards(page).first.locator(".frame").click()
+    expect(page.locator(".full-prompt")).to_have_text(HOSTILE)
+    assert page.locator(".full-prompt *, .prompt *").count() == 0
+    assert page.title() != "1"
+
+
+def test_without_events_the_page_asks(open_page: Open) -> None:
+    page = open_page("?q=shot")
+    page.route("**/api/v1/events", lambda route: route.abort())
+    page.reload()
+    expect(page.locator("#live")).to_have_text("asking every few seconds", timeout=PATIENCE)
+    number = MANY - 2
+    for word, shown in (("approved", "Approved"), ("cleared", "To review")):
+        data = {"decisions": [{"clip_id": f"{number:020x}", "word": word}]}
+        page.context.request.post("/api/v1/decisions", headers=HEADER, data=data)
+        badge(card(page, number), shown)
+
+
+def test_signing_in_and_roles(open_page: Open) -> None:
+    page = open_page(role=None)
+    page.get_by_label("Token").fill("wrong")
+    page.keyboard.press("Enter")
+    expect(page.locator("#login-error")).to_have_text("That token is not known.", timeout=PATIENCE)
+    page.get_by_label("Token").fill(TOKENS["viewer"])
+    page.keyboard.press("Enter")
+    expect(cards(page).first).to_be_visible(timeout=PATIENCE)
+    assert page.locator(".act.approve:visible, .act.reject:visible, #bulk button:visible").count() == 0
+    expect(page.get_by_role("button", name="New prompt")).to_be_hidden()
+    cards(page).first.focus()
+    page.keyboard.press("a")
+    expect(page.locator("#announcer")).to_have_text("Decisions need the role reviewer.")
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Sign in", timeout=PATIENCE)
+
+
+def test_an_empty_run_and_a_service_that_is_away(open_page: Open) -> None:
+    page = open_page()
+    blank = {**api(page, "run"), "candidates": 0, "status": {}, "example_prompts": ["a red star <falls>"]}
+    page.route("**/api/v1/run", lambda route: route.fulfill(json=blank))
+    page.route("**/api/v1/candidates?*", lambda route: route.fulfill(json={"items": [], "next": None, "total": 0}))
+    page.route("**/api/v1/events", lambda route: route.abort())
+    page.reload()
+    expect(page.get_by_role("heading", name="No previews yet")).to_be_visible(timeout=PATIENCE)
+    page.get_by_role("button", name="a red star <falls>").click()
+    expect(page.get_by_label(re.compile("^Prompt"))).to_have_value("a red star <falls>")
+    page.unroute_all()
+    page.route("**/api/v1/**", lambda route: route.abort())
+    page.reload()
+    expect(page.get_by_role("heading", name="The candidates cannot be shown")).to_be_visible(timeout=PATIENCE)
+    page.unroute_all()
+    page.get_by_role("button", name="Try again").click()
+    expect(cards(page).first).to_be_visible(timeout=PATIENCE)
+
+
+def test_on_a_phone(open_page: Open) -> None:
+    page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    expect(cards(page).first).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.evaluate(SMALL_TARGETS) == []
+    cards(page).first.locator(".play").tap()
+    plays(cards(page).first.locator("video"), world.WIDTH)
+    cards(page).first.locator(".frame").tap()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    assert page.evaluate(SMALL_TARGETS) == []
+    assert page.evaluate("document.querySelector('#detail').scrollWidth") <= 390
+
+
+def test_nothing_moves_by_itself_where_that_is_not_wanted(open_page: Open) -> None:
+    page = open_page(reduced_motion="reduce")
+    cards(page).first.hover()
+    page.keyboard.press("ArrowDown")
+    page.wait_for_timeout(500)
+    assert page.locator("video").count() == 0
+    page.keyboard.press("Space")
+    plays(page.locator(".card video"), world.WIDTH)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessibility(open_page: Open, scheme: str) -> None:
+    page = open_page(color_scheme=scheme, bypass_csp=True)  # axe is a script of the test, not of the page
+    expect(cards(page).first).to_be_visible()
+    assert violations(page) == []
+    for keys, dialog in ((["Enter"], "detail"), (["c"], "siblings"), (["n"], "submit"), (["?"], "help")):
+        cards(page).first.focus()
+        for key in keys:
+            page.keyboard.press(key)
+        expect(page.locator(f"#{dialog}")).to_be_visible()
+        assert violations(page) == [], dialog
+        page.keyboard.press("Escape")
+    page.get_by_role("button", name=re.compile("^Approve all")).click()
+    expect(page.locator("#confirm")).to_be_visible()
+    assert violations(page) == []
+
+
+def violations(page: Page) -> list[str]:
+    """What axe-core finds serious or critical, with where it is."""
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{each['id']}: {node['html']} {node['failureSummary']}"
+        for each in found
+        if each["impact"] in ("serious", "critical")
+        for node in each["nodes"]
+    ]
