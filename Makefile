@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check format nano nano-eval constraints clean
+.PHONY: setup demo test chaos check format nano nano-eval constraints clean
 
 setup: $(READY)
 
@@ -23,6 +23,11 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Whole runs under faults; `make test` has a short form. CHAOS="--seed 7 --faults 120" for another one.
+chaos: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m chaos faults $(CHAOS)
+	PYTHONPATH=tests $(BIN)/python -m chaos kills $(CHAOS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .
