@@ -36,7 +36,7 @@ SHORT += ("disk full", "NaN", "exception", "out of memory once", "out of memory"
 console = Console(width=160)
 
 
-def disturb(run: Run, faults: Sequence[Fault], nodes: Nodes, s3: S3 | None, stop_seconds: float) -> list[Injection]:
+def disturb(run: Run, faults: Sequence[Fault], nodes: Nodes, s3: S3, stop_seconds: float) -> list[Injection]:
     """Start the command until it ends by itself, and inject the faults meanwhile."""
     left, done, crashes = list(faults), [], 0
     while run.jobs < JOBS and crashes <= CRASHES:
@@ -54,9 +54,7 @@ def disturb(run: Run, faults: Sequence[Fault], nodes: Nodes, s3: S3 | None, stop
     raise RuntimeError(f"{run.jobs} jobs did not finish the run: {run.log.read_text()[-3000:]}")
 
 
-def _watch(
-    run: Run, left: list[Fault], done: list[Injection], nodes: Nodes, s3: S3 | None, stop_seconds: float
-) -> None:
+def _watch(run: Run, left: list[Fault], done: list[Injection], nodes: Nodes, s3: S3, stop_seconds: float) -> None:
     """Inject what is left into the job that runs now, until it ends."""
     assert run.process is not None
     deadline = time.monotonic() + JOB_SECONDS
@@ -108,10 +106,11 @@ def kills(options: argparse.Namespace, folder: Path, nodes: Nodes, s3: S3) -> tu
     """SIGKILL of the driver again and again; the ledger and the clips are then those of an undisturbed run."""
     rng = random.Random(options.seed)
     model = StandIn(folder / "stand-in", options.candidates, seconds=SECONDS, rejected=0.75)
-    straight = Run(folder / "straight", f"s3://{s3.bucket}/straight", model)
+    pools = {"preview": 2, "refine": 1}
+    straight = Run(folder / "straight", f"s3://{s3.bucket}/straight", model, pools=pools)
     disturb(straight, [], nodes, s3, 0)
     model.log.unlink()
-    killed = Run(folder / "killed", f"s3://{s3.bucket}/killed", model)
+    killed = Run(folder / "killed", f"s3://{s3.bucket}/killed", model, pools=pools)
     moments = sorted(0.97 * rng.random() for _ in range(options.kills))
     faults = [Fault("driver killed", moment, 2 * rng.random(), 0) for moment in moments]
     account, injections = Account(), disturb(killed, faults, nodes, s3, 0)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 
 from rich.table import Table
 
 from .faults import Injection
 from .model import Call
-from .runs import CALLS, POOLS, Run
+from .runs import CALLS, Run
 
 
 @dataclass
@@ -78,31 +78,27 @@ class Account:
         return len(self.wrong) - before
 
     def _redone(self, run: Run, stage: str, injections: Sequence[Injection]) -> None:
-        by_prompt: dict[str, list[Call]] = defaultdict(list)
-        in_flight: dict[float, int] = defaultdict(int)  # how many calls redone were so, at each fault
+        """Each call that was made again must have been in flight in a process that a fault ended."""
+        calls: dict[str, list[Call]] = defaultdict(list)
+        ends = {pid: injection for injection in injections for pid in injection.pids}
         for call in run.model.calls(stage):
-            by_prompt[call.prompt].append(call)
-        for prompt, calls in by_prompt.items():
-            for call, again in itertools.pairwise(calls):
-                own = run.model.faults.get(prompt, ("", ""))
-                # A call that kills its own process, or hangs, is redone because of itself, `max_attempts` times.
-                cause = run.kinds[prompt] if own in ((stage, "kill"), (stage, "hang")) else None
-                until = call.ended or again.begun
-                for injection in injections:
-                    paid = stage == "preview" and prompt in injection.stored
-                    if call.begun <= injection.over and injection.at <= again.begun and not paid:
-                        in_flight[injection.at] += call.begun <= injection.at
-                        if in_flight[injection.at] <= CALLS * POOLS[stage]:  # more cannot have been
-                            cause, until = injection.kind, min(until, max(injection.at, call.begun))
-                            break
-                line = self.line(cause or "(nothing)")
-                line.seconds += until - call.begun
-                self.redone.append({"run": run.output, "fault": cause, **asdict(call), "again": again.begun})
-                if stage == "preview":
-                    line.redone += 1
-                    if cause is None:
-                        line.beyond += 1
-                        self.wrong.append(f"{run.output}: stage 1 was paid twice for {prompt!r}: {call}, {again}")
+            calls[call.prompt].append(call)
+            if run.model.faults.get(call.prompt) in ((stage, "kill"), (stage, "hang")):
+                ends[call.pid] = Injection(run.kinds[call.prompt], call.begun, call.begun)
+        redone: dict[int, int] = defaultdict(int)
+        for prompt, (call, again) in [(prompt, pair) for prompt, own in calls.items() for pair in pairwise(own)]:
+            end = ends.get(call.pid)
+            redone[call.pid] += 1
+            in_flight = end is not None and prompt not in end.stored and redone[call.pid] <= CALLS
+            line = self.line(end.kind if end else "(nothing)")
+            until = min(call.ended or again.begun, end.at if end else again.begun)
+            line.seconds += max(0.0, until - call.begun)
+            self.redone.append({"run": run.output, "fault": line.fault, **asdict(call), "again": again.begun})
+            if stage == "preview":
+                line.redone += 1
+                line.beyond += not in_flight
+                if not in_flight:
+                    self.wrong.append(f"{run.output}: stage 1 was paid twice for {prompt!r}: {call}, {again}")
 
     def table(self) -> Table:
         table = Table(

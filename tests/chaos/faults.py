@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from support import S3
 
-from flashvideo_ray.settings import Stage
+from flashvideo_ray.settings import STAGES, Stage
 
 from .nodes import Nodes, wait_until_gone
 from .runs import Run
@@ -56,12 +56,13 @@ class Fault:
 
 @dataclass(frozen=True)
 class Injection:
-    """What did happen: from when to when, and whose latents were in the store before."""
+    """What did happen, from when to when; which processes it ended, and whose latents were in the store then."""
 
     kind: str
     at: float
     over: float
-    stored: frozenset[str]
+    stored: frozenset[str] = frozenset()
+    pids: tuple[int, ...] = ()
 
 
 def schedule(count: int, kinds: Iterable[str], rng: random.Random) -> tuple[list[Fault], list[tuple[str, str, str]]]:
@@ -78,30 +79,30 @@ def schedule(count: int, kinds: Iterable[str], rng: random.Random) -> tuple[list
     moments = [0.97 * (number + rng.random()) / len(outside) for number in range(len(outside))]
     faults = [Fault(kind, m, rng.random(), rng.randrange(100)) for kind, m in zip(outside, moments, strict=True)]
     inside = [kind for kind in chosen if kind in INSIDE]
+    rng.shuffle(inside)
     return faults, [(kind, *INSIDE[kind][number % len(INSIDE[kind])]) for number, kind in enumerate(inside)]
 
 
-def inject(fault: Fault, run: Run, nodes: Nodes, s3: S3 | None, stop_seconds: float) -> Injection | None:
+def inject(fault: Fault, run: Run, nodes: Nodes, s3: S3, stop_seconds: float) -> Injection | None:
     """Do it; None if the job ended before there was anything to do it to."""
     assert run.process is not None
     time.sleep(fault.delay)
-    stored = run.stored()
-    at = time.time()
+    stored, at, pids = run.stored(), time.time(), []
     match fault.kind.split():
         case [stage, "worker", "killed"]:
             pid = _worker(stage, run, nodes, fault.number)  # type: ignore[arg-type]
             if pid is None:
                 return None
-            stored, at = run.stored(), time.time()
+            pids, stored, at = [pid], run.stored(), time.time()
             os.kill(pid, signal.SIGKILL)
-            wait_until_gone([pid], 5)
+            wait_until_gone(pids, 5)
         case ["node", "killed"]:
-            nodes.kill_one(fault.number)
+            pids = nodes.kill_one(fault.number)
         case ["driver", "killed"]:
-            workers = [pid for stage in ("preview", "refine") for pid in nodes.workers(stage)]  # type: ignore[arg-type]
+            pids = [pid for stage in STAGES for pid in nodes.workers(stage)]
             run.process.kill()
             run.process.wait()
-            wait_until_gone(workers, 20)  # Ray ends them, not this
+            wait_until_gone(pids, 20)  # Ray ends them, not this
             stored = run.stored()
         case ["second", "job", "started"]:
             second = subprocess.run(run.command, env=run.env, capture_output=True, text=True, timeout=300)
@@ -111,21 +112,18 @@ def inject(fault: Fault, run: Run, nodes: Nodes, s3: S3 | None, stop_seconds: fl
             if second.returncode != 2 or refused not in second.stderr:
                 raise AssertionError(f"a second job was not refused: {second.returncode}: {second.stderr}")
         case ["S3", "server", "killed"]:
-            assert s3 is not None
             s3.kill()
             time.sleep(fault.number % 5)
             s3.start()
             s3.wait()
         case ["S3", "server", "stopped"]:
-            assert s3 is not None
             s3.process.send_signal(signal.SIGSTOP)
             time.sleep(stop_seconds)
             s3.process.send_signal(signal.SIGCONT)
             s3.wait()
         case ["disk", "full"]:
-            assert s3 is not None
             fill(s3, 2 + fault.number % 8)
-    return Injection(fault.kind, at, time.time(), stored)
+    return Injection(fault.kind, at, time.time(), stored, tuple(pids))
 
 
 def fill(s3: S3, seconds: float) -> None:

@@ -62,18 +62,19 @@ class WatchedTransformer(FaultyTransformer):
         )
         self._steps_left = 0
         self._number = 0.0
+        self._decodes = 0  # which will find no memory, when the sampling has ended
 
     def project_text(self, embeds: torch.Tensor) -> torch.Tensor:
         number = embeds.double().sum().item()
         if number:  # the unconditional embedding is all zeros
             self._number, self._steps_left = number, STEPS[self.config.stage]
-            _exhausted["decodes"] = 0
+            _exhausted["decodes"] = self._decodes = 0
             self._write("begin")
         return super().project_text(embeds)
 
     def fail(self, fault: str, tokens: torch.Tensor) -> torch.Tensor:
         if fault.startswith("memory"):
-            _exhausted["decodes"] = 1 if fault == "memory" else 1000
+            self._decodes = 1 if fault == "memory" else 1000
             return tokens
         return super().fail(fault, tokens)
 
@@ -83,6 +84,7 @@ class WatchedTransformer(FaultyTransformer):
         self._steps_left -= 1
         if self._steps_left == 0:
             self._write("end")
+            _exhausted["decodes"] = self._decodes
         return result
 
     def _write(self, event: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Iterator
 
@@ -37,16 +36,20 @@ class Nodes:
         title = f"MapBatches({_ACTORS[stage]})"
         return [pid for node in [self._cluster.head_node, *self._others] for pid in _children(node, title)]
 
-    def kill_one(self, number: int) -> None:
-        """SIGKILL one of the nodes that may go, the raylet and its workers, and start another one."""
+    def kill_one(self, number: int) -> list[int]:
+        """SIGKILL one of the nodes that may go, the raylet and its workers, and start another one.
+
+        Returns which processes that were.
+        """
         node = self._others.pop(number % len(self._others))
-        raylet = _raylet(node)
-        doomed = [raylet, *psutil.Process(raylet).children(recursive=True)]
+        raylet = psutil.Process(_raylet(node))
+        doomed = [raylet, *raylet.children(recursive=True)]
         for process in doomed:
-            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
-                os.kill(process if isinstance(process, int) else process.pid, signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self._cluster.remove_node(node, allow_graceful=False)
         self._others.append(self._cluster.add_node(num_cpus=_CPUS))
+        return [process.pid for process in doomed]
 
     def shutdown(self) -> None:
         self._cluster.shutdown()

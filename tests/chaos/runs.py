@@ -6,7 +6,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,11 @@ from flashvideo_ray.storage import Store
 from .model import StandIn
 
 HOOK = {"runtime_env": {"worker_process_setup_hook": "chaos.hook.watch"}}
-POOLS = {"preview": 2, "refine": 2}
+POOLS = {"preview": 2, "refine": 2}  # of workers
 CALLS = 2  # that one worker has in flight: one samples, another is stored
 SETTINGS = [
-    *(f"pools.{stage}.size={size}" for stage, size in POOLS.items()),
-    "pools.preview.time_limit_seconds=8",
-    "pools.refine.time_limit_seconds=8",
+    "pools.preview.time_limit_seconds=20",
+    "pools.refine.time_limit_seconds=20",
     "score.scorers=[motion, {name: chaos.model.Lot}]",
     "ledger.flush_seconds=1",
     "progress_seconds=5",
@@ -33,10 +32,12 @@ SETTINGS = [
 class Run:
     """One OUTPUT, the command that fills it, and the jobs that were started of it."""
 
-    def __init__(self, folder: Path, output: str, model: StandIn, kinds: Sequence[str] = ()):
+    def __init__(
+        self, folder: Path, output: str, model: StandIn, kinds: Sequence[str] = (), pools: Mapping[str, int] = POOLS
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         self.kinds = dict(zip(model.faults, kinds, strict=True))  # what the model's faults are called
-        self.folder, self.output, self.model = folder, output, model
+        self.folder, self.output, self.model, self.pools = folder, output, model, pools
         self.store = Store(output)
         self.jobs = 0
         self.process: subprocess.Popen[bytes] | None = None
@@ -46,6 +47,7 @@ class Run:
         overrides = [
             *(f"{stage}.model={model.folder}" for stage in ("preview", "refine")),
             f"select.require=lot >= {model.rejected}",
+            *(f"pools.{stage}.size={size}" for stage, size in pools.items()),
             *SETTINGS,
         ]
         words = [word for setting in overrides for word in ("--set", setting)]
