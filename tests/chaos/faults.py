@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from support import S3
 
-from flashvideo_ray.settings import STAGES, Stage
+from flashvideo_ray.settings import Stage
 
 from .nodes import Nodes, wait_until_gone
 from .runs import Run
@@ -99,7 +99,7 @@ def inject(fault: Fault, run: Run, nodes: Nodes, s3: S3, stop_seconds: float) ->
         case ["node", "killed"]:
             pids = nodes.kill_one(fault.number)
         case ["driver", "killed"]:
-            pids = [pid for stage in STAGES for pid in nodes.workers(stage)]
+            pids = nodes.workers()
             run.process.kill()
             run.process.wait()
             wait_until_gone(pids, 20)  # Ray ends them, not this

@@ -31,9 +31,9 @@ class Nodes:
     def address(self) -> str:
         return self._cluster.address
 
-    def workers(self, stage: Stage) -> list[int]:
-        """The processes of a stage's pool."""
-        title = f"MapBatches({_ACTORS[stage]})"
+    def workers(self, stage: Stage | None = None) -> list[int]:
+        """The processes of a stage's pool, or of all."""
+        title = f"MapBatches({_ACTORS[stage]})" if stage else "MapBatches("
         return [pid for node in [self._cluster.head_node, *self._others] for pid in _children(node, title)]
 
     def kill_one(self, number: int) -> list[int]:
