@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-browser check format nano nano-eval constraints clean
+.PHONY: setup demo test test-browser chaos check format nano nano-eval constraints clean
 
 setup: $(READY)
 
@@ -21,12 +21,18 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/flashvideo-ray demo runs/demo
 
+# Two processes share the tests by their files: much of a test that starts Ray is waiting.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The page alone, in a real Chromium (CHROMIUM=… names one). `make test` runs it too.
 test-browser: $(READY)
 	$(BIN)/python -m pytest tests/serve
+
+# Whole runs under faults; `make test` has a short form. CHAOS="--seed 7 --faults 120" for another one.
+chaos: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m chaos faults $(CHAOS)
+	PYTHONPATH=tests $(BIN)/python -m chaos kills $(CHAOS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

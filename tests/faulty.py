@@ -42,13 +42,17 @@ class FaultyTransformer(FlashVideoTransformer3DModel):
         )
 
     def project_text(self, embeds: torch.Tensor) -> torch.Tensor:
+        tokens = super().project_text(embeds)
         for trigger, fault in zip(self.config.triggers, self.config.faults, strict=True):
             if abs(embeds.double().sum().item() - trigger) < 1e-4:
-                if fault == "raise":
-                    raise RuntimeError("this prompt is more than the network can take")
-                if fault == "kill":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                if fault == "hang":
-                    time.sleep(3600)
-                return super().project_text(embeds) * float("nan")
-        return super().project_text(embeds)
+                return self.fail(fault, tokens)
+        return tokens
+
+    def fail(self, fault: str, tokens: torch.Tensor) -> torch.Tensor:
+        if fault == "raise":
+            raise RuntimeError("this prompt is more than the network can take")
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "hang":
+            time.sleep(3600)
+        return tokens * float("nan")

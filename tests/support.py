@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +38,33 @@ def tiny_overrides(model: Path) -> list[str]:
     return [f"preview.model={model}", f"refine.model={model}", "pools.refine.size=1", "ledger.flush_seconds=0.5"]
 
 
-@dataclass(frozen=True)
 class S3:
-    """A running S3 server and how to reach it."""
+    """A SeaweedFS server with one bucket, which can be killed and started again."""
 
-    endpoint: str
-    bucket: str
-    process: subprocess.Popen[bytes]
+    bucket = "renders"
+
+    def __init__(self, folder: Path):
+        identity = {
+            "name": "tests",
+            "actions": ["Admin", "Read", "List", "Tagging", "Write"],
+            "credentials": [{"accessKey": "key", "secretKey": "secret"}],
+        }
+        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        services = ("master", "volume", "filer", "s3", "admin")
+        ports = free_ports(2 * len(services))
+        options = [
+            option
+            for service, port, grpc in zip(services, ports[::2], ports[1::2], strict=True)
+            for option in (f"-{service}.port={port}", f"-{service}.port.grpc={grpc}")
+        ]
+        self._command = [
+            script("weed"), "-logtostderr=true", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+            "-webdav=false", "-admin.ui=false", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
+            f"-s3.config={folder / 's3.json'}", f"-bucket={self.bucket}", *options,
+        ]  # fmt: skip
+        self._log = folder / "weed.log"
+        self.endpoint = f"http://127.0.0.1:{ports[6]}"
+        self.process: subprocess.Popen[bytes]
 
     @property
     def env(self) -> dict[str, str]:
@@ -55,6 +74,26 @@ class S3:
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
+
+    def start(self) -> None:
+        with open(self._log, "ab") as log:
+            self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def wait(self) -> None:
+        """Until it takes a put; its address and keys are in the environment."""
+        import s3fs
+
+        for _ in range(120):
+            try:
+                s3fs.S3FileSystem(skip_instance_cache=True).pipe_file(f"{self.bucket}/ready", b"yes")
+                return
+            except Exception:
+                time.sleep(0.5)
+        raise RuntimeError(f"the S3 server did not come up: {self._log.read_text()[-2000:]}")
 
 
 def free_ports(count: int) -> list[int]:
@@ -80,44 +119,15 @@ def import_faulty() -> None:
 
 @contextmanager
 def serve_s3(folder: Path) -> Iterator[S3]:
-    """Run a SeaweedFS server with one bucket; its address and keys are in the environment while it runs."""
-    import s3fs
-
-    identity = {
-        "name": "tests",
-        "actions": ["Admin", "Read", "List", "Tagging", "Write"],
-        "credentials": [{"accessKey": "key", "secretKey": "secret"}],
-    }
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    services = ("master", "volume", "filer", "s3", "admin")
-    ports = free_ports(2 * len(services))
-    options = [
-        option
-        for service, port, grpc in zip(services, ports[::2], ports[1::2], strict=True)
-        for option in (f"-{service}.port={port}", f"-{service}.port.grpc={grpc}")
-    ]
-    command = [
-        script("weed"), "-logtostderr=true", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-        "-webdav=false", "-admin.ui=false", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
-        f"-s3.config={folder / 's3.json'}", "-bucket=renders", *options,
-    ]  # fmt: skip
-    with open(folder / "weed.log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    server = S3(f"http://127.0.0.1:{ports[6]}", "renders", process)
+    """Run an S3 server; its address and keys are in the environment while it runs."""
+    server = S3(folder)
     before = {name: os.environ.get(name) for name in server.env}
     os.environ.update(server.env)
+    server.start()
     try:
-        for _ in range(120):
-            try:
-                s3fs.S3FileSystem(skip_instance_cache=True).pipe_file("renders/ready", b"yes")
-                break
-            except Exception:
-                time.sleep(0.5)
-        else:
-            raise RuntimeError(f"the S3 server did not come up: {(folder / 'weed.log').read_text()[-2000:]}")
+        server.wait()
         yield server
     finally:
-        process.kill()
-        process.wait()
+        server.kill()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})

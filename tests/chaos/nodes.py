@@ -1,0 +1,88 @@
+"""A Ray cluster of several raylets on this machine, and the processes in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+
+import psutil
+from ray._private import ray_constants
+from ray.cluster_utils import Cluster
+
+from flashvideo_ray.settings import Stage
+
+_ACTORS: dict[Stage, str] = {"text": "EncodeText", "preview": "Preview", "score": "Score", "refine": "Refine"}
+_CPUS = 4  # of a node: the pools of `settings` fit on the head and one other
+
+
+class Nodes:
+    """A head, on which drivers live, and two nodes that may go."""
+
+    def __init__(self) -> None:
+        # A node that is gone is noticed after 5 s.
+        health = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000}
+        self._cluster = Cluster()
+        self._cluster.add_node(num_cpus=_CPUS, include_dashboard=False, _system_config=health)
+        self._others = [self._cluster.add_node(num_cpus=_CPUS) for _ in range(2)]
+
+    @property
+    def address(self) -> str:
+        return self._cluster.address
+
+    def workers(self, stage: Stage | None = None) -> list[int]:
+        """The processes of a stage's pool, or of all."""
+        title = f"MapBatches({_ACTORS[stage]})" if stage else "MapBatches("
+        return [pid for node in [self._cluster.head_node, *self._others] for pid in _children(node, title)]
+
+    def kill_one(self, number: int) -> list[int]:
+        """SIGKILL one of the nodes that may go, the raylet and its workers, and start another one.
+
+        Returns which processes that were.
+        """
+        node = self._others.pop(number % len(self._others))
+        raylet = psutil.Process(_raylet(node))
+        doomed = [raylet, *raylet.children(recursive=True)]
+        for process in doomed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._cluster.remove_node(node, allow_graceful=False)
+        self._others.append(self._cluster.add_node(num_cpus=_CPUS))
+        return [process.pid for process in doomed]
+
+    def shutdown(self) -> None:
+        self._cluster.shutdown()
+
+
+@contextlib.contextmanager
+def serve_ray() -> Iterator[Nodes]:
+    """Run a cluster; drivers that are started meanwhile use it, and need not be told."""
+    before = os.environ.get("RAY_ADDRESS")
+    nodes = Nodes()
+    os.environ["RAY_ADDRESS"] = nodes.address
+    try:
+        yield nodes
+    finally:
+        nodes.shutdown()
+        os.environ.pop("RAY_ADDRESS") if before is None else os.environ.update(RAY_ADDRESS=before)
+
+
+def wait_until_gone(pids: list[int], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _raylet(node: object) -> int:
+    return node.all_processes[ray_constants.PROCESS_TYPE_RAYLET][0].process.pid  # type: ignore[attr-defined]
+
+
+def _children(node: object, title: str) -> list[int]:
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(_raylet(node)).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if title in " ".join(process.cmdline()[:1]) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process.pid)
+    return found

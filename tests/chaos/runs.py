@@ -1,0 +1,112 @@
+"""A run under test: the ordinary command in a process of its own, and what can be seen of it from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from support import script, write_prompts
+
+from flashvideo_ray import Settings, ledger, parts, prompts, runs, weights
+from flashvideo_ray.storage import Store
+
+from .model import StandIn
+
+HOOK = {"runtime_env": {"worker_process_setup_hook": "chaos.hook.watch"}}
+POOLS = {"preview": 2, "refine": 2}  # of workers
+CALLS = 2  # that one worker has in flight: one samples, another is stored
+SETTINGS = [
+    "pools.preview.time_limit_seconds=20",
+    "pools.refine.time_limit_seconds=20",
+    "score.scorers=[motion, {name: chaos.model.Lot}]",
+    "ledger.flush_seconds=1",
+    "progress_seconds=5",
+]
+
+
+class Run:
+    """One OUTPUT, the command that fills it, and the jobs that were started of it."""
+
+    def __init__(
+        self, folder: Path, output: str, model: StandIn, kinds: Sequence[str] = (), pools: Mapping[str, int] = POOLS
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.kinds = dict(zip(model.faults, kinds, strict=True))  # what the model's faults are called
+        self.folder, self.output, self.model, self.pools = folder, output, model, pools
+        self.store = Store(output)
+        self.jobs = 0
+        self.process: subprocess.Popen[bytes] | None = None
+        self._seen: set[tuple[str, Any]] = set()  # rows of candidates that ended
+        self._ended_before = self._unseen = 0
+        self.url = write_prompts(folder / "prompts.parquet", model.prompts)
+        overrides = [
+            *(f"{stage}.model={model.folder}" for stage in ("preview", "refine")),
+            f"select.require=lot >= {model.rejected}",
+            *(f"pools.{stage}.size={size}" for stage, size in pools.items()),
+            *SETTINGS,
+        ]
+        words = [word for setting in overrides for word in ("--set", setting)]
+        self._keys = _latents_keys(self.url, Settings.load("nano", overrides))
+        self.command = [script("flashvideo-ray"), "render", self.url, output, "-c", "nano", *words]
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"job-{self.jobs}.log"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What a job's process needs to know: `ray job submit` hands on a runtime environment like this."""
+        return {**os.environ, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(HOOK)}
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the command; what has ended so far is looked at first."""
+        self._look()
+        self._ended_before = len({clip_id for clip_id, _ in self._seen})
+        self.jobs += 1
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=self.env)
+        return self.process
+
+    def finished(self) -> None:
+        """A job ended by itself. It compacted the ledger, so its rows are counted by what it says of itself."""
+        table = self.log.read_text().rpartition("this job")[2]
+        said = re.findall(r"(?:rendered|rejected|failed)\D+(\d+)\D+\d+", table)
+        self._unseen += max(0, sum(map(int, said)) - (len(self.model.prompts) - self._ended_before))
+
+    def duplicated(self) -> int:
+        """How many rows too many say that a candidate ended."""
+        self._look()
+        return len(self._seen) - len({clip_id for clip_id, _ in self._seen}) + self._unseen
+
+    def progress(self) -> float:
+        """The share of all samplings that have ended."""
+        calls = [call for stage in ("preview", "refine") for call in self.model.calls(stage)]
+        survivors = sum(self.model.survives(prompt) for prompt in self.model.prompts)
+        return len({(call.stage, call.prompt) for call in calls if call.ended}) / (len(self._keys) + survivors)
+
+    def stored(self) -> frozenset[str]:
+        """The prompts whose latents are in the store: stage 1 is paid for."""
+        there = set(self.store.keys("latents"))
+        return frozenset(prompt for prompt, key in self._keys.items() if key in there)
+
+    def rows(self, table: ledger.Table) -> dict[str, dict[str, Any]]:
+        """The newest row of each prompt."""
+        return {row["prompt"]: row for row in ledger.read(self.store, table).to_pylist()}
+
+    def _look(self) -> None:
+        found = parts.read_all(self.store, "ledger/clips-", ["clip_id", "status", "at"])
+        self._seen |= {(row["clip_id"], row["at"]) for part in found.values() for row in part.to_pylist()}
+
+
+def _latents_keys(url: str, settings: Settings) -> dict[str, str]:
+    settings = weights.with_model_defaults(settings)
+    fingerprint = runs.recipe_of(settings)["fingerprints"]["preview"]
+    table = prompts.read_prompts(url, base_seed=settings.seed)
+    table = prompts.candidates(table, settings.candidates, settings.stage1_recipe(), fingerprint)
+    keys = [ledger.latents_key(clip_id) for clip_id in table["clip_id"].to_pylist()]
+    return dict(zip(table["prompt"].to_pylist(), keys, strict=True))

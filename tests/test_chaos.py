@@ -1,0 +1,56 @@
+"""Whole runs under faults, in short (`make chaos` is the long form), and a run that moves to another cluster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import ray
+from support import PROMPTS, tiny_overrides, write_prompts
+
+import flashvideo_ray
+from flashvideo_ray import Settings, ledger
+
+TESTS = Path(__file__).parent
+
+
+@pytest.mark.parametrize("what", ["faults", "kills"])
+def test_the_short_form(what: str) -> None:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "chaos", what, "--short"]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
+
+
+@contextmanager
+def a_cluster() -> Iterator[None]:
+    ray.shutdown()
+    ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="warning")
+    yield
+    ray.shutdown()
+
+
+def test_stage_2_in_another_cluster_needs_the_ledger_and_the_latents_alone(tmp_path: Path, tiny_model: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:4])
+    settings = Settings.load("nano", tiny_overrides(tiny_model))
+    here, there, straight = (tmp_path / name for name in ("here", "there", "straight"))
+    with a_cluster():
+        flashvideo_ray.preview(prompts, str(here), settings)
+    there.mkdir()
+    for name in ("run.json", "ledger", "latents"):
+        (shutil.copytree if (here / name).is_dir() else shutil.copy)(here / name, there / name)
+    with a_cluster():
+        assert flashvideo_ray.refine(str(there)).ended == {"rendered": 4}
+        flashvideo_ray.render(prompts, str(straight), settings)
+    clips = sorted(path.relative_to(straight) for path in straight.glob("clips/*/*.mp4"))
+    assert len(clips) == 4
+    assert sorted(path.relative_to(there) for path in there.glob("clips/*/*.mp4")) == clips
+    for path in clips:
+        assert (there / path).read_bytes() == (straight / path).read_bytes()
+    assert ledger.clip_key(clips[0].stem) == str(clips[0])
