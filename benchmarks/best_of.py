@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,9 @@ def main() -> None:
     prompts = [row["prompt"] for row in evaluation.rows]
     latents, scores, right = [], [], []
     for candidate in range(args.candidates):
-        frames, low = clock("preview", lambda candidate=candidate: evaluation.previews(candidate))
+        frames, low = clock("preview", partial(evaluation.previews, candidate))
         latents.append(low)
-        stacked = torch.stack(frames)
-        scores.append(clock("score", lambda stacked=stacked: evaluation.clip(stacked, prompts)))
+        scores.append(clock("score", partial(evaluation.clip, torch.stack(frames), prompts)))
         right.append([all_right(judge.read(f), row) for f, row in zip(frames, evaluation.rows, strict=True)])
         print(f"candidate {candidate}: {sum(right[-1]) / len(prompts):.1%} of the previews are faithful", flush=True)
     made = args.candidates * len(prompts)
@@ -63,7 +63,7 @@ def main() -> None:
     for n in counts:
         for i, candidate in enumerate(chosen[n]):
             if (i, candidate) not in clips:
-                video = clock("refine", lambda i=i, c=candidate: refined(evaluation, i, latents[c][i]))
+                video = clock("refine", partial(refined, evaluation, i, latents[candidate][i]))
                 clips[i, candidate] = all_right(judge.read(video), evaluation.rows[i])
     each = {name: clock.seconds[name] / made for name in ("preview", "score")}
     each["refine"] = clock.seconds["refine"] / len(clips)
