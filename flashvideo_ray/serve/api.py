@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
-import json
 import mimetypes
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
@@ -18,7 +16,7 @@ from flashvideo_ray.serve import media, problems, security
 from flashvideo_ray.serve.problems import Problem
 from flashvideo_ray.serve.queue import Reply, Submission
 from flashvideo_ray.serve.security import Caller, Role, Tokens
-from flashvideo_ray.serve.service import BASE, Service
+from flashvideo_ray.serve.service import BASE, Service, as_text
 from flashvideo_ray.serve.view import Filter
 
 WATCHERS = 200  # streams of events in one replica
@@ -168,13 +166,13 @@ def _read_routes(app: FastAPI, service: Service) -> None:
         """A page. Filters: status (may repeat), prompt_id, job, q, min_<score>, max_<score>. `-` sorts falling."""
         wanted = Filter.parse(_filter_of(request), service.view.scores)
         page = service.view.page(wanted, service.active, sort, cursor, limit)
-        items = [service.shown(candidate) for candidate in page.items]
-        return _tagged(request, {"items": items, "next": page.next, "total": page.total})
+        items = ",".join(service.text(candidate) for candidate in page.items)
+        return _tagged(request, f'{{"items":[{items}],"next":{as_text(page.next)},"total":{page.total}}}')
 
     @app.get(BASE + "/candidates/{clip_id}")
     async def candidate(clip_id: str, request: Request, caller: Viewer) -> Response:
         """One candidate."""
-        return _tagged(request, service.shown(service.candidate(clip_id)))
+        return _tagged(request, service.text(service.candidate(clip_id)))
 
     @app.api_route(BASE + "/media/{clip_id}/{name}", methods=["GET", "HEAD"], operation_id="media")
     async def file(clip_id: str, name: str, request: Request, caller: Viewer) -> Response:
@@ -308,9 +306,9 @@ def _filter_of(request: Request) -> dict[str, Any]:
     return given
 
 
-def _tagged(request: Request, content: Mapping[str, Any]) -> Response:
+def _tagged(request: Request, text: str) -> Response:
     """JSON with an ETag, or that it has not changed."""
-    body = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    body = text.encode()
     headers = {"ETag": media.etag(body), "Cache-Control": "private, no-cache"}
     if media.not_modified(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)

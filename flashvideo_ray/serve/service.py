@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import time
@@ -53,6 +54,8 @@ class Service:
         """The status of candidates that are being worked on."""
         self._calls: dict[str, dict[str, Any]] = {}
         self._held: str | None = None
+        self._texts: dict[str, tuple[Candidate, str]] = {}
+        self._run: tuple[View | None, Any, dict[str, Any]] = (None, None, {})
         self._told: View = self.state.refresh()
         self._version = -1
         self._run_told: tuple[float, Any] = (0.0, None)
@@ -121,8 +124,23 @@ class Service:
             "at": _plain(own.at),
         }
 
+    def text(self, candidate: Candidate) -> str:
+        """A candidate as JSON text, kept for as long as it does not change: many look at the same page."""
+        if candidate.clip_id in self._calls:
+            return as_text(self.shown(candidate))
+        of, text = self._texts.get(candidate.clip_id, (None, ""))
+        if of is not candidate:
+            text = as_text(self.shown(candidate))
+            self._texts[candidate.clip_id] = (candidate, text)
+        return text
+
     def run(self) -> dict[str, Any]:
         """The run as JSON."""
+        if self._run[0] is not self.view or self._run[1] is not self._calls:
+            self._run = (self.view, self._calls, self._describe())
+        return self._run[2]
+
+    def _describe(self) -> dict[str, Any]:
         view, active = self.view, self.active
         status = Counter(active.get(c.clip_id, c.status) for c in view.candidates.values())
         mean = view.mean("refine")
@@ -267,6 +285,11 @@ class Service:
 
 
 _PROGRESS = ("stage", "done", "total", "seconds_left", "queue_position")
+
+
+def as_text(content: Any) -> str:
+    """Compact JSON."""
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
