@@ -272,7 +272,7 @@ def test_one_word_for_all_that_match(open_page: Open) -> None:
     page.locator("#confirm-yes").click()
     expect(page.get_by_role("dialog")).to_be_hidden(timeout=PATIENCE)
     assert api(page, "candidates?status=approved&q=shot 00")["total"] == 250
-    page.get_by_role("button", name="Undo").click()
+    page.keyboard.press("u")
     expect(page.locator("#announcer")).to_contain_text("Undone", timeout=PATIENCE)
     assert api(page, "candidates?status=approved&q=shot 00")["total"] == 0
 
@@ -304,7 +304,7 @@ def test_a_decision_that_is_not_stored_comes_back(open_page: Open) -> None:
     page.unroute("**/api/v1/decisions")
     page.get_by_role("button", name="Try again").click()
     badge(card(page, number), "Approved")
-    page.get_by_role("button", name="Undo").click()
+    page.keyboard.press("u")
     badge(card(page, number), "To review")
 
 
