@@ -13,12 +13,14 @@ const KEPT = 50; // steps that can be undone
 export class Decisions {
   /** Calls go one after the other, so that undo never overtakes what it undoes. @type {Promise<unknown>} */ #last =
     Promise.resolve();
+  #unanswered = 0;
   /** What was before each step. @type {{clip_id: string, word: Word}[][]} */ #done = [];
 
   /** @param {import("./store.js").Store} store @param {import("./notices.js").Notices} notices */
   constructor(store, notices) {
     this.store = store;
     this.notices = notices;
+    addEventListener("beforeunload", (event) => this.#unanswered && event.preventDefault());
   }
 
   get canUndo() {
@@ -98,7 +100,12 @@ export class Decisions {
   async #inTurn(made) {
     const call = this.#last.then(() => api.decide(made));
     this.#last = call.catch(() => {});
-    for (const c of (await call).items) this.store.put(c);
+    this.#unanswered += 1;
+    try {
+      for (const c of (await call).items) this.store.put(c);
+    } finally {
+      this.#unanswered -= 1;
+    }
   }
 
   /** @param {{clip_id: string, word: Word}[]} before */

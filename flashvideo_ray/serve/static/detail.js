@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { Compare } from "./compare.js";
+import { wordOf } from "./decisions.js";
 import { byId, closable, icon, make } from "./dom.js";
 import { STATUS_WORDS, cost, duration, number, progressLine, when } from "./format.js";
 
@@ -153,6 +154,7 @@ export class Detail {
     if (this.decisions.canDecide(c)) {
       if (c.status !== "approved") buttons.push(this.#button("approve", "good", "check", "Approve", "a"));
       if (c.status !== "rejected") buttons.push(this.#button("reject", "bad", "cross", "Reject", "r"));
+      if (wordOf(c) !== "cleared") buttons.push(this.#button("clear", "", "undo", "Clear decision"));
     }
     if (operator && c.status === "approved" && !c.progress)
       buttons.push(this.#button("refine", "primary", "play", "Render now"));
@@ -184,10 +186,11 @@ export class Detail {
   async act(what) {
     const c = this.#candidate;
     if (!c) return;
-    if (what === "approve" || what === "reject") {
+    const word = { approve: "approved", reject: "rejected", clear: "cleared" }[what];
+    if (word) {
       const note = this.#note.value.trim();
       this.#note.value = "";
-      await this.decisions.decide([c.clip_id], what === "approve" ? "approved" : "rejected", note || undefined);
+      await this.decisions.decide([c.clip_id], /** @type {api.Word} */ (word), note || undefined);
       return;
     }
     const calls = {

@@ -84,6 +84,8 @@ function describeList() {
   message.replaceChildren(...(parts ?? []));
 }
 
+const tryAgain = () => (store.run ? store.refresh() : location.reload());
+
 /** @param {Error} error */
 function failure(error) {
   return [
@@ -91,7 +93,7 @@ function failure(error) {
     make("p", {}, error.message),
     /** @type {api.ApiError} */ (error).status === 401
       ? make("button", { type: "button", class: "primary", on: { click: () => location.reload() } }, "Sign in")
-      : make("button", { type: "button", class: "primary", on: { click: () => store.refresh() } }, "Try again"),
+      : make("button", { type: "button", class: "primary", on: { click: tryAgain } }, "Try again"),
   ];
 }
 
@@ -180,7 +182,6 @@ async function start() {
     store.setRun(await api.run());
   } catch (error) {
     store.error = /** @type {Error} */ (error);
-    store.refresh = async () => location.reload();
     describeList();
     return;
   }

@@ -10,6 +10,16 @@ export class Notices {
   #announcer = byId("announcer");
   #alarm = byId("alarm");
 
+  constructor() {
+    document.addEventListener("close", () => this.#place(), true);
+  }
+
+  /** A modal dialog makes all else inert, silent too, so notices stand in it while it is open. */
+  #place() {
+    const place = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body;
+    if (this.#box.parentElement !== place) place.append(this.#box, this.#announcer, this.#alarm);
+  }
+
   /** Something went well. @param {string} text @param {string} [action] @param {() => void} [act] */
   say(text, action, act) {
     this.announce(text);
@@ -18,6 +28,7 @@ export class Notices {
 
   /** Something failed: it stays until it is closed. @param {string} what @param {Error} error @param {() => void} [again] */
   fail(what, error, again) {
+    this.#place();
     const text = `${what}: ${error.message}`;
     this.#alarm.textContent = text;
     this.#show(text, "bad", again ? "Try again" : undefined, again);
@@ -25,6 +36,7 @@ export class Notices {
 
   /** For screen readers alone. @param {string} text */
   announce(text) {
+    this.#place();
     this.#announcer.textContent = "";
     requestAnimationFrame(() => (this.#announcer.textContent = text)); // the same words twice are said twice
   }
@@ -41,7 +53,5 @@ export class Notices {
     for (const old of this.#box.querySelectorAll(".toast:not(.bad)")) old.remove();
     this.#box.append(toast);
     while (this.#box.children.length > SHOWN) this.#box.firstElementChild?.remove();
-    // A modal dialog makes all else inert, so notices stand in it while it is open.
-    (document.querySelector("dialog[open]") ?? document.body).append(this.#box);
   }
 }
