@@ -55,7 +55,7 @@ def main() -> None:
             waits: list[tuple[str, float]] = []
             statuses: Counter[int] = Counter()
             readers = [
-                threading.Thread(target=read, args=(api, stop, waits, statuses, number))
+                threading.Thread(target=read, args=(api, stop, waits, statuses, number), daemon=True)
                 for number in range(args.readers)
             ]
             for reader in readers:
