@@ -140,6 +140,11 @@ def card(page: Page, number: int) -> Locator:
     return page.locator(f'.card[data-id="{number:020x}"]')
 
 
+def only(number: int) -> str:
+    """The address's part that shows a candidate and those of its prompt: what others were decided about is newer."""
+    return f"prompt_id=prompt-{number // SIBLINGS}"
+
+
 def badge(of: Locator, word: str) -> None:
     expect(of.locator(".badge")).to_have_text(word)
 
@@ -197,7 +202,7 @@ def test_from_a_prompt_to_a_clip_that_plays(open_page: Open) -> None:
 
 
 def test_reviewing_by_keyboard(open_page: Open) -> None:
-    page, first = open_page("?status=review", role="reviewer"), MANY - 1
+    page, first = open_page(f"?status=review&{only(MANY - 1)}", role="reviewer"), MANY - 1
     card(page, first).focus()
     page.keyboard.press("a")
     badge(card(page, first), "Approved")
@@ -281,7 +286,7 @@ def test_one_word_for_all_that_match(open_page: Open) -> None:
 
 def test_two_people_see_what_the_other_one_decides(open_page: Open) -> None:
     number = MANY - 9
-    one, other = open_page(role="operator"), open_page(role="reviewer")
+    one, other = (open_page(f"?{only(number)}", role=role) for role in ("operator", "reviewer"))
     expect(other.locator("#live")).to_have_text("live")
     card(one, number).focus()
     one.keyboard.press("r")
@@ -297,7 +302,8 @@ def test_two_people_see_what_the_other_one_decides(open_page: Open) -> None:
 
 
 def test_a_decision_that_is_not_stored_comes_back(open_page: Open) -> None:
-    page, number = open_page(), MANY - 1
+    number = MANY - 1
+    page = open_page(f"?{only(number)}")
     page.route("**/api/v1/decisions", lambda route: route.abort())
     card(page, number).focus()
     page.keyboard.press("a")
@@ -320,11 +326,11 @@ def test_a_prompt_is_text(open_page: Open) -> None:
 
 
 def test_without_events_the_page_asks(open_page: Open) -> None:
-    page = open_page("?q=shot")
+    number = MANY - 2
+    page = open_page(f"?{only(number)}")
     page.route("**/api/v1/events", lambda route: route.abort())
     page.reload()
     expect(page.locator("#live")).to_have_text("asking every few seconds")
-    number = MANY - 2
     for word, shown in (("approved", "Approved"), ("cleared", "To review")):
         data = {"decisions": [{"clip_id": f"{number:020x}", "word": word}]}
         page.context.request.post("/api/v1/decisions", headers=HEADER, data=data)
