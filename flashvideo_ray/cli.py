@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import logging
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -434,14 +435,19 @@ def convert(
 
 @app.command()
 def demo(
-    output: Annotated[str, typer.Argument(help="Where the run goes.")] = "runs/demo", set_: SetOption = None
+    output: Annotated[str, typer.Argument(help="Where the run goes.")] = "runs/demo",
+    prompts: Annotated[int, typer.Option(min=1, max=30, help="How many of the bundled prompts.")] = 12,
+    set_: SetOption = None,
 ) -> None:
     """Best of four of the bundled prompts, with the nano model, into a local folder."""
+    import pyarrow.parquet as pq
+
     from flashvideo_ray import nano, pipeline
 
-    raise typer.Exit(
-        run_job(lambda: pipeline.render(str(nano.demo_prompts()), output, Settings.load("demo", set_ or [])))
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = f"{folder}/prompts.parquet"
+        pq.write_table(pq.read_table(nano.demo_prompts()).slice(0, prompts), chosen)
+        raise typer.Exit(run_job(lambda: pipeline.render(chosen, output, Settings.load("demo", set_ or []))))
 
 
 @app.command()
