@@ -124,6 +124,7 @@ def test_no_previews_no_decisions() -> None:
 
 
 @given(st.permutations(range(6)))
+@settings(deadline=None)
 def test_the_order_of_rows_does_not_matter(order: list[int]) -> None:
     rows = [{"score_a": float(i % 3), "clip_id": f"c{i}", "candidate": i, "id": f"p{i // 3}"} for i in range(6)]
     rules: dict[str, Any] = {"require": "a > 0", "rank": "a", "keep": 1}

@@ -66,7 +66,7 @@ def test_a_file_that_is_not_settings(tmp_path: Path, content: str, message: str 
 
 
 def test_a_name_that_is_neither_file_nor_preset() -> None:
-    with pytest.raises(SettingsError, match="presets: flashvideo-1080p, nano"):
+    with pytest.raises(SettingsError, match="presets: demo, flashvideo-1080p, nano"):
         Settings.load("nan")
 
 
