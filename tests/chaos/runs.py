@@ -74,8 +74,8 @@ class Run:
 
     def finished(self) -> None:
         """A job ended by itself. It compacted the ledger, so its rows are counted by what it says of itself."""
-        table = self.log.read_text().rpartition("this job")[2]
-        said = re.findall(r"(?:rendered|rejected|failed)\D+(\d+)\D+\d+", table)
+        # Lines such as `│ rendered  │ 97  │ 120 │`: of this job, and of the whole run.
+        said = re.findall(r"^\W*(?:rendered|rejected|failed|skipped)\W+(\d+)\W+\d+\W*$", self.log.read_text(), re.M)
         self._unseen += max(0, sum(map(int, said)) - (len(self.model.prompts) - self._ended_before))
 
     def duplicated(self) -> int:
