@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -23,13 +22,13 @@ from PIL import Image
 
 from flashvideo_ray import tables
 from flashvideo_ray.nano import vocabulary
+from flashvideo_ray.selection import reasons_without_numbers
 
 STAGES = {
     "text": "previews", "preview": "previews", "score": "previews", "rate": "previews",
     "refine": "clips", "publish": "clips",
 }  # fmt: skip
 _TIMINGS = {f"{stage}_seconds" for stage in STAGES}
-_SEEN = re.compile(r" \([^()]*\)$")  # the numbers that selection adds to a requirement
 _CARDS = 120  # a section
 _PROMPTS = 40  # side by side
 _THUMBNAIL_BYTES = 2_500_000  # in the whole page; further pictures are links into the run directory
@@ -62,7 +61,9 @@ def summarise(previews: pa.Table, clips: pa.Table) -> dict[str, Any]:
     for row in rows:
         if row["status"] == "failed":
             failures.setdefault(row.get("stage") or "unknown", Counter())[row.get("error_class") or "unknown"] += 1
-    reasons = Counter(_SEEN.sub("", row["reason"] or "no reason") for row in rows if row["status"] == "rejected")
+    reasons = Counter(
+        reasons_without_numbers(row["reason"] or "no reason") for row in rows if row["status"] == "rejected"
+    )
     stages = {stage: _times(previews if table == "previews" else clips, stage) for stage, table in STAGES.items()}
     devices = _by_device(previews, "preview") + _by_device(clips, "refine")
     kept = [row for row in rows if row["previewed"] and row["status"] != "rejected" and row.get("stage") != "score"]
