@@ -133,7 +133,7 @@ def _differences(straight: Run, killed: Run) -> list[str]:
         for prompt in ours.keys() & theirs.keys():
             a, b = ours[prompt], theirs[prompt]
             same = ["clip_id", "id", "seed", "candidate", "status", "frames", "height", "width", "sha256"]
-            same += [name for name in a if name.startswith("score_")]
+            same += [name for name in a if name.startswith("score_") and name != "score_seconds"]
             differ = [name for name in same if a.get(name) != b.get(name)]
             if differ:
                 wrong.append(f"{table}: {prompt!r} differs in {', '.join(differ)}")
