@@ -24,6 +24,7 @@ from safetensors.torch import load as unpack
 from safetensors.torch import save as pack
 
 from flashvideo_ray import ledger, models, video, weights
+from flashvideo_ray.models.text import TextEncoder
 from flashvideo_ray.settings import Pool, Settings, Stage
 from flashvideo_ray.stage_base import DROPPED, NonFiniteError, StageBase, origin
 from flashvideo_ray.storage import Store
@@ -42,8 +43,7 @@ class EncodeText(StageBase):
         logging.getLogger("flashvideo_ray.models.text").setLevel(logging.ERROR)
         # The preview model's folder holds the one text encoder; nothing else of it is loaded here.
         folder = weights.locate(settings.preview.model, "preview")
-        others = {"transformer": None, "vae": None, "scheduler": None}
-        self.pipe = _load(models.FlashVideoPreviewPipeline, folder, settings.text.dtype, settings.pools.text, **others)
+        self.encoder = _load_text_encoder(folder, settings.text.dtype, settings.pools.text)
         self.prefixes = {
             "preview": weights.sampling_defaults(settings.preview.model, "preview").get("prompt_prefix", ""),
             "refine": weights.sampling_defaults(settings.refine.model, "refine").get("prompt_prefix", ""),
@@ -65,7 +65,7 @@ class EncodeText(StageBase):
         return {"prompt_embeds": pack(embeds), "text_seconds": time.perf_counter() - started}
 
     def _encode(self, text: str, prefix: str) -> torch.Tensor:
-        embeds = self.pipe.encode_prompt(text, prefix=prefix)
+        embeds = self.encoder(text, prefix)
         _check_finite(embeds, "the text encoder")
         return embeds[0].cpu().contiguous()
 
@@ -272,6 +272,24 @@ class Refine(StageBase):
             note = f"decoded in {tiles[0]}x{tiles[1]} tiles after running out of memory"
         _check_finite(frames, "the decoder")
         return video.to_uint8(frames[0].float().cpu()), note
+
+
+def _load_text_encoder(folder: Path, dtype: str, pool: Pool) -> TextEncoder:
+    """The text encoder on the actor's card or on the CPU. It is one model: to move it whole would leave it nowhere."""
+    import transformers.utils.logging
+
+    transformers.utils.logging.disable_progress_bar()
+    encoder = TextEncoder.from_pretrained(folder, getattr(torch, dtype))
+    if not torch.cuda.is_available():
+        return encoder
+    if pool.offload == "group":
+        from diffusers.hooks import apply_group_offloading
+
+        device = torch.device("cuda")
+        apply_group_offloading(encoder.text_encoder, onload_device=device, offload_type="leaf_level", use_stream=True)
+    else:
+        encoder.text_encoder.to("cuda")
+    return encoder
 
 
 def _load(pipeline: Any, folder: Path, dtype: str | Mapping[str, str], pool: Pool, **parts: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A scorer of somebody else's, named by its dotted path: it fails for some prompts and tells what it was shown."""
+"""Scorers of somebody else's, named by their dotted paths: one fails for some prompts and tells what it was shown."""
 
 from __future__ import annotations
 
@@ -23,3 +23,12 @@ class Probe:
         if "square" in prompt:
             raise RuntimeError("squares are too much for me")
         return {"probe": float("nan") if "star" in prompt else 1.0}
+
+
+class Words:
+    """The number of words of the prompt."""
+
+    names: ClassVar[tuple[str, ...]] = ("words",)
+
+    def __call__(self, frames: NDArray[np.uint8], prompt: str) -> dict[str, float]:
+        return {"words": len(prompt.split())}

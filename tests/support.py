@@ -112,11 +112,6 @@ def script(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def import_faulty() -> None:
-    """Ray's workers run this first: diffusers takes a component's class only from modules that are imported."""
-    import faulty  # noqa: F401
-
-
 @contextmanager
 def serve_s3(folder: Path) -> Iterator[S3]:
     """Run an S3 server; its address and keys are in the environment while it runs."""

@@ -16,6 +16,7 @@ from support import PROMPTS, tiny_overrides, write_prompts
 
 import flashvideo_ray
 from flashvideo_ray import Settings, ledger
+from flashvideo_ray.storage import Store
 
 TESTS = Path(__file__).parent
 
@@ -24,7 +25,7 @@ TESTS = Path(__file__).parent
 def test_the_short_form(what: str) -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "chaos", what, "--short"]
-    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=800)
     assert result.returncode == 0, result.stdout + result.stderr[-3000:]
 
 
@@ -41,16 +42,22 @@ def test_stage_2_in_another_cluster_needs_the_ledger_and_the_latents_alone(tmp_p
     settings = Settings.load("nano", tiny_overrides(tiny_model))
     here, there, straight = (tmp_path / name for name in ("here", "there", "straight"))
     with a_cluster():
-        flashvideo_ray.preview(prompts, str(here), settings)
+        result = flashvideo_ray.preview(prompts, str(here), settings)
+    assert (result.ended, result.total) == ({"previewed": 4}, {"previewed": 4})
+    assert ledger.read(Store(str(here)), "clips").num_rows == 0
     there.mkdir()
     for name in ("run.json", "ledger", "latents"):
         (shutil.copytree if (here / name).is_dir() else shutil.copy)(here / name, there / name)
     with a_cluster():
-        assert flashvideo_ray.refine(str(there)).ended == {"rendered": 4}
+        # Other rows a call and another order of work change nothing about a clip.
+        other = Settings.load("nano", [*tiny_overrides(tiny_model), "pools.refine.batch_size=3"])
+        assert flashvideo_ray.refine(str(there), other).ended == {"rendered": 4}
         flashvideo_ray.render(prompts, str(straight), settings)
     clips = sorted(path.relative_to(straight) for path in straight.glob("clips/*/*.mp4"))
     assert len(clips) == 4
     assert sorted(path.relative_to(there) for path in there.glob("clips/*/*.mp4")) == clips
     for path in clips:
+        latents = ledger.latents_key(path.stem)
+        assert (there / latents).read_bytes() == (straight / latents).read_bytes()
         assert (there / path).read_bytes() == (straight / path).read_bytes()
     assert ledger.clip_key(clips[0].stem) == str(clips[0])

@@ -17,7 +17,7 @@ from flashvideo_ray.storage import Store
 
 @pytest.fixture
 def ray_that_knows_the_faulty_network() -> Iterator[None]:
-    hook = {"worker_process_setup_hook": "support.import_faulty"}
+    hook = {"worker_process_setup_hook": "faulty.known"}
     ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="warning", runtime_env=hook)
     yield
     ray.shutdown()

@@ -52,6 +52,9 @@ def test_the_best_candidate_of_each_prompt_is_refined(tmp_path: Path, tiny_model
     assert result.ended == {"rendered": 3}
     assert result.total == {"rendered": 6, "rejected": 3}
     assert {row["at"] for row in rows(output, "previews")} == {row["at"] for row in previews}
+    run = ledger.read_run(Store(str(output)))
+    assert run is not None
+    assert run["settings"]["select"]["keep"] == 2  # as the last job had it
 
 
 def test_a_prompt_whose_candidates_all_fail_gets_more(tmp_path: Path, tiny_model: Path) -> None:
@@ -59,8 +62,14 @@ def test_a_prompt_whose_candidates_all_fail_gets_more(tmp_path: Path, tiny_model
     settings = load(tiny_model, "select.require=motion > 1e6", "select.draw=2", "keep=[]")
     result = flashvideo_ray.render(prompts, str(tmp_path / "run"), settings)
     assert result.ended == {"rejected": 6}
+    assert result.exit_status == 0
     found = Counter(row["candidate"] for row in rows(tmp_path / "run", "previews"))
     assert found == {0: 2, 1: 2, 2: 2}
+    assert {row["status"] for row in rows(tmp_path / "run", "previews")} == {"rejected"}
+    for row in rows(tmp_path / "run", "clips"):
+        assert row["reason"].startswith("motion > 1e6 (motion = ")
+        assert (row["stage"], row["clip"]) == ("score", None)
+    assert not (tmp_path / "run" / "clips").exists()
     # Nothing was to be kept of what has ended.
     assert not [*tmp_path.glob("run/latents/*/*"), *tmp_path.glob("run/previews/*/*")]
     assert verify(Store(str(tmp_path / "run"))).problems == []
@@ -93,31 +102,31 @@ def test_rules_about_the_whole_run_and_decisions_of_people(tmp_path: Path, tiny_
     ranked = sorted(rows(output, "previews"), key=lambda row: row["score_motion"])
     worst, best = ranked[0]["clip_id"], ranked[-1]["clip_id"]
     decisions.write(Store(str(output)), [Decision(worst, "approved", "ann"), Decision(best, "rejected", "ann")])
-    result = flashvideo_ray.refine(str(output), half)
+    # One more rule decides anew about those that have not ended.
+    fourth = ranked[3]
+    rule = f"motion > {(fourth['score_motion'] + ranked[4]['score_motion']) / 2}"
+    more = load(tiny_model, "select.percentiles={motion: 50}", f"select.require={rule}")
+    result = flashvideo_ray.refine(str(output), more)
     clips = {row["clip_id"]: row for row in rows(output, "clips")}
-    assert {row["clip_id"] for row in clips.values() if row["status"] == "rendered"} == {
-        worst,
-        *(row["clip_id"] for row in ranked[3:5]),
-    }
+    rendered = {row["clip_id"] for row in clips.values() if row["status"] == "rendered"}
+    assert rendered == {worst, ranked[4]["clip_id"]}
     assert clips[best]["reason"] == "rejected by ann"
+    assert clips[fourth["clip_id"]]["reason"].startswith(f"{rule} (motion = ")
 
 
 def test_a_heavy_scorer_sees_only_what_the_others_let_through(tmp_path: Path, tiny_model: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts.parquet", id=[*"abcdef"])
     output, log = tmp_path / "run", tmp_path / "seen.txt"
-    scorers = f"score.scorers=[motion, {{name: probe.Probe, pool: rate, options: {{log: {log}}}}}]"
-    output_of_motion = tmp_path / "motion"
-    flashvideo_ray.preview(prompts, str(output_of_motion), load(tiny_model, "score.scorers=[motion]"))
-    motions = sorted(row["score_motion"] for row in rows(output_of_motion, "previews"))
-    rule = f"select.require=[probe > 0, motion > {(motions[1] + motions[2]) / 2}]"
-    result = flashvideo_ray.preview(prompts, str(output), load(tiny_model, scorers, rule))
+    scorers = f"score.scorers=[{{name: probe.Words}}, {{name: probe.Probe, pool: rate, options: {{log: {log}}}}}]"
+    rules = "select.require=[probe > 0, words > 6]"
+    result = flashvideo_ray.preview(prompts, str(output), load(tiny_model, scorers, rules))
 
     seen = log.read_text().splitlines()
     assert len(seen) == 4
     assert result.ended["previewed"] == sum("square" not in text and "star" not in text for text in seen)
     for row in rows(output, "previews"):
         if row["prompt"] not in seen:
-            assert row["reason"].startswith("motion > ")
+            assert row["reason"].startswith("words > 6 (words = ")
         elif "square" in row["prompt"]:
             assert "no usable score probe (probe.Probe: RuntimeError: squares are too much for me)" in row["reason"]
         elif "star" in row["prompt"]:

@@ -1,11 +1,33 @@
 """Prompts to embeddings, as the T5 text encoder of both stages reads them."""
 
+import json
 import logging
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 
 logger = logging.getLogger(__name__)
+
+
+class TextEncoder:
+    """The text encoder of a pipeline's folder by itself: nothing else of the folder, nor diffusers, is loaded."""
+
+    def __init__(self, tokenizer: Any, text_encoder: torch.nn.Module, max_sequence_length: int):
+        self.tokenizer, self.text_encoder, self.max_sequence_length = tokenizer, text_encoder, max_sequence_length
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, dtype: torch.dtype) -> Self:
+        """Load from a pipeline's folder: `tokenizer/`, `text_encoder/` and the length in `model_index.json`."""
+        from transformers import AutoTokenizer, T5EncoderModel
+
+        length = json.loads((folder / "model_index.json").read_text())["max_sequence_length"]
+        text_encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype)
+        return cls(AutoTokenizer.from_pretrained(folder / "tokenizer"), text_encoder.eval(), length)
+
+    def __call__(self, text: str, prefix: str = "") -> torch.Tensor:
+        """The embeddings `[1, max_sequence_length, width]` of a text, stripped, with the prefix before it."""
+        return encode_text(self.tokenizer, self.text_encoder, [prefix + text.strip()], self.max_sequence_length)
 
 
 @torch.no_grad()

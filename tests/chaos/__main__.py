@@ -164,8 +164,8 @@ def main() -> int:
     defaults = {
         "faults": len(SHORT) if options.short else 66,
         "kinds": list(SHORT if options.short else KINDS),
-        "kills": 2 if options.short else 20,
-        "candidates": 40 if options.short else 100 if options.what == "kills" else 200,
+        "kills": 1 if options.short else 20,
+        "candidates": 30 if options.short else 100 if options.what == "kills" else 200,
     }
     for name, value in defaults.items():
         if getattr(options, name) is None:

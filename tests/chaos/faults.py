@@ -31,7 +31,7 @@ OUTSIDE = {
     "S3 server stopped": 1,
     "disk full": 2,
 }
-# Faults of a candidate: the stage, and what the stand-in does there (see `faulty` and `model`).
+# Faults of a candidate: the stage, and what the stand-in does there (see `faulty_network` and `model`).
 INSIDE = {
     "prompt kills its worker": [("preview", "kill"), ("refine", "kill")],
     "call hangs": [("refine", "hang"), ("preview", "hang")],

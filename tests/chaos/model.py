@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLCogVideoX, ModelMixin  # noqa: F401  see `faulty`
+from diffusers import AutoencoderKLCogVideoX, ModelMixin  # noqa: F401  see `faulty_network`
 from diffusers.configuration_utils import register_to_config
-from faulty import FaultyTransformer
+from faulty_network import FaultyTransformer
 
 from flashvideo_ray import FlashVideoPreviewPipeline, FlashVideoRefinePipeline
 
