@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-import signal
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 import ray.data
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from flashvideo_ray import cluster, ledger, prompts, prune, runs, scorers, scoring, stage_base, stages, weights
-from flashvideo_ray.claim import Claim, Identity
-from flashvideo_ray.patient import PatientStore
-from flashvideo_ray.progress import Progress
-from flashvideo_ray.quota import Gate, Quota
+from flashvideo_ray import cluster, ledger, prompts, runs, scoring, stage_base, stages, weights
+from flashvideo_ray.job import Job, RunResult, run_job
+from flashvideo_ray.quota import Quota
 from flashvideo_ray.runs import Until
-from flashvideo_ray.settings import STAGES, Settings, Stage
+from flashvideo_ray.settings import Settings
 from flashvideo_ray.storage import Store
-from flashvideo_ray.tracker import StageState, Tracker, TrackerClient
+from flashvideo_ray.tracker import TrackerClient
 
-_KEPT = frozenset({"latents", "previews"})
-_LAST_FLUSH_SECONDS = 60.0
+__all__ = ["RunResult", "build_graph", "preview", "refine", "render"]
+
 _CHUNK = 1000  # candidates in one block of the input
-log = logging.getLogger("flashvideo_ray")
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a job did: how the candidates ended that it worked on, and the state of the whole run."""
-
-    output: str
-    ended: dict[str, int]  # by status, in this job
-    total: dict[str, int]  # by status, in the run
-    seconds: float
-
-    @property
-    def exit_status(self) -> int:
-        """0: all candidates that ended are rendered or rejected; 3: some failed."""
-        return 3 if self.total.get("failed") else 0
 
 
 def render(
@@ -95,8 +69,8 @@ def render(
             store, table, schema, settings, until, again, lambda: candidates(settings.candidates, settings.select.draw)
         )
 
-    job = _Job(store, settings, recipe, runs.about(settings, table.num_rows), next_work, extra, takeover, retry, quota)
-    return _run(job, started)
+    job = Job(store, settings, recipe, runs.about(settings, table.num_rows), next_work, extra, takeover, retry, quota)
+    return run_job(job, build_graph, started)
 
 
 def preview(
@@ -144,7 +118,8 @@ def refine(
         return runs.next_work(store, None, stage_base.row_schema(extra), settings, retry=again)
 
     about = {"settings": settings.model_dump(mode="json")}
-    return _run(_Job(store, settings, recipe, about, next_work, extra, takeover, retry, quota), started)
+    job = Job(store, settings, recipe, about, next_work, extra, takeover, retry, quota)
+    return run_job(job, build_graph, started)
 
 
 def build_graph(
@@ -186,228 +161,3 @@ def build_graph(
         fn_constructor_kwargs=publishing,
         **cluster.map_options(pools.refine, calls=cluster.PUBLISHING_CALLS),
     )
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What one job has to do: the work that is left in a run, read from its ledger when asked, round by round."""
-
-    store: Store
-    settings: Settings
-    recipe: Mapping[str, Any]
-    about: Mapping[str, Any]
-    next_work: Callable[[str | None], runs.Work]  # takes what is to be retried
-    extra: list[pa.Field]
-    takeover: bool
-    retry: str | None
-    quota: Quota | None
-
-
-def _run(job: _Job, started: float) -> RunResult:
-    """Do the job, if there is anything to do, and bring the summary and the report up to date."""
-    ended: Counter[str] = Counter()
-    usage: dict[str, Any] = {}
-    work = _wanted(job, job.next_work(job.retry))
-    if work:
-        stages_ = _pools(job.settings, "refine")
-        ledger.check_writable(job.store)
-        if work.rows.num_rows:
-            cluster.connect(job.settings.pools, stages_)
-        identity = Identity.of_this_process()
-        with Claim(job.store, identity, job.settings.ledger.lease_seconds, job.takeover) as claim:
-            # Read again: another job may have worked on the run until just now.
-            work = _wanted(job, job.next_work(job.retry))
-            ledger.open_run(job.store, job.recipe, job.about)
-            while work:
-                enough = _do(job, work, claim, ended, usage)
-                done, work = work, job.next_work(None)
-                if enough or work.rows["clip_id"].equals(done.rows["clip_id"]):
-                    break  # or nothing came of it, and would not the next time
-            if not set(job.settings.keep) >= _KEPT:
-                prune.prune(job.store, prune.plan(job.store, job.settings.keep))
-            ledger.compact(job.store)
-            total = runs.finish(job.store, job.settings, time.monotonic() - started, usage)
-    else:
-        total = runs.finish(job.store, job.settings)
-    return RunResult(job.store.url, dict(ended), total, time.monotonic() - started)
-
-
-def _pools(settings: Settings, until: Until) -> tuple[Stage, ...]:
-    """The stages that a graph has."""
-    absent = {"rate"} - set(settings.score.stages) | ({"refine"} if until == "preview" else set())
-    return tuple(stage for stage in STAGES if stage not in absent)
-
-
-def _do(job: _Job, work: runs.Work, claim: Claim, ended: Counter[str], usage: dict[str, Any]) -> bool:
-    """One round: what is decided becomes ledger rows, the rest goes through the graph. True if the job has enough."""
-    # The ledger's rows wait in memory when the store is away; only what the stages put and get must wait there.
-    schema = ledger.extended(ledger.CLIPS, job.extra)
-    ledger.Writer(job.store, "clips", schema, job.settings.ledger).write(work.decided)
-    ended.update(work.decided["status"].to_pylist())
-    if not work.rows.num_rows:
-        return False
-    came: set[str] = set()
-    gate = _gate(job, work)
-    why = gate.over if gate is not None else None
-    if why is None:
-        why = _run_graph(job, work, gate, claim, ended, came, usage)
-    if why is not None:
-        ids = work.rows["clip_id"]
-        left = work.rows.filter(pc.invert(pc.is_in(ids, pa.array(sorted(came), pa.string()))))
-        for name, value in {"status": "skipped", "reason": why, "stage": None, "audit": None}.items():
-            index = left.schema.get_field_index(name)
-            field = left.schema.field(index)
-            left = left.set_column(index, field, pa.array([value] * left.num_rows, field.type))
-        ledger.Writer(job.store, "clips", schema, job.settings.ledger).write(left)
-        ended["skipped"] += left.num_rows
-    return why is not None
-
-
-def _run_graph(
-    job: _Job,
-    work: runs.Work,
-    gate: Gate | None,
-    claim: Claim,
-    ended: Counter[str],
-    came: set[str],
-    usage: dict[str, Any],
-) -> str | None:
-    """Run the graph over the rows and bring what comes out of it into the ledger.
-
-    Returns why the job has enough, or None if all rows came out. Those that did are in `came`.
-    """
-    settings, store = job.settings, job.store
-    names = [f"score_{name}" for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
-    scores = [pa.field(name, pa.float64()) for name in names]
-    clips = ledger.Writer(store, "clips", ledger.extended(ledger.CLIPS, job.extra), settings.ledger)
-    # On this node, which the run cannot outlive anyway, and without a CPU: it answers short questions.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    tracker: Any = (
-        ray.remote(Tracker)
-        .options(num_cpus=0, scheduling_strategy=here)
-        .remote(
-            store,
-            ledger.extended(ledger.PREVIEWS, [*job.extra, *scores]),
-            settings.ledger,
-            runs.context_rows(work.context),
-            gate,
-        )
-    )
-    _stop_on_sigterm()
-    cluster.configure_data()
-    patient = PatientStore(store.url, settings.store_patience_seconds)
-    graph = build_graph(work.rows, patient, settings, job.recipe, TrackerClient(tracker, ray.get), work.until)
-    progress = Progress(settings, _totals(work), _pools(settings, work.until))
-    rendered, over = 0, None
-    try:
-        with progress, _Heartbeat(tracker, clips, progress, ended) as heartbeat:
-            batches: Iterator[pa.Table] = iter(graph.iter_batches(batch_size=None, batch_format="pyarrow"))
-            for batch in batches:
-                claim.check()
-                for row in batch.to_pylist():
-                    if row["status"] == "skipped":
-                        continue  # by the job's quota: all that is left gets its row at the end
-                    came.add(row["clip_id"])
-                    ended[row["status"]] += 1
-                    rendered += row["status"] == "rendered"
-                    if row["status"] not in ("previewed", "approved") and not (row["audit"] and row["clip"] is None):
-                        clips.append(row)
-                tracker.forget.remote(list(set(batch["id"].to_pylist())))
-                if heartbeat.over is not None and rendered >= heartbeat.over[1]:
-                    break  # what is left came to the gate after it was closed
-            del batches, graph  # Ray Data gives its actors back
-            over = ray.get(tracker.over.remote())
-    finally:
-        # Each of them, whatever becomes of the others: a row that is lost here is paid for again.
-        with ExitStack() as last:
-            last.callback(ray.kill, tracker)
-            last.callback(lambda: _insist(clips.flush))
-            # The last one first: a clip's row follows its preview's.
-            last.callback(lambda: _insist(lambda: ray.get(tracker.flush.remote())))
-            last.callback(lambda: _use(usage, ray.get(tracker.tick.remote())))
-    return over[0] if over is not None else None
-
-
-def _wanted(job: _Job, work: runs.Work) -> runs.Work:
-    """The work, without what an earlier job has skipped already if the run has enough clips as it is."""
-    gate = _gate(job, work)
-    if gate is None or gate.over is None:
-        return work
-    clips = ledger.read(job.store, "clips", ["status"])
-    skipped = clips.filter(pc.equal(clips["status"], "skipped"))["clip_id"].combine_chunks()
-    return replace(work, rows=work.rows.filter(pc.invert(pc.is_in(work.rows["clip_id"], skipped))))
-
-
-def _gate(job: _Job, work: runs.Work) -> Gate | None:
-    if job.quota is None:
-        return None
-    clips = ledger.read(job.store, "clips", ["status"])
-    rendered = pc.sum(pc.equal(clips["status"], "rendered")).as_py() or 0
-    rows = work.rows
-    waiting = rows.filter(pc.is_in(rows["status"], pa.array(["previewed", "approved"])))["clip_id"].to_pylist()
-    return Gate(job.quota, job.settings.pools, rendered, set(waiting))
-
-
-def _use(usage: dict[str, Any], states: Mapping[Stage, StageState]) -> None:
-    """Add what the pools of one graph held and used."""
-    for stage, state in states.items():
-        own = usage.setdefault(stage, {"held_seconds": 0.0, "busy_seconds": 0.0})
-        own["held_seconds"] += state.held_seconds
-        own["busy_seconds"] += state.busy_seconds
-
-
-def _insist(flush: Callable[[], None]) -> None:
-    """Write the ledger's last rows, against a store that is away for up to a minute."""
-    deadline = time.monotonic() + _LAST_FLUSH_SECONDS
-    while True:
-        try:
-            return flush()
-        except Exception:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(2.0)
-
-
-class _Heartbeat:
-    """Once a second: rows that are due become durable, and progress is shown."""
-
-    def __init__(self, tracker: Any, clips: ledger.Writer, progress: Progress, ended: Mapping[str, int]):
-        self._tracker, self._clips, self._progress, self._ended = tracker, clips, progress, ended
-        self.over: tuple[str, int] | None = None  # of the tracker
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(_LAST_FLUSH_SECONDS)
-        self._once(last=True)
-
-    def _beat(self) -> None:
-        while not self._stop.wait(1.0):
-            self._once()
-
-    def _once(self, last: bool = False) -> None:
-        """Errors are told and left to the next beat: rows stay in memory until they are written."""
-        try:
-            states = ray.get(self._tracker.tick.remote())  # first: a clip's row follows its preview's
-            self._clips.flush_if_due()
-            self._progress.update(states, self._ended, last)
-            self.over = ray.get(self._tracker.over.remote())
-        except Exception as error:
-            log.warning("ledger not written, trying again: %s: %s", type(error).__name__, error)
-
-
-def _stop_on_sigterm() -> None:
-    """SIGTERM (`ray job stop`, a node that is taken away) stops a job the way Ctrl-C does: the ledger is written."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-def _totals(work: runs.Work) -> dict[Stage, int]:
-    statuses = Counter(work.rows["status"].to_pylist())
-    fresh, kept = statuses["open"], work.rows.num_rows - statuses["open"]
-    return {"text": fresh + kept, "preview": fresh, "score": fresh, "rate": fresh, "refine": fresh + kept}

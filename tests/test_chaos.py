@@ -21,10 +21,9 @@ from flashvideo_ray.storage import Store
 TESTS = Path(__file__).parent
 
 
-@pytest.mark.parametrize("what", ["faults", "kills"])
-def test_the_short_form(what: str) -> None:
+def test_the_short_form() -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "chaos", what, "--short"]
+    command = [sys.executable, "-m", "chaos", "faults", "--short"]
     result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=800)
     assert result.returncode == 0, result.stdout + result.stderr[-3000:]
 

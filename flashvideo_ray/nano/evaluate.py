@@ -20,11 +20,11 @@ from torch import Tensor
 
 from flashvideo_ray.models import FlashVideoPreviewPipeline, FlashVideoRefinePipeline
 
-from . import heldout_prompts, judge, path, world
+from . import best_of, heldout_prompts, path, world
 from .captions import caption
 from .clip import NanoClip
 from .make_prompts import heldout_scenes
-from .measure import all_right, psnr, shares, ssim
+from .measure import psnr, shares, ssim
 
 BATCH = 8
 CORRUPTIBLE = ("shape", "color", "motion", "background")
@@ -63,17 +63,17 @@ class Evaluation:
     def clips(self, count: int, steps: int | None = None, **inputs: list[Tensor]) -> list[Tensor]:
         """Refined frames of the first `count` prompts, from `frames=` or `preview_latents=`."""
         ((name, videos),) = inputs.items()
+        return [self._refined(i, num_inference_steps=steps, **{name: videos[i][None]}) for i in range(count)]
+
+    def clip_of(self, index: int, latents: Tensor) -> Tensor:
+        """Refined frames [frames, 3, height, width] in 0..1 of one preview of prompt `index`."""
+        return self._refined(index, preview_latents=latents[None])
+
+    def _refined(self, index: int, **options: Any) -> Tensor:
         refine: Any = self.refine
-        out = []
-        for i in range(count):
-            result = refine(
-                self.rows[i]["prompt"],
-                generator=torch.Generator().manual_seed(i),
-                num_inference_steps=steps,
-                **{name: videos[i][None]},
-            )
-            out.append(result.frames[0])
-        return out
+        result = refine(self.rows[index]["prompt"], generator=torch.Generator().manual_seed(index), **options)
+        frames: Tensor = result.frames[0]
+        return frames
 
     def truth(self, i: int, scale: int) -> Tensor:
         """The scene behind prompt `i`, [frames, 3, height, width] in 0..1."""
@@ -127,23 +127,6 @@ class Evaluation:
                 right[name].append(bool(score[0] > value))
         self.results["clip"] = {name: statistics.fmean(values) for name, values in right.items()}
 
-    def best_of(self, candidates: int = 4) -> None:
-        """All four attributes right: a random candidate against the one that CLIP picks."""
-        correct, scores = [], []
-        prompts = [row["prompt"] for row in self.rows]
-        for candidate in range(candidates):
-            frames, _ = self.previews(candidate)
-            correct.append([all_right(judge.read(f), row) for f, row in zip(frames, self.rows, strict=True)])
-            scores.append(self.clip(torch.stack(frames), prompts))
-        table, best = torch.tensor(correct).float(), torch.stack(scores).argmax(0)
-        one, chosen = float(table.mean()), float(table.gather(0, best[None]).mean())
-        self.results["best_of_4"] = {
-            "one": one,
-            "chosen": chosen,
-            "oracle": float(table.amax(0).mean()),
-            "errors_removed": (chosen - one) / max(1 - one, 1e-9),
-        }
-
     def speed(self, repeats: int = 5) -> None:
         """Seconds of a whole video, text to high-resolution frames."""
         seconds = []
@@ -183,8 +166,8 @@ def table(results: dict[str, Any]) -> str:
         line("attributes after stage 2, worst change", "-.03", "0", min(made[k] - before[k] for k in names))
     if clip := results.get("clip"):
         line("CLIP over a corrupted caption, worst attribute", ".80", ".90", min(clip.values()))
-    if best := results.get("best_of_4"):
-        line("errors that best-of-4 removes", ".33", ".50", best["errors_removed"])
+    if best := results.get("best_of"):
+        line("errors that best-of-4 removes", ".33", ".50", best_of.errors_removed(best))
     if "seconds_a_video" in results:
         line("seconds a video", "6", "4", results["seconds_a_video"])
     return "\n".join(lines)
@@ -214,11 +197,13 @@ def main() -> None:
     if "clip" in parts:
         evaluation.scorer()
     if "best" in parts:
-        evaluation.best_of()
+        evaluation.results["best_of"] = best_of.best_of(evaluation)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(evaluation.results, indent=1) + "\n")
     print(json.dumps(evaluation.results, indent=1))
     print(table(evaluation.results))
+    if "best_of" in evaluation.results:
+        print(f"\n{best_of.table(evaluation.results['best_of'])}")
 
 
 if __name__ == "__main__":
