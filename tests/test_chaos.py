@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 import ray
 from support import PROMPTS, tiny_overrides, write_prompts
 
