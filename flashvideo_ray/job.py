@@ -161,7 +161,7 @@ def _run_graph(
     cluster.configure_data()
     patient = PatientStore(store.url, settings.store_patience_seconds)
     dataset = graph(work.rows, patient, settings, job.recipe, TrackerClient(tracker, ray.get), work.until)
-    progress = Progress(settings, _totals(work), _pools(settings, work.until))
+    progress = Progress(settings, _totals(work, settings.select.keep), _pools(settings, work.until))
     rendered, over = 0, None
     try:
         with progress, _Heartbeat(tracker, clips, progress, ended) as heartbeat:
@@ -271,7 +271,11 @@ def _stop_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def _totals(work: runs.Work) -> dict[Stage, int]:
-    statuses = Counter(work.rows["status"].to_pylist())
-    fresh, kept = statuses["open"], work.rows.num_rows - statuses["open"]
-    return {"text": fresh + kept, "preview": fresh, "score": fresh, "rate": fresh, "refine": fresh + kept}
+def _totals(work: runs.Work, keep: int | None) -> dict[Stage, int]:
+    """How many rows each stage gets at most, if `keep` candidates of a prompt survive."""
+    rows = work.rows
+    open_ = rows.filter(pc.equal(rows["status"], "open"))
+    fresh, prompts = open_.num_rows, len(open_["id"].unique())
+    survivors = fresh if keep is None else min(fresh, keep * prompts)
+    refine = rows.num_rows - fresh + survivors
+    return {"text": rows.num_rows, "preview": fresh, "score": fresh, "rate": fresh, "refine": refine}

@@ -18,7 +18,8 @@ from flashvideo_ray.tracker import StageState
 class Progress:
     """Shows the state of each stage: done / total, rate, time left, and how much of its pool is at work.
 
-    `totals` is how many rows each stage gets at most; how many previews survive is not known when a run starts.
+    `totals` is how many rows each stage gets at most, and of `text` that is all of them; how many previews meet the
+    rules is not known when a run starts.
     """
 
     def __init__(self, settings: Settings, totals: Mapping[Stage, int], stages: tuple[Stage, ...] = STAGES):
@@ -44,7 +45,7 @@ class Progress:
     def update(self, states: Mapping[Stage, StageState], counts: Mapping[str, int], last: bool = False) -> None:
         """Show this state: a live table, or a line if one is due (every `progress_seconds`, and at the end)."""
         out = sum(counts.get(name, 0) for name in ("rejected", "failed", "skipped"))  # most of them before stage 2
-        totals = {**self.totals, "refine": max(self.totals.get("refine", 0) - out, 0)}
+        totals = {**self.totals, "refine": min(self.totals["refine"], max(self.totals["text"] - out, 0))}
         rows = [self._row(stage, states.get(stage, StageState()), totals.get(stage, 0)) for stage in self.stages]
         if self._live is not None:
             table = Table("stage", "done", "rate", "time left", "pool", title=_counts(counts))
