@@ -411,6 +411,9 @@ def test_accessibility(open_page: Open, scheme: str) -> None:
     page.get_by_role("button", name=re.compile("^Approve all")).click()
     expect(page.locator("#confirm")).to_be_visible()
     assert violations(page) == []
+    page = open_page(role=None, color_scheme=scheme, bypass_csp=True)
+    expect(page.locator("#token")).to_be_visible()
+    assert violations(page) == []
 
 
 def violations(page: Page) -> list[str]:
