@@ -173,6 +173,14 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def nfe_table(results: dict[int, dict[str, float]]) -> str:
+    """Stage 2 by its number of network evaluations, on ground-truth previews."""
+    lines = ["| evaluations | PSNR (dB) | SSIM | texture |", "| --- | --- | --- | --- |"]
+    for steps, one in results.items():
+        lines.append(f"| {steps} | {one['psnr']:.1f} | {one['ssim']:.3f} | {one['texture']:.2f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Evaluate the model in the package, or another folder."""
     parser = argparse.ArgumentParser(prog="flashvideo_ray.nano.evaluate", description=__doc__)
@@ -202,6 +210,8 @@ def main() -> None:
     arguments.json.write_text(json.dumps(evaluation.results, indent=1) + "\n")
     print(json.dumps(evaluation.results, indent=1))
     print(table(evaluation.results))
+    if "nfe" in evaluation.results:
+        print(f"\n{nfe_table(evaluation.results['nfe'])}")
     if "best_of" in evaluation.results:
         print(f"\n{best_of.table(evaluation.results['best_of'])}")
 
