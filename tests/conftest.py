@@ -11,6 +11,8 @@ from support import S3, serve_s3
 
 # Ray's workers and the jobs of these tests import `faulty` from here.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+# Two of pytest's processes share the cores with Ray's: threads that wait for one another cost more than they give.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No hub is asked for anything.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
