@@ -129,15 +129,15 @@ def _measure(
         for one in _remembered(store)
         if hashes.get(one["clip_id"]) == one["sha256"]
     }
-    todo = [
+    unmeasured = [
         (row, end, missing)
         for row in candidates
         for end in keys
         if (missing := [spec for spec in wanted[end] if _is_new(known, row["clip_id"], end, spec[0])])
     ]
     built: dict[tuple[str, float], Any] = {}
-    frames = _decoded(store, [keys[end](row["clip_id"]) for row, end, _ in todo])
-    for done, ((row, end, missing), (pictures, fps)) in enumerate(zip(todo, frames, strict=True), start=1):
+    frames = _decoded(store, [keys[end](row["clip_id"]) for row, end, _ in unmeasured])
+    for done, ((row, end, missing), (pictures, fps)) in enumerate(zip(unmeasured, frames, strict=True), start=1):
         for name, options in missing:
             if (name, fps) not in built:
                 built[name, fps] = scorers.load(name, options, fps=fps)
@@ -146,8 +146,8 @@ def _measure(
                 for score, value in _scores(built[name, fps], pictures, row["prompt"]).items()
             }
         if progress is not None:
-            progress(done, len(todo))
-    if todo:
+            progress(done, len(unmeasured))
+    if unmeasured:
         _remember(store, known, hashes)
     return known
 

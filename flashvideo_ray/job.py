@@ -103,7 +103,6 @@ def _pools(settings: Settings, until: Until) -> tuple[Stage, ...]:
 
 def _do(job: Job, graph: Graph, work: runs.Work, claim: Claim, ended: Counter[str], usage: dict[str, Any]) -> bool:
     """One round: what is decided becomes ledger rows, the rest goes through the graph. True if the job has enough."""
-    # The ledger's rows wait in memory when the store is away; only what the stages put and get must wait there.
     schema = ledger.extended(ledger.CLIPS, job.extra)
     ledger.Writer(job.store, "clips", schema, job.settings.ledger).write(work.decided)
     ended.update(work.decided["status"].to_pylist())
@@ -159,6 +158,7 @@ def _run_graph(
     )
     _stop_on_sigterm()
     cluster.configure_data()
+    # The ledger's rows wait in memory when the store is away; only what the stages put and get must wait there.
     patient = PatientStore(store.url, settings.store_patience_seconds)
     dataset = graph(work.rows, patient, settings, job.recipe, TrackerClient(tracker, ray.get), work.until)
     progress = Progress(settings, _totals(work, settings.select.keep), _pools(settings, work.until))

@@ -43,9 +43,11 @@ class EncodeText(StageBase):
         logging.getLogger("flashvideo_ray.models.text").setLevel(logging.ERROR)
         # The preview model's folder holds the one text encoder; nothing else of it is loaded here.
         folder = weights.locate(settings.preview.model, "preview")
-        self.encoder = _load_text_encoder(folder, settings.text.dtype, settings.pools.text)
+        defaults = weights.sampling_defaults(settings.preview.model, "preview")
+        length = defaults["max_sequence_length"]
+        self.encoder = _load_text_encoder(folder, settings.text.dtype, length, settings.pools.text)
         self.prefixes = {
-            "preview": weights.sampling_defaults(settings.preview.model, "preview").get("prompt_prefix", ""),
+            "preview": defaults.get("prompt_prefix", ""),
             "refine": weights.sampling_defaults(settings.refine.model, "refine").get("prompt_prefix", ""),
         }
         super().__init__(settings, events)
@@ -274,12 +276,12 @@ class Refine(StageBase):
         return video.to_uint8(frames[0].float().cpu()), note
 
 
-def _load_text_encoder(folder: Path, dtype: str, pool: Pool) -> TextEncoder:
+def _load_text_encoder(folder: Path, dtype: str, length: int, pool: Pool) -> TextEncoder:
     """The text encoder on the actor's card or on the CPU. It is one model: to move it whole would leave it nowhere."""
     import transformers.utils.logging
 
     transformers.utils.logging.disable_progress_bar()
-    encoder = TextEncoder.from_pretrained(folder, getattr(torch, dtype))
+    encoder = TextEncoder.from_pretrained(folder, getattr(torch, dtype), length)
     if not torch.cuda.is_available():
         return encoder
     if pool.offload == "group":

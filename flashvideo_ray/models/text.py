@@ -1,6 +1,5 @@
 """Prompts to embeddings, as the T5 text encoder of both stages reads them."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any, Self
@@ -17,13 +16,12 @@ class TextEncoder:
         self.tokenizer, self.text_encoder, self.max_sequence_length = tokenizer, text_encoder, max_sequence_length
 
     @classmethod
-    def from_pretrained(cls, folder: Path, dtype: torch.dtype) -> Self:
-        """Load from a pipeline's folder: `tokenizer/`, `text_encoder/` and the length in `model_index.json`."""
+    def from_pretrained(cls, folder: Path, dtype: torch.dtype, max_sequence_length: int) -> Self:
+        """Load `tokenizer/` and `text_encoder/` of a pipeline's folder."""
         from transformers import AutoTokenizer, T5EncoderModel
 
-        length = json.loads((folder / "model_index.json").read_text())["max_sequence_length"]
         text_encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype)
-        return cls(AutoTokenizer.from_pretrained(folder / "tokenizer"), text_encoder.eval(), length)
+        return cls(AutoTokenizer.from_pretrained(folder / "tokenizer"), text_encoder.eval(), max_sequence_length)
 
     def __call__(self, text: str, prefix: str = "") -> torch.Tensor:
         """The embeddings `[1, max_sequence_length, width]` of a text, stripped, with the prefix before it."""
