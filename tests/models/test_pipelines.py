@@ -7,6 +7,7 @@ from diffusers import CogVideoXDPMScheduler
 
 from flashvideo_ray.models import FlashVideoPreviewPipeline, FlashVideoRefinePipeline
 from flashvideo_ray.models.pipeline_preview import dynamic_guidance_scale
+from flashvideo_ray.models.text import TextEncoder
 
 PROMPT = "the red circle moves slowly left over sand"
 
@@ -116,6 +117,8 @@ def test_prompts_are_encoded_once_and_elsewhere(preview, refine, tiny_model):
     assert embeds.shape == (2, preview.config.max_sequence_length, preview.text_encoder.config.d_model)
     assert torch.equal(embeds[:1], preview.encode_prompt(f"  {PROMPT}\n"))
     assert torch.equal(refine.encode_prompt(PROMPT), preview.encode_prompt(PROMPT, prefix=refine.config.prompt_prefix))
+    alone = TextEncoder.from_pretrained(tiny_model / "preview", torch.float32, preview.config.max_sequence_length)
+    assert torch.equal(alone(f"{PROMPT}\n", "a quiet "), preview.encode_prompt(PROMPT, prefix="a quiet "))
     bare = load_preview(tiny_model, tokenizer=None, text_encoder=None)
     with pytest.raises(ValueError, match="no text encoder"):
         bare(PROMPT)
