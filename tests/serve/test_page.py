@@ -284,6 +284,17 @@ def test_one_word_for_all_that_match(open_page: Open) -> None:
     assert api(page, "candidates?status=approved&q=shot 00")["total"] == 0
 
 
+def test_what_is_typed_stands_when_a_tab_is_chosen_at_once(open_page: Open) -> None:
+    page = open_page()
+    expect(cards(page).first).to_be_visible()
+    page.get_by_role("searchbox").fill("shot 0012")
+    page.get_by_role("button", name="To review").click()
+    expect(page.locator("#result-count")).to_have_text("4\u00a0candidates match")
+    assert page.get_by_role("searchbox").input_value() == "shot 0012"
+    page.get_by_role("button", name="Clear filter").click()
+    assert page.get_by_role("searchbox").input_value() == ""
+
+
 def test_two_people_see_what_the_other_one_decides(open_page: Open) -> None:
     number = MANY - 9
     one, other = (open_page(f"?{only(number)}", role=role) for role in ("operator", "reviewer"))

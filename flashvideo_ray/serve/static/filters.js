@@ -15,7 +15,7 @@ const TAB_WORDS = {
 };
 
 export class Filters {
-  #timer = 0;
+  /** Set as long as somebody types and what they wrote does not count yet. */ #timer = 0;
   /** @type {string} */ #scores = "";
 
   /** @param {import("./store.js").Store} store */
@@ -61,6 +61,8 @@ export class Filters {
 
   /** Filter by tab and by nothing else. */
   reset() {
+    clearTimeout(this.#timer);
+    this.#timer = 0;
     this.store.setQuery({ ...emptyQuery(), sort: this.store.query.sort, status: this.store.query.status });
   }
 
@@ -145,6 +147,7 @@ export class Filters {
   #typed() {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => {
+      this.#timer = 0;
       const inputs = /** @type {NodeListOf<HTMLInputElement>} */ (byId("bounds").querySelectorAll("[data-bound]"));
       const given = [...inputs].filter((input) => Number.isFinite(input.valueAsNumber));
       const bounds = Object.fromEntries(given.map((input) => [input.dataset.bound, input.valueAsNumber]));
@@ -156,10 +159,15 @@ export class Filters {
     const { status, q, prompt_id, sort, bounds } = this.store.query;
     for (const tab of this.tabs.querySelectorAll("[data-tab]"))
       tab.setAttribute("aria-pressed", String(tab.getAttribute("data-tab") === status));
-    if (document.activeElement !== this.q) this.q.value = q;
     this.sort.value = sort;
-    for (const input of /** @type {NodeListOf<HTMLInputElement>} */ (byId("bounds").querySelectorAll("[data-bound]"))) {
-      if (document.activeElement !== input) input.value = String(bounds[input.dataset.bound ?? ""] ?? "");
+    if (!this.#timer) {
+      // Otherwise the fields are ahead of the filter: they say what is about to be looked for.
+      const inputs = /** @type {NodeListOf<HTMLInputElement>} */ (byId("bounds").querySelectorAll("[data-bound]"));
+      const show = (/** @type {HTMLInputElement} */ input, /** @type {string} */ text) => {
+        if (document.activeElement !== input) input.value = text;
+      };
+      show(this.q, q);
+      for (const input of inputs) show(input, String(bounds[input.dataset.bound ?? ""] ?? ""));
     }
     const n = Object.keys(bounds).length;
     byId("bounds-count").textContent = count(n);

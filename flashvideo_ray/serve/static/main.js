@@ -145,16 +145,18 @@ function showLive(state) {
   live.textContent = LIVE_WORDS[state];
 }
 
-/** Spoken when it changes: what became of the work. */
-let spoken = "";
+/** Spoken when work begins, goes on or ends, not at each decision of somebody. @type {number | null} */
+let inWork = null;
 function speakProgress() {
   const { status } = store.run;
   const working = ["queued", "previewing", "refining"].reduce((sum, each) => sum + (status[each] ?? 0), 0);
-  const text = working
-    ? `${counted(working, "candidate")} in work.`
-    : `Nothing in work. ${counted(status.previewed ?? 0, "candidate")} to review.`;
-  if (spoken && text !== spoken) notices.announce(text);
-  spoken = text;
+  if (inWork !== null && working !== inWork)
+    notices.report(
+      working
+        ? `${counted(working, "candidate")} in work.`
+        : `Nothing in work. ${counted(status.previewed ?? 0, "candidate")} to review.`,
+    );
+  inWork = working;
 }
 
 const size = /** @type {HTMLInputElement} */ (byId("size"));

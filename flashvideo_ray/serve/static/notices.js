@@ -8,6 +8,7 @@ const SHOWN = 3; // failures; of the others the newest one
 export class Notices {
   #box = byId("toasts");
   #announcer = byId("announcer");
+  #news = byId("news");
   #alarm = byId("alarm");
 
   constructor() {
@@ -17,7 +18,7 @@ export class Notices {
   /** A modal dialog makes all else inert, silent too, so notices stand in it while it is open. */
   #place() {
     const place = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body;
-    if (this.#box.parentElement !== place) place.append(this.#box, this.#announcer, this.#alarm);
+    if (this.#box.parentElement !== place) place.append(this.#box, this.#announcer, this.#news, this.#alarm);
   }
 
   /** Something went well. @param {string} text @param {string} [action] @param {() => void} [act] */
@@ -34,7 +35,13 @@ export class Notices {
     this.#show(text, "bad", again ? "Try again" : undefined, again);
   }
 
-  /** For screen readers alone. @param {string} text */
+  /** News of the run, for screen readers alone: it does not take the place of an answer. @param {string} text */
+  report(text) {
+    this.#place();
+    this.#news.textContent = text;
+  }
+
+  /** An answer to what somebody did, for screen readers alone. @param {string} text */
   announce(text) {
     this.#place();
     this.#announcer.textContent = "";
