@@ -273,17 +273,27 @@ def test_a_replica_killed_in_the_middle_of_a_candidate(served: Served, stage: st
     assert [row["status"] for row in rows if row["clip_id"] == clip_id] == ["rendered"]
 
 
-def test_all_of_twenty_queued_prompts_end_though_everything_is_restarted(served: Served) -> None:
-    client = served.client()
-    prompts = [f"a {colour} {figure} on the water {way}" for colour in COLOURS for figure in FIGURES for way in WAYS]
-    ids = client.submit(*prompts[:20])
-    client.until(ids[:2], "previewed")
+def _kill_its_head() -> None:
     _kill("scheduler")
     _kill("api")
-    client.until(ids[:5], "previewed")
-    assert any(client.candidate(clip_id)["status"] == "queued" for clip_id in ids)
+
+
+def _start_anew(served: Served) -> None:
     serve.delete(app.NAME)
     serve.run(app.build(served.options), name=app.NAME, route_prefix="/", logging_config=local.LOGGING)
+
+
+@pytest.mark.parametrize("all_of_it", [False, True])
+def test_all_of_twenty_queued_prompts_end_though_it_is_restarted(served: Served, all_of_it: bool) -> None:
+    client, place = served.client(), "water" if all_of_it else "sand"
+    prompts = [f"a {colour} {figure} on the {place} {way}" for colour in COLOURS for figure in FIGURES for way in WAYS]
+    ids = client.submit(*prompts[:20])
+    client.until(ids[:1], "previewed")
+    assert any(client.candidate(clip_id)["status"] == "queued" for clip_id in ids)
+    if all_of_it:
+        _start_anew(served)
+    else:
+        _kill_its_head()
     client.until(ids, "previewed")
     previews = ledger.read(served.store, "previews", ["clip_id", "status"])
     assert set(ids) <= set(previews["clip_id"].to_pylist())
@@ -535,6 +545,8 @@ def test_ctrl_c_stops_the_command_and_what_was_asked_for_stays(tmp_path: Path, t
     overrides = [part for setting in tiny_overrides(tiny_model) for part in ("--set", setting)]
     command = [script("flashvideo-ray"), "serve", str(tmp_path / "run"), "--port", str(port)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
+    # What a shell starts in the background ignores Ctrl-C, and so does all that it starts.
+    stop = signal.SIGTERM if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else signal.SIGINT
     with subprocess.Popen([*command, *overrides], env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -547,7 +559,7 @@ def test_ctrl_c_stops_the_command_and_what_was_asked_for_stays(tmp_path: Path, t
             assert not me["login_needed"]
             client.submit("a red star moves up")
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(stop)
         assert process.wait(PATIENCE) == 0
     assert [row["prompt"] for row in _requests(Store(str(tmp_path / "run")))] == ["a red star moves up"]
 

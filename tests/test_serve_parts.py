@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import yaml
+from ray.exceptions import TaskCancelledError
 from ray.serve.schema import ServeDeploySchema
+from starlette.responses import StreamingResponse
 
 from flashvideo_ray import decisions, ledger, parts
 from flashvideo_ray.decisions import Decision
 from flashvideo_ray.ledger import PREVIEWS, Writer, extended
 from flashvideo_ray.serve import local, requests
-from flashvideo_ray.serve.app import ServeSettings, build
+from flashvideo_ray.serve.app import ServeSettings, build, with_disconnects
 from flashvideo_ray.serve.queue import queue
 from flashvideo_ray.serve.security import Tokens
 from flashvideo_ray.serve.state import RunState
@@ -200,6 +203,24 @@ def test_bound_to_other_machines_it_does_not_start_without_tokens(
     with pytest.raises(SettingsError, match="no tokens"):
         build(options)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_page_that_is_closed_ends_its_stream_and_nothing_else() -> None:
+    async def endless() -> Any:
+        while True:
+            yield b"event"
+            await asyncio.sleep(0.01)
+
+    async def gone() -> Any:
+        raise TaskCancelledError  # what Serve says when a client leaves
+
+    async def send(message: Any) -> None: ...
+
+    async def request() -> None:
+        scope = {"type": "http", "asgi": {"spec_version": "2.0"}}
+        await with_disconnects(StreamingResponse(endless()))(scope, gone, send)
+
+    asyncio.run(asyncio.wait_for(request(), timeout=60))
 
 
 def test_the_files_for_a_cluster_fit_ray_s_schema() -> None:

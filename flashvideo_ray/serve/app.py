@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 from pydantic import Field
 from ray import serve
+from ray.exceptions import TaskCancelledError
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from flashvideo_ray import ledger, runs, weights
 from flashvideo_ray.serve.api import create_app
 from flashvideo_ray.serve.scheduler import Scheduler
-from flashvideo_ray.serve.security import Guard, Tokens
+from flashvideo_ray.serve.security import App, Message, Receive, Scope, Send, Tokens
 from flashvideo_ray.serve.service import Service
 from flashvideo_ray.serve.worker import Worker
 from flashvideo_ray.settings import Frozen, Pool, Settings, SettingsError, Stage
@@ -47,9 +48,28 @@ class Api:
         self.hosts = list(options.hosts)
         self.service = Service(options.output, settings, scheduler)
 
-    def __serve_build_asgi_app__(self) -> Guard:
+    def __serve_build_asgi_app__(self) -> App:
         """Serve asks for it once the replica is made."""
-        return create_app(self.service, self.tokens, self.hosts)
+        return with_disconnects(create_app(self.service, self.tokens, self.hosts))
+
+
+def with_disconnects(app: App) -> App:
+    """The app, told of a client that left in the middle of a stream as ASGI has it.
+
+    Serve ends its wait for the client's messages with an exception instead, which would be printed at every page that
+    is closed.
+    """
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def message() -> Message:
+            try:
+                return await receive()
+            except TaskCancelledError:
+                return {"type": "http.disconnect"}
+
+        await app(scope, message, send)
+
+    return answer
 
 
 def build(args: ServeSettings) -> Application:
