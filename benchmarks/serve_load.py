@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import socket
 import tempfile
@@ -20,6 +21,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import requests
 
@@ -62,14 +64,17 @@ def main() -> None:
                 reader.start()
             time.sleep(5)
             waits.clear()
+            before = cpu_seconds()
             watched = previews_within(api, args.seconds)
             measured = list(waits)
+            spent = cpu_seconds() - before
             stop.set()
             for reader in readers:
                 reader.join(30)
     print(f"{args.candidates} candidates, {args.readers} readers, {args.seconds:g} s each")
     print(f"previews made: {alone} without readers, {watched} with them")
     print(f"requests: {len(measured)} ({len(measured) / args.seconds:.0f}/s), statuses {dict(statuses)}")
+    print("CPU seconds: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in spent.most_common() if seconds >= 1))
     for kind in sorted({kind for kind, _ in measured}):
         own = np.array([seconds for each, seconds in measured if each == kind]) * 1000
         print(f"{kind}: median {np.median(own):.0f} ms, 95 % {np.percentile(own, 95):.0f} ms, worst {own.max():.0f} ms")
@@ -99,6 +104,20 @@ def previews(api: str) -> int:
     """How many candidates have been previewed since the ledger was filled."""
     page = requests.get(f"{api}candidates", params={"q": vocabulary.EXAMPLES[0], "status": "previewed"}, timeout=120)
     return int(page.json()["total"])
+
+
+def cpu_seconds() -> Counter[str]:
+    """What this process (the readers) and each kind of process below it have spent so far."""
+    spent: Counter[str] = Counter()
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        try:
+            times = process.cpu_times()
+            words = process.cmdline() or [process.name()]
+        except psutil.Error:  # it has just ended
+            continue
+        name = "readers" if process.pid == os.getpid() else words[0].rsplit("/", 1)[-1]
+        spent[name] += times.user + times.system
+    return spent
 
 
 def wait_for_previews(api: str, count: int) -> None:

@@ -30,13 +30,15 @@ from flashvideo_ray.storage import Store
 
 FIRST = "A large striped red star slides left on a navy background."
 OTHERS = [
-    "A large plain blue triangle glides to the right on a pink background.",
-    "A small dotted violet square moves up in front of a mint wall.",
     "A huge checkered green cross swells up and comes closer over a cream backdrop.",
+    "A small dotted violet square moves up in front of a mint wall.",
+    "A large plain blue triangle glides to the right on a pink background.",
 ]
 SIZE = {"width": 1024, "height": 640}
 PATIENCE = 600_000  # milliseconds
 COMMAND = str(Path(sys.executable).parent / "flashvideo-ray")
+WORKING = """() => [...document.querySelectorAll('.card progress')].some((bar) =>
+    bar.max > 1 && bar.value > bar.max / 4 && bar.getBoundingClientRect().bottom < innerHeight)"""
 NOT_STORED = {"status": 503, "title": "Service Unavailable", "detail": "The store does not answer."}
 
 
@@ -69,7 +71,11 @@ def main() -> None:
             submit(page, OTHERS, 4)
             page.goto("/")
             expect(page.locator("#result-count")).to_have_text(f"{1 + 4 * len(OTHERS)}\u00a0candidates")
-            page.wait_for_function("() => [...document.querySelectorAll('.card progress')].some((e) => e.value > 0)")
+            while page.request.get("/api/v1/candidates?status=previewed").json()["total"] < 4 * len(OTHERS) - 3:
+                page.wait_for_timeout(200)
+            page.goto("/?q=blue+triangle")
+            expect(page.locator("#live")).to_have_text("live")
+            page.wait_for_function(WORKING)
             page.screenshot(path=args.pictures / "serve-working.png")
             while page.request.get("/api/v1/candidates?status=previewed").json()["total"] < 4 * len(OTHERS):
                 page.wait_for_timeout(500)

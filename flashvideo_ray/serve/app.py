@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -46,11 +47,16 @@ class Api:
     def __init__(self, options: ServeSettings, settings: Settings, scheduler: DeploymentHandle):
         self.tokens = load_tokens(options)
         self.hosts = list(options.hosts)
-        self.service = Service(options.output, settings, scheduler)
+        self.service = Service(options.output, settings, scheduler, options.refine_approved)
 
     def __serve_build_asgi_app__(self) -> App:
         """Serve asks for it once the replica is made."""
         return with_disconnects(create_app(self.service, self.tokens, self.hosts))
+
+    def __del__(self) -> None:
+        """Serve calls it when it stops the replica."""
+        with suppress(Exception):
+            self.service.close()
 
 
 def with_disconnects(app: App) -> App:

@@ -43,9 +43,10 @@ log = logging.getLogger("ray.serve")
 class Service:
     """The run, as the API shows and changes it. Made within a running event loop, which it uses to keep up to date."""
 
-    def __init__(self, output: str, settings: Settings, scheduler: DeploymentHandle):
+    def __init__(self, output: str, settings: Settings, scheduler: DeploymentHandle, refine_approved: bool = False):
         self.store = Store(output)
         self.settings = settings
+        self.refine_approved = refine_approved
         self.scheduler = scheduler
         self.state = RunState(self.store, settings)
         self.hub = Hub()
@@ -65,6 +66,11 @@ class Service:
             loop.create_task(self._again(*each))
             for each in ((self._look, self.state.look_seconds), (self._ask, ASK_SECONDS))
         ]
+
+    def close(self) -> None:
+        """Stop following the run."""
+        for task in self._loops:
+            task.cancel()
 
     # Reading ----------------------------------------------------------------------------------------------------
 
@@ -164,6 +170,7 @@ class Service:
             "saved_seconds": None if mean is None else status["rejected"] * mean,
             "waiting_for": self._held,
             "accepting": True,
+            "refine_approved": self.refine_approved,
             "model": self.settings.preview.model,
             "example_prompts": list(vocabulary.EXAMPLES) if self.settings.preview.model == "nano" else [],
         }

@@ -327,6 +327,19 @@ def test_a_decision_that_is_not_stored_comes_back(open_page: Open) -> None:
     badge(card(page, number), "To review")
 
 
+def test_where_approving_pays_at_once_it_is_said_before(open_page: Open) -> None:
+    page = open_page("?q=shot 0011")
+    expect(cards(page)).to_have_count(SIBLINGS)
+    page.route("**/api/v1/run", lambda route: route.fulfill(json={**api(page, "run"), "refine_approved": True}))
+    page.reload()
+    expect(page.locator("#figures")).to_contain_text("from the moment it is approved")
+    page.get_by_role("button", name="Approve all that match").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Rendering begins at once")
+    page.keyboard.press("Escape")
+    cards(page).first.locator(".frame").click()
+    expect(page.locator("#detail")).to_contain_text("begins once it is approved")
+
+
 def test_a_prompt_is_text(open_page: Open) -> None:
     page = open_page("?prompt_id=prompt-7")
     expect(cards(page).first.locator(".prompt")).to_have_text(HOSTILE)

@@ -58,7 +58,7 @@ export class Bulk {
     byId("bulk-reject").textContent = `Reject ${which} …`;
     const waiting = [...this.store.known.values()].filter((c) => c.status === "approved" && c.progress).length;
     const approved = (run?.status.approved ?? 0) - waiting;
-    byId("bulk-refine").hidden = approved <= 0 || !this.store.may("operator");
+    byId("bulk-refine").hidden = approved <= 0 || run.refine_approved || !this.store.may("operator");
     byId("bulk-refine").textContent = `Render ${counted(approved, "approved candidate")} …`;
   }
 
@@ -74,7 +74,10 @@ export class Bulk {
         approving
           ? this.#price(price)
           : `Not rendering them saves ${cost(price.seconds, price.money, price.currency) || "the time of their clips"}.`,
-        "These are all that match the filter, those further down included. It can be undone.",
+        "These are all that match the filter, those further down included. " +
+          (approving && this.store.run?.refine_approved
+            ? "Rendering begins at once: undone is only what has not begun."
+            : "It can be undone."),
         `${approving ? "Approve" : "Reject"} ${counted(n, "candidate")}`,
         !n,
       );

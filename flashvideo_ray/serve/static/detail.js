@@ -94,8 +94,8 @@ export class Detail {
     this.#note.hidden = !decidable;
     this.#price.hidden = !decidable;
     this.#price.textContent = price
-      ? `Rendering its clip takes ${price}.`
-      : "What rendering its clip costs is known after the first one.";
+      ? `Rendering its clip takes ${price}${run?.refine_approved ? ", and begins once it is approved" : ""}.`
+      : `What rendering its clip costs is known after the first one${run?.refine_approved ? "; it begins once it is approved" : ""}.`;
     if (focused)
       /** @type {HTMLElement} */ (this.#buttons.querySelector(`[data-do="${focused}"]`) ?? this.facts).focus();
   }

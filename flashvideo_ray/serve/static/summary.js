@@ -24,7 +24,10 @@ export function showSummary(store) {
           .filter(Boolean)
           .join(", "),
       ],
-      ["One clip costs", clip || "not known before the first"],
+      [
+        "One clip costs",
+        (clip || "not known before the first") + (run.refine_approved ? ", from the moment it is approved" : ""),
+      ],
       ...(run.saved_seconds ? [["Saved by rejecting", `about ${duration(run.saved_seconds)}`]] : []),
       ...(run.require.length ? [["Rule", run.require.join(" and ")]] : []),
     ];
