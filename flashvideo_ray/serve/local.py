@@ -38,7 +38,7 @@ def running(options: application.ServeSettings, host: str = "127.0.0.1", port: i
     _check_port(host, port)
     settings, recipe = application.open_run(options)
     if own:  # all share this machine: a replica that is busy is no news
-        os.environ.setdefault("RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S", "2")
+        os.environ.setdefault("RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S", "1")
     cluster.connect(settings.pools)
     _stop_on_sigterm()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
