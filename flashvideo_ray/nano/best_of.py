@@ -36,14 +36,17 @@ class Clock:
         return result
 
 
-def best_of(evaluation: Evaluation, counts: Sequence[int] = (1, 2, 4, 8)) -> dict[str, Any]:
-    """The figures: CPU seconds of a preview, its score and a refine, and a row for each of `counts`."""
+def best_of(evaluation: Evaluation, counts: Sequence[int] = (1, 2, 4, 8), steps: int | None = None) -> dict[str, Any]:
+    """The figures: CPU seconds of a preview, its score and a refine, and a row for each of `counts`.
+
+    `steps` of stage 1; None: the model's own number.
+    """
     clock, rows = Clock(), evaluation.rows
     latents: list[list[Tensor]] = []
     scores: list[Tensor] = []
     right: list[list[bool]] = []
     for candidate in range(max(counts)):
-        frames, low = clock("preview", partial(evaluation.previews, candidate))
+        frames, low = clock("preview", partial(evaluation.previews, candidate, num_inference_steps=steps))
         latents.append(low)
         scores.append(clock("score", partial(evaluation.clip, torch.stack(frames), [row["prompt"] for row in rows])))
         right.append([all_right(judge.read(f), row) for f, row in zip(frames, rows, strict=True)])

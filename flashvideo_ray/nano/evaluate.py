@@ -27,6 +27,8 @@ from .make_prompts import heldout_scenes
 from .measure import psnr, shares, ssim
 
 BATCH = 8
+DRAFT_STEPS = 4
+"""Of stage 1, a fifth of the model's own: previews that fail more often."""
 CORRUPTIBLE = ("shape", "color", "motion", "background")
 
 
@@ -168,6 +170,8 @@ def table(results: dict[str, Any]) -> str:
         line("CLIP over a corrupted caption, worst attribute", ".80", ".90", min(clip.values()))
     if best := results.get("best_of"):
         line("errors that best-of-4 removes", ".33", ".50", best_of.errors_removed(best))
+    if drafts := results.get("best_of_drafts"):
+        line(f"the same of {DRAFT_STEPS}-step previews", "", "", best_of.errors_removed(drafts))
     if "seconds_a_video" in results:
         line("seconds a video", "6", "4", results["seconds_a_video"])
     return "\n".join(lines)
@@ -186,7 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="flashvideo_ray.nano.evaluate", description=__doc__)
     parser.add_argument("--model", type=Path, default=path())
     parser.add_argument("--count", type=int, default=200, help="held-out prompts, at most 400")
-    parser.add_argument("--parts", nargs="+", default=["speed", "stage1", "stage2", "nfe", "clip", "best"])
+    parser.add_argument("--parts", nargs="+", default=["speed", "stage1", "stage2", "nfe", "clip", "best", "draft"])
     parser.add_argument("--nfe-count", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
@@ -206,14 +210,17 @@ def main() -> None:
         evaluation.scorer()
     if "best" in parts:
         evaluation.results["best_of"] = best_of.best_of(evaluation)
+    if "draft" in parts:
+        evaluation.results["best_of_drafts"] = best_of.best_of(evaluation, (1, 2, 4), DRAFT_STEPS)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(evaluation.results, indent=1) + "\n")
     print(json.dumps(evaluation.results, indent=1))
     print(table(evaluation.results))
     if "nfe" in evaluation.results:
         print(f"\n{nfe_table(evaluation.results['nfe'])}")
-    if "best_of" in evaluation.results:
-        print(f"\n{best_of.table(evaluation.results['best_of'])}")
+    for name in ("best_of", "best_of_drafts"):
+        if name in evaluation.results:
+            print(f"\n{best_of.table(evaluation.results[name])}")
 
 
 if __name__ == "__main__":

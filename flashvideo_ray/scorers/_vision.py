@@ -23,6 +23,7 @@ def from_pretrained(kind: str, model: str, **options: Any) -> Any:
     """
     import transformers
 
+    quiet()
     try:
         return getattr(transformers, kind).from_pretrained(model, **options)
     except (OSError, ValueError, ImportError) as error:
@@ -30,6 +31,13 @@ def from_pretrained(kind: str, model: str, **options: Any) -> Any:
         raise InputError(
             f"cannot load {model!r} as {kind}: {reason} (give a folder as transformers saves it, or a hub id)"
         ) from error
+
+
+def quiet() -> None:
+    """No progress bars of loading: they would stand in the middle of a job's own progress."""
+    import transformers.utils.logging
+
+    transformers.utils.logging.disable_progress_bar()
 
 
 def load_model(kind: str, model: str, dtype: str) -> Any:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from flashvideo_ray.scorers._frames import check, spread
 from flashvideo_ray.scorers._text import Splitter
-from flashvideo_ray.scorers._vision import Vision, from_pretrained
+from flashvideo_ray.scorers._vision import Vision, from_pretrained, quiet
 
 _Similarities = Callable[[NDArray[np.uint8], list[str]], list[float]]
 
@@ -60,6 +60,7 @@ def _nano() -> tuple[Splitter, _Similarities]:
 
     from flashvideo_ray.nano.clip import NanoClip
 
+    quiet()
     clip = NanoClip()
 
     def similarities(frames: NDArray[np.uint8], texts: list[str]) -> list[float]:

@@ -26,7 +26,7 @@ def test_the_table_has_what_was_measured(evaluation: Evaluation) -> None:
 
 
 def test_the_best_of_two_costs_two_previews_and_one_refine(evaluation: Evaluation) -> None:
-    results = best_of.best_of(evaluation, (1, 2))
+    results = best_of.best_of(evaluation, (1, 2), steps=2)
     one, two = results["rows"]
     each = results["cpu_seconds"]
     assert two["selected"] - one["selected"] == pytest.approx(each["preview"] + each["score"])
