@@ -273,16 +273,6 @@ def test_a_replica_killed_in_the_middle_of_a_candidate(served: Served, stage: st
     assert [row["status"] for row in rows if row["clip_id"] == clip_id] == ["rendered"]
 
 
-def _kill_its_head() -> None:
-    _kill("scheduler")
-    _kill("api")
-
-
-def _start_anew(served: Served) -> None:
-    serve.delete(app.NAME)
-    serve.run(app.build(served.options), name=app.NAME, route_prefix="/", logging_config=local.LOGGING)
-
-
 @pytest.mark.parametrize("all_of_it", [False, True])
 def test_all_of_twenty_queued_prompts_end_though_it_is_restarted(served: Served, all_of_it: bool) -> None:
     client, place = served.client(), "water" if all_of_it else "sand"
@@ -291,9 +281,11 @@ def test_all_of_twenty_queued_prompts_end_though_it_is_restarted(served: Served,
     client.until(ids[:1], "previewed")
     assert any(client.candidate(clip_id)["status"] == "queued" for clip_id in ids)
     if all_of_it:
-        _start_anew(served)
+        serve.delete(app.NAME)
+        serve.run(app.build(served.options), name=app.NAME, route_prefix="/", logging_config=local.LOGGING)
     else:
-        _kill_its_head()
+        _kill("scheduler")
+        _kill("api")
     client.until(ids, "previewed")
     previews = ledger.read(served.store, "previews", ["clip_id", "status"])
     assert set(ids) <= set(previews["clip_id"].to_pylist())
