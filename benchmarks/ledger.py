@@ -22,36 +22,39 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from flashvideo_ray import ledger, parts, runs, stage_base
+from flashvideo_ray.graph import remaining
+from flashvideo_ray.graph.stage import row_schema
+from flashvideo_ray.ledger import parquet_log, tables
+from flashvideo_ray.ledger.keys import clip_key, latents_key, poster_key, preview_key
+from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings
-from flashvideo_ray.storage import Store
 
 WORDS = np.array(
     ["a", "the", "red", "blue", "green", "circle", "moves", "slowly", "over", "water", "grey", "left", "up"]
 )
 SCORES = ("motion", "motion_area", "flicker", "sharpness", "exposure", "black")
-# What the start of a job needs to know (`runs.open_rows`).
+# What the start of a job needs to know (`graph.remaining.next_work`).
 RESUME = {"clips": ["clip_id"], "previews": ["clip_id", "status", "reason", "latents", "preview", "poster"]}
 
 
-def rows_of(table: ledger.Table, start: int, count: int) -> pa.Table:
+def rows_of(table: tables.Table, start: int, count: int) -> pa.Table:
     """Rows with all columns filled; the same candidates in both tables."""
     rng = np.random.default_rng(start)
     ids = [f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}{number:048x}" for number in range(start, start + count)]
     number = rng.uniform(0, 100, count)
-    schema = ledger.SCHEMAS[table]
+    schema = tables.SCHEMAS[table]
     if table == "previews":
-        schema = ledger.extended(schema, [pa.field(f"score_{name}", pa.float64()) for name in SCORES])
+        schema = tables.extended(schema, [pa.field(f"score_{name}", pa.float64()) for name in SCORES])
     prompts = [" ".join(words) for words in rng.choice(WORDS, (count, 60))]
     known: dict[str, Any] = {
         "clip_id": ids,
         "id": [clip_id[:12] for clip_id in ids],
         "prompt": prompts,
         "status": ["rendered" if table == "clips" else "previewed"] * count,
-        "latents": [ledger.latents_key(clip_id) for clip_id in ids],
-        "preview": [ledger.preview_key(clip_id) for clip_id in ids],
-        "clip": [ledger.clip_key(clip_id) for clip_id in ids],
-        "poster": [ledger.poster_key(ledger.clip_key(clip_id)) for clip_id in ids],
+        "latents": [latents_key(clip_id) for clip_id in ids],
+        "preview": [preview_key(clip_id) for clip_id in ids],
+        "clip": [clip_key(clip_id) for clip_id in ids],
+        "poster": [poster_key(clip_key(clip_id)) for clip_id in ids],
         "sha256": [f"{number:064x}" for number in rng.integers(0, 2**62, count).tolist()],
         "at": np.arange(start, start + count) + 1_700_000_000_000,
         "host": ["render-17"] * count,
@@ -71,13 +74,15 @@ def make(store: Store, rows: int, count: int) -> None:
     """Half of the rows and parts for each table."""
     each = max(2 * rows // count // 2, 1)
 
-    def one(task: tuple[ledger.Table, int]) -> None:
+    def one(task: tuple[tables.Table, int]) -> None:
         table, start = task
-        parts.write(store, f"ledger/{table}-20260101T{start:012d}", rows_of(table, start, min(each, rows // 2 - start)))
+        parquet_log.write(
+            store, f"ledger/{table}-20260101T{start:012d}", rows_of(table, start, min(each, rows // 2 - start))
+        )
 
     with ThreadPoolExecutor(4) as pool:
-        tables: tuple[ledger.Table, ...] = ("previews", "clips")
-        list(pool.map(one, [(table, start) for start in range(0, rows // 2, each) for table in tables]))
+        both: tuple[tables.Table, ...] = ("previews", "clips")
+        list(pool.map(one, [(table, start) for start in range(0, rows // 2, each) for table in both]))
 
 
 def nothing(store: Store) -> int:
@@ -85,23 +90,23 @@ def nothing(store: Store) -> int:
 
 
 def read_all(store: Store) -> int:
-    tables = [ledger.read(store, "previews"), ledger.read(store, "clips")]
-    return sum(table.num_rows for table in tables)
+    both = [tables.read(store, "previews"), tables.read(store, "clips")]
+    return sum(table.num_rows for table in both)
 
 
 def read_resume(store: Store) -> int:
-    tables = [ledger.read(store, "previews", RESUME["previews"]), ledger.read(store, "clips", RESUME["clips"])]
-    return sum(table.num_rows for table in tables)
+    both = [tables.read(store, "previews", RESUME["previews"]), tables.read(store, "clips", RESUME["clips"])]
+    return sum(table.num_rows for table in both)
 
 
 def next_work(store: Store) -> int:
     """What a job that refines asks at its start: every preview is judged, and those that have ended are left out."""
-    work = runs.next_work(store, None, stage_base.row_schema(), Settings())
+    work = remaining.next_work(store, None, row_schema(), Settings())
     return work.rows.num_rows + work.decided.num_rows
 
 
 def compact(store: Store) -> int:
-    return sum(done.rows for done in ledger.compact(store).values())
+    return sum(done.rows for done in tables.compact(store).values())
 
 
 def measured(step: Callable[[Store], int], store: Store) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from flashvideo_ray.convert import convert
 from flashvideo_ray.models import FlashVideoDPMScheduler, FlashVideoPreviewPipeline, FlashVideoRefinePipeline
+from flashvideo_ray.models.convert import convert
 from flashvideo_ray.models.official import VIDEO_ATTENTION_TEXT_ATTENTION, VIDEO_MLP_TEXT_MLP
 from flashvideo_ray.models.pipeline_preview import dynamic_guidance_scale
 from flashvideo_ray.models.schedulers import FlashVideoFlowScheduler

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from flashvideo_ray import ledger, parts, reselect
+from flashvideo_ray.graph import reselect
+from flashvideo_ray.ledger import parquet_log, tables
+from flashvideo_ray.ledger.keys import latents_key, preview_key
+from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings
-from flashvideo_ray.storage import Store
 
 SCORES = ("motion", "flicker", "sharpness", "exposure", "black", "frozen", "alignment", "hash")
 RULES: list[tuple[str, dict[str, Any]]] = [
@@ -34,7 +36,7 @@ def make(store: Store, rows: int, candidates: int) -> None:
     """A run whose previews all survived."""
     rng = np.random.default_rng(0)
     ids = [f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}{number:04x}"[:20] for number in range(rows)]
-    schema = ledger.extended(ledger.PREVIEWS, [pa.field(f"score_{name}", pa.float64()) for name in SCORES])
+    schema = tables.extended(tables.PREVIEWS, [pa.field(f"score_{name}", pa.float64()) for name in SCORES])
     known: dict[str, Any] = {
         "clip_id": ids,
         "id": [f"prompt-{number // candidates}" for number in range(rows)],
@@ -42,8 +44,8 @@ def make(store: Store, rows: int, candidates: int) -> None:
         "seed": np.arange(rows),
         "candidate": np.arange(rows) % candidates,
         "status": ["previewed"] * rows,
-        "latents": [ledger.latents_key(clip_id) for clip_id in ids],
-        "preview": [ledger.preview_key(clip_id) for clip_id in ids],
+        "latents": [latents_key(clip_id) for clip_id in ids],
+        "preview": [preview_key(clip_id) for clip_id in ids],
         "at": np.arange(rows) + 1_700_000_000_000,
         "score_hash": rng.integers(0, 2**48, rows).astype(float),
         **{f"score_{name}": rng.uniform(0, 1, rows) for name in SCORES if name != "hash"},
@@ -52,7 +54,7 @@ def make(store: Store, rows: int, candidates: int) -> None:
         pa.array(known[field.name]).cast(field.type) if field.name in known else pa.nulls(rows, field.type)
         for field in schema
     ]
-    parts.write(store, "ledger/previews-20260101T0", pa.table(columns, schema=schema))
+    parquet_log.write(store, "ledger/previews-20260101T0", pa.table(columns, schema=schema))
     run = {"recipe": {}, "settings": Settings().model_dump(mode="json"), "candidates": rows}
     store.put("run.json", json.dumps(run).encode())
 
@@ -68,7 +70,7 @@ def main() -> None:
         store = Store(folder)
         make(store, args.rows, args.candidates)
         cpu = time.process_time()
-        ledger.read(store, "previews")
+        tables.read(store, "previews")
         print(f"{args.rows:,} previews, {args.candidates} of each prompt")
         print(f"reading them: {time.process_time() - cpu:.2f} CPU s")
         for name, rules in RULES:

@@ -25,12 +25,13 @@ import psutil
 import pyarrow as pa
 import requests
 
-from flashvideo_ray import ledger
+from flashvideo_ray.ledger import tables
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.nano import vocabulary
 from flashvideo_ray.serve import local
 from flashvideo_ray.serve.app import ServeSettings
 from flashvideo_ray.settings import LedgerSettings
-from flashvideo_ray.storage import Store
 
 HEADER = {"X-Requested-With": "flashvideo-ray"}
 PAUSE = 1.0  # seconds between two requests of one reader
@@ -82,8 +83,8 @@ def main() -> None:
 
 def fill(store: Store, count: int) -> None:
     """Previews without media, as an older job would have left them."""
-    schema = ledger.extended(ledger.PREVIEWS, [pa.field("score_motion", pa.float64())])
-    writer = ledger.Writer(store, "previews", schema, LedgerSettings())
+    schema = tables.extended(tables.PREVIEWS, [pa.field("score_motion", pa.float64())])
+    writer = Writer(store, "previews", schema, LedgerSettings())
     for number in range(count):
         words = random.Random(number).sample(vocabulary.EXAMPLES[0].split(), 6)
         own = {"clip_id": f"{number:020x}", "id": f"p{number // 4}", "prompt": " ".join(words), "seed": number}

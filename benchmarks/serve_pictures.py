@@ -25,8 +25,8 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, Page, Route, expect, sync_playwright
 
-from flashvideo_ray import ledger
-from flashvideo_ray.storage import Store
+from flashvideo_ray.ledger import tables
+from flashvideo_ray.ledger.store import Store
 
 FIRST = "A large striped red star slides left on a navy background."
 OTHERS = [
@@ -202,7 +202,7 @@ def playing(page: Page, video: Locator) -> None:
 
 def rendered(run: str) -> set[str]:
     """The ids of the clips that there are."""
-    clips = ledger.read(Store(run), "clips", ["clip_id", "status"]).to_pylist()
+    clips = tables.read(Store(run), "clips", ["clip_id", "status"]).to_pylist()
     return {row["clip_id"] for row in clips if row["status"] == "rendered"}
 
 

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flashvideo_ray.graph.pipeline import RunResult, preview, refine, render
     from flashvideo_ray.models import (
         FlashVideoDPMScheduler,
         FlashVideoFlowScheduler,
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
         FlashVideoRefinePipeline,
         FlashVideoTransformer3DModel,
     )
-    from flashvideo_ray.pipeline import RunResult, preview, refine, render
     from flashvideo_ray.settings import Settings
 
 __version__ = "0.1.0"

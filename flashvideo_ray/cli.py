@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from flashvideo_ray.claim import ClaimLostError
+from flashvideo_ray.accounting.terminal import duration
 from flashvideo_ray.errors import InputError
-from flashvideo_ray.progress import duration
-from flashvideo_ray.quota import Quota
+from flashvideo_ray.graph.quota import Quota
+from flashvideo_ray.ledger.claim import ClaimLostError
 from flashvideo_ray.settings import Settings
 
 app = typer.Typer(
@@ -72,7 +72,7 @@ def render(
     budget: BudgetOption = None,
 ) -> None:
     """Render prompts to clips: preview, score, select, refine. Start it again and it carries on."""
-    from flashvideo_ray import pipeline
+    from flashvideo_ray.graph import pipeline
 
     def job() -> Any:
         settings = Settings.load(config, set_ or [])
@@ -94,7 +94,7 @@ def preview(
     takeover: TakeoverOption = False,
 ) -> None:
     """Stage 1 and scores only; `refine` goes on from there."""
-    from flashvideo_ray import pipeline
+    from flashvideo_ray.graph import pipeline
 
     def job() -> Any:
         settings = Settings.load(config, set_ or [])
@@ -117,7 +117,7 @@ def refine(
     budget: BudgetOption = None,
 ) -> None:
     """Stage 2 for the survivors of a run that have no clip yet, from their kept latents."""
-    from flashvideo_ray import pipeline
+    from flashvideo_ray.graph import pipeline
 
     def job() -> Any:
         quota = Quota.parse(accept, budget)
@@ -144,16 +144,16 @@ def select(
     """Decide anew on all previews from the ledger alone: rules given here replace those of the run."""
 
     def decide() -> None:
-        from flashvideo_ray import reselect, runs
-        from flashvideo_ray.claim import Claim, Identity
-        from flashvideo_ray.storage import Store
+        from flashvideo_ray.graph import checks, reselect
+        from flashvideo_ray.ledger.claim import Claim, Identity
+        from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
         tree = _existing_run(store)["settings"]
         rules = {"require": require, "rank": rank, "keep": keep}
         tree["select"] |= {name: value for name, value in rules.items() if value is not None}
         settings = Settings.of_tree(tree, set_ or [], "run.json")
-        runs.check_scoring(settings)
+        checks.check_scoring(settings)
         held = nullcontext() if dry_run else Claim(store, Identity.of_this_process(), takeover=takeover)
         with held:
             found = reselect.reselect(store, settings, write=not dry_run)
@@ -195,9 +195,9 @@ def score(
     """Add scores to the previews of a run, without stage 1. `select` can use them then."""
 
     def measure() -> None:
-        from flashvideo_ray import rescore
+        from flashvideo_ray.graph import rescore
+        from flashvideo_ray.ledger.store import Store
         from flashvideo_ray.settings import ScorerSettings
-        from flashvideo_ray.storage import Store
 
         tree = _existing_run(Store(output))["settings"]
         settings = Settings.of_tree(tree, set_ or [], "run.json")
@@ -223,10 +223,10 @@ def prune(
     """Remove latents or previews of candidates that are rendered, rejected or failed; asks first."""
 
     def remove() -> None:
-        from flashvideo_ray import prune as pruning
-        from flashvideo_ray.claim import Claim, Identity
+        from flashvideo_ray.ledger import prune as pruning
+        from flashvideo_ray.ledger.claim import Claim, Identity
+        from flashvideo_ray.ledger.store import Store
         from flashvideo_ray.settings import SettingsError
-        from flashvideo_ray.storage import Store
 
         kept = [word.strip() for word in keep.split(",") if word.strip() not in ("", "nothing")]
         if not set(kept) <= {"latents", "previews"}:
@@ -254,14 +254,15 @@ def status(output: OutputArgument) -> None:
     """How far a run is, from its ledger."""
 
     def show() -> None:
-        from flashvideo_ray import ledger, runs
-        from flashvideo_ray.storage import Store
+        from flashvideo_ray.graph import finish
+        from flashvideo_ray.ledger import tables
+        from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
         run = _existing_run(store)
-        previews = ledger.read(store, "previews", ["clip_id", "status"])
-        clips = ledger.read(store, "clips", ["clip_id", "status"])
-        counts = runs.statuses(previews, clips)
+        previews = tables.read(store, "previews", ["clip_id", "status"])
+        clips = tables.read(store, "clips", ["clip_id", "status"])
+        counts = finish.statuses(previews, clips)
         open_ = max(0, run["candidates"] - sum(counts.values()))
         console.print(store.url, markup=False, soft_wrap=True)
         table = Table("status", "candidates")
@@ -277,12 +278,12 @@ def report(output: OutputArgument) -> None:
     """Write report.html and summary.json anew from the ledger."""
 
     def write() -> None:
-        from flashvideo_ray import runs
-        from flashvideo_ray.storage import Store
+        from flashvideo_ray.graph import finish
+        from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
         settings = Settings.of_tree(_existing_run(store)["settings"], where="run.json")
-        runs.finish(store, settings)
+        finish.finish(store, settings)
         console.print(f"{store.url}/report.html", markup=False, soft_wrap=True)
 
     _guarded(write)
@@ -305,10 +306,10 @@ def plan(
     """Clips, hours, money and balance of a run before it is made: exit status 2 if a stage cannot fit its card."""
 
     def predict() -> int:
-        from flashvideo_ray import plan as planning
-        from flashvideo_ray import tables
+        from flashvideo_ray.accounting import plan as planning
+        from flashvideo_ray.accounting import terminal
+        from flashvideo_ray.ledger.store import Store
         from flashvideo_ray.prompts import read_prompts
-        from flashvideo_ray.storage import Store
 
         settings = Settings.load(config, set_ or [])
         count = read_prompts(prompts, base_seed=settings.seed, reserved=[]).num_rows
@@ -321,7 +322,7 @@ def plan(
         measures = measures or planning.published(settings)
         memory = planning.assignments(card_memory, "--card-memory") if card_memory is not None else {}
         found = planning.plan(count, settings, measures, keep_rate, memory)
-        console.print(tables.plan_page(found, settings.prices.currency), highlight=False)
+        console.print(terminal.plan_page(found, settings.prices.currency), highlight=False)
         return 0 if all(fit.fits for fit in found.fits) else 2
 
     raise typer.Exit(_guarded(predict))
@@ -337,9 +338,10 @@ def audit(
     """How well scores of previews foretell those of clips, where select.audit refined rejected ones. No GPU."""
 
     def measure() -> None:
-        from flashvideo_ray import audit as auditing
-        from flashvideo_ray import runs, tables
-        from flashvideo_ray.storage import Store
+        from flashvideo_ray.accounting import terminal
+        from flashvideo_ray.graph import audit as auditing
+        from flashvideo_ray.graph import finish
+        from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
         settings = Settings.of_tree(_existing_run(store)["settings"], where="run.json")
@@ -350,8 +352,8 @@ def audit(
                 held_out or [],
                 progress=lambda done, total: status.update(f"scoring: {done} of {total} videos"),
             )
-        runs.finish(store, settings)
-        console.print(tables.audit_page(found), highlight=False)
+        finish.finish(store, settings)
+        console.print(terminal.audit_page(found), highlight=False)
         console.print(f"In {store.url}/{auditing.FILE} and report.html", markup=False, soft_wrap=True)
 
     _guarded(measure)
@@ -367,9 +369,9 @@ def verify(
     """Prove that ledger and store agree: exit status 0 if they do, 1 if not."""
 
     def check() -> int:
-        from flashvideo_ray import verify as verification
-        from flashvideo_ray.claim import Claim, Identity
-        from flashvideo_ray.storage import Store
+        from flashvideo_ray.ledger import verify as verification
+        from flashvideo_ray.ledger.claim import Claim, Identity
+        from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
         _existing_run(store)
@@ -396,14 +398,14 @@ def compact(output: OutputArgument, takeover: TakeoverOption = False) -> None:
     """Merge the parts of the ledger into few; readers are not disturbed. Each job does it at its end."""
 
     def merge() -> None:
-        from flashvideo_ray import ledger
-        from flashvideo_ray.claim import Claim, Identity
-        from flashvideo_ray.storage import Store
+        from flashvideo_ray.ledger import tables
+        from flashvideo_ray.ledger.claim import Claim, Identity
+        from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
         _existing_run(store)
         with Claim(store, Identity.of_this_process(), takeover=takeover):
-            for table, done in ledger.compact(store).items():
+            for table, done in tables.compact(store).items():
                 console.print(f"{table}: {done.rows} rows, {done.parts_before} parts before, {done.parts_after} now")
 
     _guarded(merge)
@@ -418,8 +420,8 @@ def convert(
     verify: Annotated[bool, typer.Option("--verify", help="Read all weights back and compare.")] = False,
 ) -> None:
     """Official FlashVideo checkpoints to a model folder in safetensors."""
-    from flashvideo_ray.convert import ConversionError
-    from flashvideo_ray.convert import convert as convert_checkpoints
+    from flashvideo_ray.models.convert import ConversionError
+    from flashvideo_ray.models.convert import convert as convert_checkpoints
 
     try:
         result = convert_checkpoints(checkpoints, dest, text_encoder=text_encoder, dtype=dtype, verify=verify)
@@ -442,7 +444,8 @@ def demo(
     """Best of four of the bundled prompts, with the nano model, into a local folder."""
     import pyarrow.parquet as pq
 
-    from flashvideo_ray import nano, pipeline
+    from flashvideo_ray import nano
+    from flashvideo_ray.graph import pipeline
 
     with tempfile.TemporaryDirectory() as folder:
         chosen = f"{folder}/prompts.parquet"
@@ -524,8 +527,8 @@ def print_result(result: Any) -> None:
     """The job's last lines: what became of the candidates, what each stage took, where to look."""
     import json
 
-    from flashvideo_ray import tables
-    from flashvideo_ray.storage import Store
+    from flashvideo_ray.accounting import terminal
+    from flashvideo_ray.ledger.store import Store
 
     summary = json.loads(Store(result.output).get("summary.json"))
     console.print(f"{result.output} after {duration(result.seconds)}", markup=False, soft_wrap=True)
@@ -540,13 +543,13 @@ def print_result(result: Any) -> None:
             mean, total = f"{numbers['mean_seconds']:.2f} s", duration(numbers["seconds"])
             stages.add_row(stage, str(numbers["count"]), mean, total, f"{numbers['gpu_seconds']:.0f}")
     console.print(stages)
-    tables.print_lines(console, tables.bill_lines(summary["bill"]))
+    terminal.print_lines(console, terminal.bill_lines(summary["bill"]))
     console.print(f"Look at {result.output}/report.html", markup=False, soft_wrap=True)
 
 
 def _run_settings(output: str, config: str | None, overrides: list[str]) -> Settings:
     """The settings of the run at OUTPUT with overrides, unless a config is named."""
-    from flashvideo_ray.storage import Store
+    from flashvideo_ray.ledger.store import Store
 
     if config is not None:
         return Settings.load(config, overrides)
@@ -556,9 +559,9 @@ def _run_settings(output: str, config: str | None, overrides: list[str]) -> Sett
 
 def _branch(old: str, new: str, settings: Settings, takeover: bool) -> Settings:
     """Bring the previews of a run to another one."""
-    from flashvideo_ray import weights
-    from flashvideo_ray.branch import branch
-    from flashvideo_ray.storage import Store
+    from flashvideo_ray.engines import weights
+    from flashvideo_ray.graph.branch import branch
+    from flashvideo_ray.ledger.store import Store
 
     settings = weights.with_model_defaults(settings)
     with console.status("copying previews") as status:
@@ -574,11 +577,11 @@ def _branch(old: str, new: str, settings: Settings, takeover: bool) -> Settings:
 
 
 def _existing_run(store: Any) -> dict[str, Any]:
-    from flashvideo_ray import ledger
+    from flashvideo_ray.ledger import run_file
 
-    run = ledger.read_run(store)
+    run = run_file.read_run(store)
     if run is None:
-        raise ledger.NoRunError(f"{store.url}: no run here (no run.json); start one with render or preview")
+        raise run_file.NoRunError(f"{store.url}: no run here (no run.json); start one with render or preview")
     return run
 
 

@@ -145,7 +145,7 @@ class SelectSettings(Frozen):
     @field_validator("require")
     @classmethod
     def _conditions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        from flashvideo_ray.selection import Requirement
+        from flashvideo_ray.expressions import Requirement
 
         for text in value:
             Requirement.parse(text)
@@ -154,7 +154,7 @@ class SelectSettings(Frozen):
     @field_validator("rank")
     @classmethod
     def _number(cls, value: str | None) -> str | None:
-        from flashvideo_ray.selection import Rank
+        from flashvideo_ray.expressions import Rank
 
         if value is not None:
             Rank.parse(value)

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from flashvideo_ray.cli import run_job
-from flashvideo_ray.quota import Quota
+from flashvideo_ray.graph.quota import Quota
 from flashvideo_ray.settings import Settings
 
 
@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--budget", metavar="'N gpu-hours'", help="end when this job's pools held cards for so long")
     args = parser.parse_args()
 
-    from flashvideo_ray import pipeline
+    from flashvideo_ray.graph import pipeline
 
     return run_job(
         lambda: pipeline.render(

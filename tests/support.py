@@ -16,6 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent  # of the repository
+
 PROMPTS = [
     "a red circle moves slowly left over the grey sand",
     "a blue square moves right over the water",

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from support import PROMPTS, tiny_overrides, write_prompts
+from support import PROMPTS, TESTS, tiny_overrides, write_prompts
 
 import flashvideo_ray
-from flashvideo_ray import Settings, ledger
-from flashvideo_ray.storage import Store
-
-TESTS = Path(__file__).parent
+from flashvideo_ray import Settings
+from flashvideo_ray.ledger import tables
+from flashvideo_ray.ledger.keys import clip_key, latents_key
+from flashvideo_ray.ledger.store import Store
 
 
 def test_the_short_form() -> None:
@@ -42,7 +42,7 @@ def test_stage_2_in_another_cluster_needs_the_ledger_and_the_latents_alone(tmp_p
     with a_cluster():
         result = flashvideo_ray.preview(prompts, str(here), settings)
     assert (result.ended, result.total) == ({"previewed": 4}, {"previewed": 4})
-    assert ledger.read(Store(str(here)), "clips").num_rows == 0
+    assert tables.read(Store(str(here)), "clips").num_rows == 0
     there.mkdir()
     for name in ("run.json", "ledger", "latents"):
         (shutil.copytree if (here / name).is_dir() else shutil.copy)(here / name, there / name)
@@ -55,7 +55,7 @@ def test_stage_2_in_another_cluster_needs_the_ledger_and_the_latents_alone(tmp_p
     assert len(clips) == 4
     assert sorted(path.relative_to(there) for path in there.glob("clips/*/*.mp4")) == clips
     for path in clips:
-        latents = ledger.latents_key(path.stem)
+        latents = latents_key(path.stem)
         assert (there / latents).read_bytes() == (straight / latents).read_bytes()
         assert (there / path).read_bytes() == (straight / path).read_bytes()
-    assert ledger.clip_key(clips[0].stem) == str(clips[0])
+    assert clip_key(clips[0].stem) == str(clips[0])

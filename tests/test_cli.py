@@ -12,11 +12,14 @@ import pytest
 from support import script, tiny_overrides, write_prompts
 from typer.testing import CliRunner
 
-from flashvideo_ray import Settings, ledger, pipeline, runs
+from flashvideo_ray import Settings
 from flashvideo_ray.cli import app
+from flashvideo_ray.graph import checks, pipeline
+from flashvideo_ray.ledger import run_file, tables
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.prompts import read_prompts
 from flashvideo_ray.settings import LedgerSettings
-from flashvideo_ray.storage import Store
 
 
 def run(*arguments: str) -> Any:
@@ -102,7 +105,7 @@ def test_prompts_that_are_too_long_or_have_a_negative_are_named_and_rendered_all
     prompts = write_prompts(
         tmp_path / "prompts.parquet", ["a red circle", "a red star " * 9], negative_prompt=[None, "blue"]
     )
-    runs.warn_of_prompts(read_prompts(prompts), Settings.load("nano", tiny_overrides(tiny_model)))
+    checks.warn_of_prompts(read_prompts(prompts), Settings.load("nano", tiny_overrides(tiny_model)))
     assert "1 of 2 prompts have more than 16 tokens and are cut there: row 2 (31)" in caplog.text
     assert "1 prompts have a negative_prompt" in caplog.text
 
@@ -110,7 +113,7 @@ def test_prompts_that_are_too_long_or_have_a_negative_are_named_and_rendered_all
 def test_words_that_the_nano_model_does_not_know_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     prompts = ["A large striped red star slides left on a navy background.", "A heron takes off over a navy lake."]
     table = read_prompts(write_prompts(tmp_path / "prompts.parquet", prompts))
-    runs.warn_of_prompts(table, Settings.load("nano"))
+    checks.warn_of_prompts(table, Settings.load("nano"))
     unknown = caplog.text.split("of these prompts: ")[1].split("; it was trained")[0].split(", ")
     assert {"heron", "lake"} <= set(unknown)
     assert not {"navy", "a", "large", "striped", "red"} & set(unknown)
@@ -119,12 +122,12 @@ def test_words_that_the_nano_model_does_not_know_are_named(tmp_path: Path, caplo
 def test_status_counts_candidates(tmp_path: Path, tiny_model: Path) -> None:
     store = Store(str(tmp_path / "run"))
     settings = Settings.load("nano", tiny_overrides(tiny_model))
-    ledger.open_run(store, {"seed": 0}, {"settings": settings.model_dump(mode="json"), "candidates": 5})
+    run_file.open_run(store, {"seed": 0}, {"settings": settings.model_dump(mode="json"), "candidates": 5})
     for table, statuses in {
         "previews": ["previewed", "rejected", "previewed"],
         "clips": ["rendered", "rejected"],
     }.items():
-        writer = ledger.Writer(store, table, ledger.SCHEMAS[table], LedgerSettings())
+        writer = Writer(store, table, tables.SCHEMAS[table], LedgerSettings())
         for number, status in enumerate(statuses):
             common = {"id": "p", "prompt": "a", "seed": 0, "candidate": 0}
             writer.append({**common, "clip_id": str(number), "status": status})

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from support import S3, write_prompts
 
-from flashvideo_ray.prompts import PromptError, candidates, read_prompts
+from flashvideo_ray.identity import candidates
+from flashvideo_ray.prompts import PromptError, read_prompts
 
 
 def test_a_prompt_alone_is_enough(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import StreamingResponse
 
 from flashvideo_ray import __version__
-from flashvideo_ray.decisions import Decision, Word
+from flashvideo_ray.ledger.decisions import Decision, Word
 from flashvideo_ray.serve import media, problems, security
 from flashvideo_ray.serve.problems import Problem
 from flashvideo_ray.serve.queue import Reply, Submission

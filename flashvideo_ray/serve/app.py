@@ -12,14 +12,17 @@ from ray.exceptions import TaskCancelledError
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from flashvideo_ray import ledger, runs, weights
+from flashvideo_ray.engines import weights
+from flashvideo_ray.graph import checks
+from flashvideo_ray.graph.recipe import about, provenance, recipe_of
+from flashvideo_ray.ledger import run_file
+from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.serve.api import create_app
 from flashvideo_ray.serve.scheduler import Scheduler
 from flashvideo_ray.serve.security import App, Message, Receive, Scope, Send, Tokens
 from flashvideo_ray.serve.service import Service
 from flashvideo_ray.serve.worker import Worker
 from flashvideo_ray.settings import Frozen, Pool, Settings, SettingsError, Stage
-from flashvideo_ray.storage import Store
 
 NAME = "flashvideo"
 _CONNECTIONS = 1000  # requests at once in one replica of the API, streams of events among them
@@ -90,7 +93,12 @@ def build(args: ServeSettings) -> Application:
 
 def bind(args: ServeSettings, settings: Settings, recipe: Mapping[str, Any]) -> Application:
     """The application over a run that is there."""
-    common = {"settings": settings, "output": args.output, "fps": recipe["fps"], "provenance": runs.provenance(recipe)}
+    common = {
+        "settings": settings,
+        "output": args.output,
+        "fps": recipe["fps"],
+        "provenance": provenance(recipe),
+    }
     names: tuple[Stage, ...] = ("text", "preview", *settings.score.stages, "refine")
     handles: dict[Any, Any] = {
         name: serve.deployment(name=name, **_options(getattr(settings.pools, name), args.scale_to_zero))(Worker).bind(
@@ -124,18 +132,18 @@ def load_tokens(options: ServeSettings) -> Tokens:
 def open_run(args: ServeSettings) -> tuple[Settings, dict[str, Any]]:
     """The settings and the recipe of the run at OUTPUT, which is started if it is not there."""
     store = Store(args.output)
-    run = ledger.read_run(store)
+    run = run_file.read_run(store)
     if run is not None and args.config is None:
         settings = Settings.of_tree(run["settings"], args.set, where="run.json")
     else:
         settings = Settings.load(args.config, args.set)
     settings = weights.with_model_defaults(settings)
-    runs.check_scoring(settings)
+    checks.check_scoring(settings)
     weights.check_sizes(settings)
-    recipe = runs.recipe_of(settings)
-    ledger.check_recipe(store, recipe)
+    recipe = recipe_of(settings)
+    run_file.check_recipe(store, recipe)
     if run is None or run["settings"] != settings.model_dump(mode="json"):
-        ledger.open_run(store, recipe, runs.about(settings, run["candidates"] if run is not None else 0))
+        run_file.open_run(store, recipe, about(settings, run["candidates"] if run is not None else 0))
     return settings, recipe
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from flashvideo_ray import decisions, ledger, parts, scorers
-from flashvideo_ray.claim import Claim, ClaimedError, Identity
-from flashvideo_ray.selection import SCORE
-from flashvideo_ray.serve import requests
+from flashvideo_ray import scorers
+from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
+from flashvideo_ray.ledger.claim import Claim, ClaimedError, Identity
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.writer import Writer
+from flashvideo_ray.selection.rules import SCORE
 from flashvideo_ray.settings import Settings
-from flashvideo_ray.storage import Store
 
 RETRY_SECONDS = 2.0  # for a store that is away, and for a claim that somebody else holds
 _PARTS = 64  # small ones, after which they are merged
@@ -31,9 +32,9 @@ class Books:
         self.blocked: str | None = None
         """Who else has the run, if the last attempt at the claim failed."""
         names = [f"{SCORE}{name}" for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
-        previews = ledger.extended(ledger.PREVIEWS, [pa.field(name, pa.float64()) for name in names])
-        self._previews = ledger.Writer(store, "previews", previews, settings.ledger)
-        self._clips = ledger.Writer(store, "clips", ledger.CLIPS, settings.ledger)
+        previews = tables.extended(tables.PREVIEWS, [pa.field(name, pa.float64()) for name in names])
+        self._previews = Writer(store, "previews", previews, settings.ledger)
+        self._clips = Writer(store, "clips", tables.CLIPS, settings.ledger)
         self._claim: Claim | None = None
         self._not_before = 0.0
         self._flushing = asyncio.Lock()
@@ -99,7 +100,7 @@ class Books:
 
     def _tidy(self) -> None:
         if len(self.store.keys("ledger", ".parquet")) > _PARTS:
-            ledger.compact(self.store)
+            tables.compact(self.store)
         for prefix in (requests.PREFIX, decisions.PREFIX):
             if len(self.store.keys(prefix.partition("/")[0], ".parquet")) > _PARTS:
-                parts.merge(self.store, prefix, 250_000)
+                parquet_log.merge(self.store, prefix, 250_000)

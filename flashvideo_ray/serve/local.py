@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import ray
 from ray import serve
 
-from flashvideo_ray import cluster
+from flashvideo_ray.graph import cluster
 from flashvideo_ray.serve import app as application
 from flashvideo_ray.serve.security import LOOPBACK
 from flashvideo_ray.settings import SettingsError

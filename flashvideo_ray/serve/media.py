@@ -11,8 +11,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.serve.problems import Problem
-from flashvideo_ray.storage import Store
 
 _CHUNK = 2**20
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")

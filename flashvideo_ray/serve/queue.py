@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pyarrow.compute as pc
 
-from flashvideo_ray import prompts
+from flashvideo_ray import identity, prompts
 from flashvideo_ray.serve.view import Candidate, View
 from flashvideo_ray.settings import SelectSettings, Settings
 
@@ -134,7 +134,7 @@ def _candidates(
             }
         ]
     table = prompts.checked(asked, base_seed=settings.seed)
-    made = prompts.candidates(table, count, settings.stage1_recipe(), recipe["fingerprints"]["preview"])
+    made = identity.candidates(table, count, settings.stage1_recipe(), recipe["fingerprints"]["preview"])
     return made.filter(pc.greater_equal(made["candidate"], first)).to_pylist()
 
 

@@ -25,14 +25,14 @@ from ray.exceptions import (
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from flashvideo_ray import stage_base
-from flashvideo_ray.serve import requests
+from flashvideo_ray.graph.stage import DROPPED, row_schema
+from flashvideo_ray.ledger import requests
+from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.serve.books import RETRY_SECONDS, Books
 from flashvideo_ray.serve.queue import Reply, Submission, accepted, queue, row_of
 from flashvideo_ray.serve.state import RunState
 from flashvideo_ray.serve.view import Candidate, View
 from flashvideo_ray.settings import STAGES, Settings, Stage
-from flashvideo_ray.storage import Store
 
 Kind = Literal["preview", "refine"]
 IDLE_SECONDS = 3.0  # without work, after which the claim is released
@@ -266,7 +266,7 @@ class Scheduler:
         names = ("clip_id", "prompt", "negative_prompt", "seed", "candidate", "latents", "rank")
         own = {name: getattr(candidate, name) for name in names}
         state = {"status": "open", "group": 1} if kind == "preview" else {"status": candidate.status, "group": 0}
-        return {**dict.fromkeys(stage_base.row_schema().names), **own, "id": candidate.prompt_id, **state}
+        return {**dict.fromkeys(row_schema().names), **own, "id": candidate.prompt_id, **state}
 
     # The run directory ------------------------------------------------------------------------------------------
 
@@ -298,7 +298,7 @@ class Scheduler:
 def _failed(row: Mapping[str, Any], stage: Stage, attempt: int, error_class: str, error: str) -> dict[str, Any]:
     return {
         **row,
-        **stage_base.DROPPED,
+        **DROPPED,
         "status": "failed",
         "stage": stage,
         "reason": f"{stage}: {error_class}",

@@ -15,7 +15,9 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from flashvideo_ray import decisions, ledger
+from flashvideo_ray.ledger import decisions, run_file
+from flashvideo_ray.ledger.keys import clip_key, poster_key, preview_key
+from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.nano import vocabulary
 from flashvideo_ray.serve.events import Hub
 from flashvideo_ray.serve.problems import Problem
@@ -23,7 +25,6 @@ from flashvideo_ray.serve.queue import Reply, Submission
 from flashvideo_ray.serve.state import RunState
 from flashvideo_ray.serve.view import Candidate, Filter, View
 from flashvideo_ray.settings import Settings
-from flashvideo_ray.storage import Store
 
 ASK_SECONDS = 0.5  # between two questions to the scheduler
 RUN_SECONDS = 2.0  # between two events about the whole run
@@ -32,10 +33,10 @@ _NEAR = 50  # places in the queue of which each step is told
 CLIP_ID = re.compile(r"[0-9a-f]{20}")
 BASE = "/api/v1"
 _MEDIA = {
-    "preview.mp4": (ledger.preview_key, "preview", "video/mp4"),
-    "preview.jpg": (lambda clip_id: ledger.poster_key(ledger.preview_key(clip_id)), "preview_poster", "image/jpeg"),
-    "clip.mp4": (ledger.clip_key, "clip", "video/mp4"),
-    "clip.jpg": (lambda clip_id: ledger.poster_key(ledger.clip_key(clip_id)), "clip_poster", "image/jpeg"),
+    "preview.mp4": (preview_key, "preview", "video/mp4"),
+    "preview.jpg": (lambda clip_id: poster_key(preview_key(clip_id)), "preview_poster", "image/jpeg"),
+    "clip.mp4": (clip_key, "clip", "video/mp4"),
+    "clip.jpg": (lambda clip_id: poster_key(clip_key(clip_id)), "clip_poster", "image/jpeg"),
 }
 log = logging.getLogger("ray.serve")
 
@@ -50,7 +51,7 @@ class Service:
         self.scheduler = scheduler
         self.state = RunState(self.store, settings)
         self.hub = Hub()
-        self.created = (ledger.read_run(self.store) or {}).get("created")
+        self.created = (run_file.read_run(self.store) or {}).get("created")
         self.active: dict[str, str] = {}
         """The status of candidates that are being worked on."""
         self._calls: dict[str, dict[str, Any]] = {}

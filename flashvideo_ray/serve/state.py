@@ -14,12 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from flashvideo_ray import decisions, parts
-from flashvideo_ray.selection import SCORE, select
-from flashvideo_ray.serve import requests
+from flashvideo_ray.ledger import decisions, parquet_log, requests
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.selection.rules import SCORE, select
 from flashvideo_ray.serve.view import Candidate, View
 from flashvideo_ray.settings import Settings
-from flashvideo_ray.storage import Store
 
 _TABLES = {
     "previews": "ledger/previews-",
@@ -44,7 +43,7 @@ class _Table:
     def read(self, store: Store) -> set[str]:
         """Take in new parts; the clip_ids whose row changed."""
         touched = set()
-        for key, part in parts.read_new(store, self.prefix, self.known).items():
+        for key, part in parquet_log.read_new(store, self.prefix, self.known).items():
             self.known.add(key)
             for row in part.to_pylist():
                 old = self.rows.get(row["clip_id"])

@@ -8,11 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from flashvideo_ray import scoring, stage_base, stages
-from flashvideo_ray.patient import PatientStore
-from flashvideo_ray.quota import Answer
+from flashvideo_ray.graph import scoring, stages
+from flashvideo_ray.graph.quota import Answer
+from flashvideo_ray.graph.stage import StageBase, row_schema
+from flashvideo_ray.graph.tracker import Attempt
+from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.settings import Settings, Stage
-from flashvideo_ray.tracker import Attempt
 
 Told = tuple[str, Any]
 """What a worker tells: `begin`, `step` with (done, total), `previewed` with ledger rows, and at the end `row`."""
@@ -25,7 +26,7 @@ class Worker:
         self.events = _LocalEvents()
         store = PatientStore(output, settings.store_patience_seconds)
         publishing: dict[str, Any] = {"store": store, "fps": fps, "provenance": provenance}
-        made: dict[Stage, Callable[[], stage_base.StageBase]] = {
+        made: dict[Stage, Callable[[], StageBase]] = {
             "text": lambda: stages.EncodeText(settings, self.events),
             "preview": lambda: stages.Preview(settings, self.events, store),
             "score": lambda: scoring.Score(settings, self.events, **publishing),
@@ -35,7 +36,7 @@ class Worker:
         self.stage = made[stage]()
 
     async def run(self, row: dict[str, Any], attempt: int) -> AsyncIterator[Told]:
-        """Do the stage's part for one row of `stage_base.row_schema`. `attempt` counts from 1."""
+        """Do the stage's part for one row of `row_schema`. `attempt` counts from 1."""
         loop = asyncio.get_running_loop()
         told: asyncio.Queue[Told | None] = asyncio.Queue()
 
@@ -45,7 +46,7 @@ class Worker:
         def work() -> list[dict[str, Any]]:
             self.events.start(attempt, tell)
             try:
-                return self.stage(pa.Table.from_pylist([row], schema=stage_base.row_schema())).to_pylist()
+                return self.stage(pa.Table.from_pylist([row], schema=row_schema())).to_pylist()
             finally:
                 tell(None)
 

@@ -12,8 +12,12 @@ from typing import Any
 
 from support import script, write_prompts
 
-from flashvideo_ray import Settings, ledger, parts, prompts, runs, weights
-from flashvideo_ray.storage import Store
+from flashvideo_ray import Settings, identity, prompts
+from flashvideo_ray.engines import weights
+from flashvideo_ray.graph.recipe import recipe_of
+from flashvideo_ray.ledger import parquet_log, tables
+from flashvideo_ray.ledger.keys import latents_key
+from flashvideo_ray.ledger.store import Store
 
 from .model import StandIn
 
@@ -94,19 +98,19 @@ class Run:
         there = set(self.store.keys("latents"))
         return frozenset(prompt for prompt, key in self._keys.items() if key in there)
 
-    def rows(self, table: ledger.Table) -> dict[str, dict[str, Any]]:
+    def rows(self, table: tables.Table) -> dict[str, dict[str, Any]]:
         """The newest row of each prompt."""
-        return {row["prompt"]: row for row in ledger.read(self.store, table).to_pylist()}
+        return {row["prompt"]: row for row in tables.read(self.store, table).to_pylist()}
 
     def _look(self) -> None:
-        found = parts.read_all(self.store, "ledger/clips-", ["clip_id", "status", "at"])
+        found = parquet_log.read_all(self.store, "ledger/clips-", ["clip_id", "status", "at"])
         self._seen |= {(row["clip_id"], row["at"]) for part in found.values() for row in part.to_pylist()}
 
 
 def _latents_keys(url: str, settings: Settings) -> dict[str, str]:
     settings = weights.with_model_defaults(settings)
-    fingerprint = runs.recipe_of(settings)["fingerprints"]["preview"]
+    fingerprint = recipe_of(settings)["fingerprints"]["preview"]
     table = prompts.read_prompts(url, base_seed=settings.seed)
-    table = prompts.candidates(table, settings.candidates, settings.stage1_recipe(), fingerprint)
-    keys = [ledger.latents_key(clip_id) for clip_id in table["clip_id"].to_pylist()]
+    table = identity.candidates(table, settings.candidates, settings.stage1_recipe(), fingerprint)
+    keys = [latents_key(clip_id) for clip_id in table["clip_id"].to_pylist()]
     return dict(zip(table["prompt"].to_pylist(), keys, strict=True))

@@ -20,12 +20,15 @@ from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 from support import free_ports, tiny_overrides
 
-from flashvideo_ray import ledger, video
+from flashvideo_ray import video
+from flashvideo_ray.ledger import tables
+from flashvideo_ray.ledger.keys import poster_key, preview_key
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.nano import world
 from flashvideo_ray.serve import app, local
 from flashvideo_ray.serve.app import ServeSettings
 from flashvideo_ray.settings import LedgerSettings
-from flashvideo_ray.storage import Store
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -83,12 +86,12 @@ def fill(run: Path) -> None:
     Image.fromarray(frames[0].numpy()).save(poster, "JPEG")
     (run / "poster").write_bytes(poster.getvalue())
     (run / "preview").write_bytes(video.encode_mp4(frames.numpy(), world.FPS))
-    schema = ledger.extended(ledger.PREVIEWS, [pa.field("score_motion", pa.float64())])
+    schema = tables.extended(tables.PREVIEWS, [pa.field("score_motion", pa.float64())])
     start, rows = dt.datetime(2026, 1, 1, tzinfo=dt.UTC), []
     for number in range(MANY):
         clip_id = f"{number:020x}"
-        preview = ledger.preview_key(clip_id)
-        here = {"preview": preview, "poster": ledger.poster_key(preview)}
+        preview = preview_key(clip_id)
+        here = {"preview": preview, "poster": poster_key(preview)}
         (run / preview).parent.mkdir(parents=True, exist_ok=True)
         os.link(run / "poster", run / here["poster"])
         if number >= MANY - PLAYABLE:
@@ -102,7 +105,7 @@ def fill(run: Path) -> None:
                 "at": start + dt.timedelta(seconds=number), **here,
             }
         )  # fmt: skip
-    writer = ledger.Writer(Store(str(run)), "previews", schema, LedgerSettings())
+    writer = Writer(Store(str(run)), "previews", schema, LedgerSettings())
     writer.write(pa.Table.from_pylist(rows, schema=schema))
     writer.flush()
 

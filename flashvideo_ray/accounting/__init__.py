@@ -1,0 +1,1 @@
+"""What a run costs and produced: the bill, estimates, the plan, the report."""

@@ -1,0 +1,211 @@
+"""What the settings' networks cost by calculation: operations of a candidate and of a clip, and memory of a card.
+
+A model and no measurement: `models.costs` counts what the networks compute at the settings' sizes. Where the model is
+not on this machine, the released networks stand in for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from flashvideo_ray.engines import weights
+from flashvideo_ray.models import costs
+from flashvideo_ray.settings import Settings
+
+_RELEASED_PREVIEW = {"height": 256, "width": 480, "num_frames": 49, "num_inference_steps": 51}
+_RELEASED_REFINE = {"height": 1072, "width": 1920, "num_inference_steps": 5}
+_TEXT_TOKENS = 226
+_STAGES: tuple[weights.ModelStage, ...] = ("preview", "refine")
+
+# Each step needs less memory than the one before and changes the picture, or the time, a little more.
+_LADDER: dict[str, tuple[dict[str, Any], ...]] = {
+    "preview": (
+        {"preview.guidance_batching": "apart"},
+        {"pools.preview.offload": "model"},
+    ),
+    "refine": (
+        {"refine.guidance_batching": "apart"},
+        {"pools.refine.offload": "model"},
+        {"refine.encode_tiles": [1, 2], "refine.decode_tiles": [2, 2]},
+        {"refine.encode_chunk_frames": 8, "refine.encode_tiles": [2, 2], "refine.decode_tiles": [3, 4]},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Floating-point operations of the transformers, with the second evaluation that guidance takes."""
+
+    preview: float
+    """Of one candidate's stage 1."""
+    refine: float
+    """Of one clip's stage 2."""
+    single: float
+    """Of the stage-1 network if it drew the clip at its full size, in as many steps."""
+    released: bool
+    """Whether the released networks stand in for a model that is not here."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a stage fits a card, and what would make it."""
+
+    stage: str
+    card_gib: float
+    needed_gib: float
+    remedy: dict[str, Any] | None  # settings that make it fit, where it does not; None: none that are known
+    remedy_gib: float | None
+
+    @property
+    def fits(self) -> bool:
+        """By the estimate."""
+        return self.needed_gib <= self.card_gib
+
+
+def operations(settings: Settings) -> Operations:
+    """The operations of stage 1, stage 2 and of a single stage, at these sizes and steps. Raises ModelNotFoundError."""
+    stages, released = _with_configs(settings)
+    size = {stage: _latents(found, stages["preview"]["num_frames"]) for stage, found in stages.items()}
+    first, second = stages["preview"], stages["refine"]
+
+    def run(network: dict[str, Any], of: str) -> float:
+        calls = network["num_inference_steps"] * network["evaluations"]
+        return calls * costs.transformer_flops(network["transformer"], size[of], network["tokens"])
+
+    return Operations(run(first, "preview"), run(second, "refine"), run(first, "refine"), released)
+
+
+def known_operations(settings: Settings) -> Operations | None:
+    """`operations`, or None where the model is not on this machine."""
+    try:
+        return operations(settings)
+    except weights.ModelNotFoundError:
+        return None
+
+
+def fit(settings: Settings, stage: str, card_gib: float) -> Fit:
+    """Estimate a stage's peak memory against a card; where it is too much, find settings that fit."""
+    needed = _peak_gib(settings, stage)
+    if needed <= card_gib:
+        return Fit(stage, card_gib, needed, None, None)
+    for changes in _remedies(settings, stage):
+        changed = Settings.of_tree(
+            settings.model_dump(mode="json"), [f"{key}={value}" for key, value in changes.items()]
+        )
+        less = _peak_gib(changed, stage)
+        if less <= card_gib:
+            return Fit(stage, card_gib, needed, changes, less)
+    return Fit(stage, card_gib, needed, None, None)
+
+
+def _remedies(settings: Settings, stage: str) -> Iterator[dict[str, Any]]:
+    """Changes of settings, from the smallest: each with those before it, without what is set already."""
+    tree = settings.model_dump(mode="json")
+    all_of: dict[str, Any] = {}
+    for step in _LADDER[stage]:
+        all_of |= step
+        changes = {key: value for key, value in all_of.items() if _at(tree, key) not in (value, "group")}
+        if changes:
+            yield changes
+
+
+def _at(tree: Any, key: str) -> Any:
+    for name in key.split("."):
+        tree = tree[name]
+    return tree
+
+
+def _peak_gib(settings: Settings, stage: str) -> float:
+    found = _with_configs(settings)[0]
+    own, pool = getattr(settings, stage), getattr(settings.pools, stage)
+    common: dict[str, Any] = {
+        **{name: found[stage][name] for name in ("height", "width", "num_inference_steps")},
+        "num_frames": found["preview"]["num_frames"],
+        "guidance_batching": own.guidance_batching,
+        "dtype": getattr(torch, own.dtype),
+        "vae_dtype": getattr(torch, own.vae_dtype or own.dtype),
+        # Group offload keeps less on the card than model offload, whose estimate is the larger one.
+        "offload": "none" if pool.offload == "none" else "model",
+    }
+    networks = found[stage]["transformer"], found[stage]["vae"]
+    if stage == "preview":
+        return costs.estimate_preview(*networks, **common).peak_bytes / costs.GIB
+    whole = own.decode_tiling == "none"
+    estimate = costs.estimate_refine(
+        *networks,
+        **common,
+        encode_chunk_frames=own.encode_chunk_frames or 16,
+        encode_tiles=own.encode_tiles or (1, 1),
+        decode_tiles=(1, 1) if whole else own.decode_tiles or (1, 2),
+    )
+    return estimate.peak_bytes / costs.GIB
+
+
+def _with_configs(settings: Settings) -> tuple[dict[str, dict[str, Any]], bool]:
+    """By stage: sizes, steps and the configurations of both networks; whether they are the released ones."""
+    try:
+        full, released = weights.with_model_defaults(settings), False
+        configs = {stage: _configs(full, stage) for stage in _STAGES}
+    except weights.ModelNotFoundError:
+        if not is_released(settings):
+            raise
+        full, released = settings, True
+        configs = {
+            stage: {
+                "transformer": costs.RELEASED[stage],
+                "vae": costs.RELEASED["vae"],
+                "tokens": _TEXT_TOKENS,
+                "evaluations": 2,
+            }
+            for stage in _STAGES
+        }
+    defaults = {"preview": _RELEASED_PREVIEW, "refine": _RELEASED_REFINE}
+    found: dict[str, dict[str, Any]] = {}
+    for stage, own in configs.items():
+        given = getattr(full, stage).model_dump()
+        sizes = {name: given[name] or default for name, default in defaults[stage].items()}
+        unit = 2 ** (len(own["vae"]["block_out_channels"]) - 1) * own["transformer"]["patch_size"]
+        sizes |= {name: sizes[name] // unit * unit for name in ("height", "width")}
+        found[stage] = {**own, **sizes}
+    return found, released
+
+
+def _configs(full: Settings, stage: weights.ModelStage) -> dict[str, Any]:
+    own = getattr(full, stage)
+    stated = weights.sampling_defaults(own.model, stage)
+    none = 0 if stage == "preview" and stated.get("use_dynamic_cfg", True) else 1  # the scale that is no guidance
+    return {
+        "transformer": weights.config(own.model, stage, "transformer"),
+        "vae": weights.config(own.model, stage, "vae"),
+        "tokens": stated["max_sequence_length"],
+        "evaluations": 1 if own.guidance_scale == none else 2,
+    }
+
+
+def is_released(settings: Settings) -> bool:
+    """Whether the settings ask for the sizes that FlashVideo was published with: 49 frames, 270p to 1080p."""
+    preview, refine = settings.preview, settings.refine
+    small = (preview.height in (256, 270), preview.width == 480, preview.num_frames == 49)
+    large = (refine.height in (1072, 1080), refine.width == 1920)
+    return all((*small, *large)) and "nano" not in (preview.model, refine.model)
+
+
+def _latents(stage: dict[str, Any], num_frames: int) -> tuple[int, int, int]:
+    scale = 2 ** (len(stage["vae"]["block_out_channels"]) - 1)
+    ratio = int(stage["vae"].get("temporal_compression_ratio", 4))
+    return (num_frames - 1) // ratio + 1, stage["height"] // scale, stage["width"] // scale
+
+
+def card_gib(accelerator_type: str | None) -> float | None:
+    """The memory of a card by Ray's name of its type, or None where that is not known."""
+    return _CARDS.get(accelerator_type or "")
+
+
+_CARDS: dict[str, float] = {
+    "T4": 16, "V100": 16, "L4": 24, "A10G": 24, "L40S": 48, "A100": 40, "A100-40G": 40, "A100-80G": 80, "H100": 80,
+    "H20": 96, "H200": 141, "B200": 180,
+}  # fmt: skip

@@ -1,0 +1,187 @@
+"""Bills, plans and audits as a terminal shows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from flashvideo_ray.accounting.billing import Cost
+    from flashvideo_ray.accounting.plan import Plan
+    from flashvideo_ray.selection.agreement import Audit, Share
+
+_LEAST = 0.0001  # of money that is shown
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def money(value: float | None, currency: str) -> str:
+    """`1,234.50 USD`, three digits of less than one; a dash where there is no price."""
+    if value is None:
+        return "–"
+    if 0 < value < _LEAST:
+        return f"< {_LEAST} {currency}"
+    digits = 2 if value == 0 or value >= 1 else 2 - math.floor(math.log10(value))
+    return f"{value:,.{digits}f} {currency}"
+
+
+def percent(value: float | None) -> str:
+    """`53 %`, `0.4 %`; a dash for what is not known."""
+    return "–" if value is None else f"{100 * value:.2g} %" if abs(value) < 0.1 else f"{100 * value:.0f} %"
+
+
+def bill_lines(bill: Mapping[str, Any]) -> Iterator[str]:
+    """The few lines about money and time that end a job."""
+    total, currency = bill["total"], bill["currency"]
+    if not bill["lines"]:
+        return
+    text = f"Spent {_work(total)}"
+    if total["money"] is not None:
+        text += f", {money(total['money'], currency)}"
+    if bill["per_clip"] is not None:
+        text += f"; a rendered clip {_work(bill['per_clip'])}"
+        if bill["per_clip"]["money"] is not None:
+            text += f", {money(bill['per_clip']['money'], currency)}"
+    yield text
+    saving, single = bill["refine_everything"], bill["single_stage"]
+    if saving is not None and saving["spared"]:
+        text = f"Saved {percent(saving['share'])} against refining everything: {_work(saving['cost'])}"
+        if saving["cost"]["money"] is not None:
+            text += f", {money(saving['cost']['money'], currency)}"
+        yield f"{text} (estimate: {saving['spared']:,} candidates at the mean time of a refine)"
+    if single is not None:
+        yield f"Saved {percent(single['share'])} of the operations of a single stage (by calculation, not measured)"
+    idle = ", ".join(f"{stage} {percent(use['idle_share'])}" for stage, use in bill["pools"].items())
+    if idle:
+        yield f"Idle share of the pools: {idle}"
+    yield from bill["notes"]
+
+
+def plan_page(plan: Plan, currency: str) -> RenderableType:
+    """A plan, to read before deciding."""
+    table = Table("stage", "calls", "a call", "actors", "at work", "idle", "pool costs", title_justify="left")
+    for pool in plan.pools:
+        table.add_row(
+            pool.stage,
+            f"{pool.calls:,}",
+            "–" if pool.seconds is None else f"{pool.seconds:.3g} s",
+            str(pool.size),
+            "–" if pool.seconds is None else duration(pool.work_seconds),
+            percent(pool.idle_share),
+            money(pool.money, currency),
+        )
+    return Group(*[Text(line) for line in _plan_head(plan)], table, *[Text(line) for line in _plan_end(plan, currency)])
+
+
+def _plan_head(plan: Plan) -> Iterator[str]:
+    yield (
+        f"{plan.prompts:,} prompts, {plan.candidates:,} candidates, {plan.clips:,} clips"
+        + (f", {plan.audited:,} refined for the audit" if plan.audited else "")
+        + f": about {duration(plan.wall_seconds)}, of which {plan.slowest} decides"
+    )
+    yield f"Seconds a call: {plan.seconds_source}. Survivors: {percent(plan.keep_rate)}, {plan.keep_source}."
+
+
+def _plan_end(plan: Plan, currency: str) -> Iterator[str]:
+    cost = f"Work: {_cost(plan.cost, currency)}"
+    if plan.per_clip is not None:
+        cost += f"; a clip {_cost(plan.per_clip, currency)}"
+    yield cost
+    if plan.held_money is not None:
+        yield f"With the pools' idle time: {money(plan.held_money, currency)}"
+    saving = plan.refine_everything
+    if saving is not None and saving.spared:
+        everything = plan.cost + saving.cost
+        yield (
+            f"Refining everything and filtering last would take {_cost(everything, currency)}: "
+            f"selection saves {percent(saving.share)}"
+        )
+    if plan.operations is not None:
+        one = plan.operations
+        ratio = one.single / (one.preview + one.refine)
+        whose = "the released networks" if one.released else "these networks"
+        yield f"A clip in a single stage would take {ratio:.3g} times the operations of two ({whose}, calculated)"
+    preview, refine = plan.balance
+    sizes = {pool.stage: pool.size for pool in plan.pools}
+    yield (
+        f"Balanced: {preview:.3g} : {refine:.3g} {'cards' if plan.cost.gpu_seconds else 'cores'} of preview : refine; "
+        f"with pools.preview.size={sizes['preview']}, pools.refine.size={plan.balanced_size} (now {sizes['refine']})"
+    )
+    for fit in plan.fits:
+        if fit.fits:
+            yield f"Memory: {fit.stage} needs about {fit.needed_gib:.1f} of {fit.card_gib:g} GiB (estimate)"
+        elif fit.remedy is None:
+            yield f"DOES NOT FIT: {fit.stage} needs about {fit.needed_gib:.1f} GiB of {fit.card_gib:g}, whatever is set"
+        else:
+            changes = " ".join(f"--set '{key}={_plain(value)}'" for key, value in fit.remedy.items())
+            yield (
+                f"DOES NOT FIT: {fit.stage} needs about {fit.needed_gib:.1f} GiB of {fit.card_gib:g}; "
+                f"about {fit.remedy_gib:.1f} with {changes}"
+            )
+    yield from plan.notes
+
+
+def audit_page(audit: Audit) -> RenderableType:
+    """An audit's two tables."""
+    scores = Table("score", "both ends", "rank correlation", "95 %", "rendered above rejected", title_justify="left")
+    for one in audit.scores:
+        if one.correlation is None:
+            continue
+        interval = "–" if one.low is None else f"{one.low:.2f} … {one.high:.2f}"
+        name = f"{one.name} (held out)" if one.held_out else one.name
+        scores.add_row(name, str(one.count), _two(one.correlation), interval, _two(one.separation))
+    rules = Table("rule", "rejected, and the clip meets it", "rendered, and the clip does not", title_justify="left")
+    for rule in audit.rules:
+        rules.add_row(rule.rule, _share(rule.false_rejects), _share(rule.false_accepts))
+    head = f"{audit.rendered:,} rendered, {audit.audited:,} of {audit.rejected:,} rejected candidates with a clip"
+    parts: list[RenderableType] = [Text(head), scores, *([rules] if audit.rules else [])]
+    constant = ", ".join(one.name for one in audit.scores if one.correlation is None)
+    if constant:
+        parts.append(Text(f"Without a correlation, because one end is missing or the same everywhere: {constant}"))
+    return Group(*parts, *[Text(note) for note in audit.notes])
+
+
+def print_lines(console: Console, lines: Iterator[str]) -> None:
+    """Lines as they are: no markup, no breaks."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _share(share: Share) -> str:
+    if share.value is None or share.low is None or share.high is None:
+        return "–"
+    return f"{share.hits} of {share.of}: {percent(share.value)} ({100 * share.low:.0f} … {100 * share.high:.0f} %)"
+
+
+def _two(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _work(cost: Mapping[str, Any]) -> str:
+    parts = [(cost["gpu_seconds"], "GPU-seconds"), (cost["cpu_seconds"], "core-seconds")]
+    said = [
+        f"{seconds:,.0f} {unit}" if seconds >= 10 else f"{seconds:.2g} {unit}" for seconds, unit in parts if seconds
+    ]
+    return " and ".join(said) or "nothing"
+
+
+def _cost(cost: Cost, currency: str) -> str:
+    work = _work({"gpu_seconds": cost.gpu_seconds, "cpu_seconds": cost.cpu_seconds})
+    return work if cost.money is None else f"{work}, {money(cost.money, currency)}"
+
+
+def _plain(value: Any) -> str:
+    return str(value).replace(" ", "")

@@ -1,0 +1,1 @@
+"""The Ray Data graph, the job around it, and what works on whole runs."""

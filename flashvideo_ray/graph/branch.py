@@ -1,0 +1,76 @@
+"""Another stage 2 over the same previews: a new run that begins with the previews of an old one."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flashvideo_ray.graph.recipe import about, recipe_of
+from flashvideo_ray.ledger import parquet_log, run_file, tables
+from flashvideo_ray.ledger.claim import Claim, Identity
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.settings import Settings
+
+_THREADS = 16
+_STAGE_1 = ("seed", "candidates", "text", "preview", "score")
+
+
+def branch(
+    old: Store,
+    new: Store,
+    settings: Settings,
+    *,
+    takeover: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Bring the previews of `old`, with their latents, to `new`. Returns how many are new there.
+
+    The settings may differ from those of the old run in all but stage 1 and the scores. May be repeated: what is there
+    is not copied again. Raises NoRunError where `old` is no run, and RecipeError if stage 1 differs or `new` holds a
+    run with another recipe.
+    """
+    run = run_file.read_run(old)
+    if run is None:
+        raise run_file.NoRunError(f"{old.url}: no run here (no run.json)")
+    recipe = recipe_of(settings)
+    there: dict[str, Any] = {name: run["recipe"][name] for name in _STAGE_1}
+    there["fingerprints.preview"] = run["recipe"]["fingerprints"]["preview"]
+    here: dict[str, Any] = {name: recipe[name] for name in _STAGE_1}
+    here["fingerprints.preview"] = recipe["fingerprints"]["preview"]
+    run_file.refuse_differences(
+        f"{old.url} made its previews otherwise", there, here, "Use the settings of that run for them."
+    )
+    run_file.check_recipe(new, recipe)
+    with Claim(new, Identity.of_this_process(), settings.ledger.lease_seconds, takeover):
+        return _copy(old, new, settings, recipe, progress)
+
+
+def _copy(
+    old: Store, new: Store, settings: Settings, recipe: Mapping[str, Any], progress: Callable[[int, int], None]
+) -> int:
+    previews = tables.read(old, "previews")
+    previews = previews.filter(previews["latents"].is_valid())
+    known = tables.read(new, "previews", ["clip_id"])["clip_id"].combine_chunks()
+    previews = previews.filter(pc.invert(pc.is_in(previews["clip_id"], known)))
+    columns = [name for name in ("latents", "preview", "poster") if name in previews.column_names]
+    keys = [key for name in columns for key in previews[name].drop_null().to_pylist()]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for done, _ in enumerate(pool.map(lambda key: new.put(key, old.get(key)), keys), start=1):
+            progress(done, len(keys))
+    record = {**about(settings, previews), "command": shlex.join(sys.argv), "from": old.url}
+    record["candidates"] = previews.num_rows + len(known)
+    run_file.open_run(new, recipe, record)
+    # Rows after their objects, and none of the old run's seconds: this run did not pay for them.
+    for name in ("text_seconds", "preview_seconds", "score_seconds", "rate_seconds"):
+        if name in previews.column_names:
+            index = previews.schema.get_field_index(name)
+            previews = previews.set_column(index, name, pa.nulls(previews.num_rows, pa.float64()))
+    if previews.num_rows:
+        parquet_log.write(new, tables.stem("previews"), previews)
+    return previews.num_rows

@@ -1,0 +1,168 @@
+"""The pipeline: prompts to previews to clips, as one Ray Data graph that reads top to bottom (`build_graph`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+
+from flashvideo_ray import identity, prompts
+from flashvideo_ray.engines import weights
+from flashvideo_ray.graph import checks, cluster, remaining, scoring, stages
+from flashvideo_ray.graph.job import Job, RunResult, run_job
+from flashvideo_ray.graph.quota import Quota
+from flashvideo_ray.graph.recipe import about, provenance, recipe_of
+from flashvideo_ray.graph.remaining import Until
+from flashvideo_ray.graph.stage import PAYLOAD, row_schema
+from flashvideo_ray.graph.tracker import TrackerClient
+from flashvideo_ray.ledger import run_file, tables
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.settings import Settings
+
+__all__ = ["RunResult", "build_graph", "preview", "refine", "render"]
+
+_CHUNK = 1000  # candidates in one block of the input
+
+
+def render(
+    prompt_url: str,
+    output: str,
+    settings: Settings | None = None,
+    *,
+    until: Until = "refine",
+    retry: str | None = None,
+    takeover: bool = False,
+    quota: Quota | None = None,
+) -> RunResult:
+    """Render prompts into OUTPUT: text, preview, score, refine, publish.
+
+    Starts a run or takes one up: candidates that ended before are not done again, and a finished preview is kept.
+    `until="preview"` stops after stage 1 and scores. `retry="failed"` takes up candidates that failed, and
+    `retry="failed:OutOfMemoryError"` those of one class. One job at a time works on a run: another one is refused until
+    the first has ended or has not been heard of for `ledger.lease_seconds`, unless `takeover`. With a `quota` the job
+    ends when it has enough; what is left is `skipped`, and taken up by a later job.
+    Raises an InputError of its kind (PromptError, SettingsError, RuleError, ModelNotFoundError, RecipeError,
+    PlacementError, ClaimedError) before anything is started.
+    """
+    started = time.monotonic()
+    settings = weights.with_model_defaults(settings or Settings())
+    checks.check_retry(retry)
+    checks.check_scoring(settings)
+    checks.check_video(settings)
+    weights.check_sizes(settings)
+    recipe = recipe_of(settings)
+    rows = prompts.read_prompts(prompt_url, base_seed=settings.seed, reserved=[*row_schema().names, "at"])
+    checks.warn_of_prompts(rows, settings)
+    fingerprint = recipe["fingerprints"]["preview"]
+
+    def candidates(first: int, count: int) -> pa.Table:
+        made = identity.candidates(rows, first + count, settings.stage1_recipe(), fingerprint)
+        return made.filter(pc.greater_equal(made["candidate"], first))
+
+    table = candidates(0, settings.candidates)
+    store = Store(output)
+    run_file.check_recipe(store, recipe)
+    extra = [field for field in table.schema if field.name not in row_schema().names]
+    schema = row_schema(extra)
+
+    def next_work(again: str | None) -> remaining.Work:
+        return remaining.next_work(
+            store, table, schema, settings, until, again, lambda: candidates(settings.candidates, settings.select.draw)
+        )
+
+    job = Job(store, settings, recipe, about(settings, table.num_rows), next_work, extra, takeover, retry, quota)
+    return run_job(job, build_graph, started)
+
+
+def preview(
+    prompt_url: str,
+    output: str,
+    settings: Settings | None = None,
+    *,
+    retry: str | None = None,
+    takeover: bool = False,
+    quota: Quota | None = None,
+) -> RunResult:
+    """Stage 1 and scores only; `refine` takes it from there, whenever and wherever."""
+    return render(prompt_url, output, settings, until="preview", retry=retry, takeover=takeover, quota=quota)
+
+
+def refine(
+    output: str,
+    settings: Settings | None = None,
+    *,
+    retry: str | None = None,
+    takeover: bool = False,
+    quota: Quota | None = None,
+) -> RunResult:
+    """Stage 2 for all survivors of a run that have no clip yet, and what people approved, from their kept latents.
+
+    `settings` defaults to those the run was started with; the others are as in `render`. Raises NoRunError where there
+    is no run, and what `render` raises.
+    """
+    started = time.monotonic()
+    checks.check_retry(retry)
+    store = Store(output)
+    run = run_file.read_run(store)
+    if run is None:
+        raise run_file.NoRunError(f"{output}: no run here (no run.json); start one with render or preview")
+    settings = weights.with_model_defaults(settings or Settings.of_tree(run["settings"], where="run.json"))
+    checks.check_scoring(settings)
+    checks.check_video(settings)
+    recipe = recipe_of(settings)
+    run_file.check_recipe(store, recipe)
+    own = {*row_schema().names, "at"}
+    extra = [field for field in tables.read(store, "previews").schema if field.name not in own]
+    extra = [field for field in extra if not field.name.startswith("score_")]
+
+    def next_work(again: str | None) -> remaining.Work:
+        return remaining.next_work(store, None, row_schema(extra), settings, retry=again)
+
+    about = {"settings": settings.model_dump(mode="json")}
+    job = Job(store, settings, recipe, about, next_work, extra, takeover, retry, quota)
+    return run_job(job, build_graph, started)
+
+
+def build_graph(
+    rows: pa.Table, store: Store, settings: Settings, recipe: Mapping[str, Any], events: TrackerClient, until: Until
+) -> ray.data.Dataset:
+    """The graph. Rows have the schema of `row_schema` and never leave the dataset, whatever becomes of them."""
+    pools = settings.pools
+    text = {"settings": settings, "events": events}
+    common = {**text, "store": store}
+    publishing = {**common, "fps": recipe["fps"], "provenance": provenance(recipe)}
+
+    # A block is the unit of streaming: with one row in each, the first clip is done while previews are being made.
+    chunks = [rows.slice(start, _CHUNK) for start in range(0, rows.num_rows, _CHUNK)]
+    ds: ray.data.Dataset = ray.data.from_arrow([chunk.combine_chunks() for chunk in chunks])
+    ds = ds.repartition(target_num_rows_per_block=1)
+
+    # Text is encoded once, for both stages.
+    ds = ds.map_batches(stages.EncodeText, fn_constructor_kwargs=text, **cluster.map_options(pools.text))
+
+    # Rows that already have a preview pass through these.
+    ds = ds.map_batches(
+        stages.Preview,
+        fn_constructor_kwargs=common,
+        **cluster.map_options(pools.preview, calls=cluster.PUBLISHING_CALLS),
+    )
+    # Candidates of one prompt leave the last of the scoring stages together, when all of them are judged.
+    for name in settings.score.stages:
+        ds = ds.map_batches(
+            scoring.Rate if name == "rate" else scoring.Score,
+            fn_constructor_kwargs=publishing,
+            **cluster.map_options(getattr(pools, name), same_rows=name != settings.score.stages[-1]),
+        )
+    if until == "preview":
+        return ds.drop_columns(list(PAYLOAD))
+
+    # Only survivors cost anything here. 1080p frames stay in the actor: what leaves it is an MP4, for the store.
+    return ds.map_batches(
+        stages.Refine,
+        fn_constructor_kwargs=publishing,
+        **cluster.map_options(pools.refine, calls=cluster.PUBLISHING_CALLS),
+    )

@@ -1,0 +1,81 @@
+"""What a person sees while a run goes on: a live table at a terminal, a line every so often in a job's log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from flashvideo_ray.accounting.terminal import duration
+from flashvideo_ray.graph.tracker import StageState
+from flashvideo_ray.settings import STAGES, Settings, Stage
+
+
+class Progress:
+    """Shows the state of each stage: done / total, rate, time left, and how much of its pool is at work.
+
+    `totals` is how many rows each stage gets at most, and of `text` that is all of them; how many previews meet the
+    rules is not known when a run starts.
+    """
+
+    def __init__(self, settings: Settings, totals: Mapping[Stage, int], stages: tuple[Stage, ...] = STAGES):
+        self.settings = settings
+        self.totals = totals
+        self.stages = stages
+        self.console = Console(stderr=True)
+        self._live: Live | None = None
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
+
+    def update(self, states: Mapping[Stage, StageState], counts: Mapping[str, int], last: bool = False) -> None:
+        """Show this state: a live table, or a line if one is due (every `progress_seconds`, and at the end)."""
+        out = sum(counts.get(name, 0) for name in ("rejected", "failed", "skipped"))  # most of them before stage 2
+        totals = {**self.totals, "refine": min(self.totals["refine"], max(self.totals["text"] - out, 0))}
+        rows = [self._row(stage, states.get(stage, StageState()), totals.get(stage, 0)) for stage in self.stages]
+        if self._live is not None:
+            table = Table("stage", "done", "rate", "time left", "pool", title=_counts(counts))
+            for row in rows:
+                table.add_row(*row)
+            self._live.update(table)
+        elif last or time.monotonic() - self._last_line >= self.settings.progress_seconds:
+            self._last_line = time.monotonic()
+            parts = [f"{stage} {done}, {rate}, {left}, {pool}" for stage, done, rate, left, pool in rows]
+            print(" | ".join([_counts(counts), *parts]), flush=True)
+
+    def _row(self, stage: Stage, state: StageState, total: int) -> tuple[str, str, str, str, str]:
+        pool = getattr(self.settings.pools, stage)
+        total = max(total, state.done)
+        left = duration(max(0, total - state.done) / state.rate) + " left" if state.rate else "-"
+        up = "starting" if state.actors == 0 else f"{min(state.open, pool.size)}/{pool.size} busy"
+        return stage, f"{state.done}/{total}", _rate(state.rate), left, up
+
+
+def _rate(per_second: float) -> str:
+    if per_second <= 0:
+        return "-"
+    return f"{per_second:.1f}/s" if per_second >= 1 else f"{per_second * 60:.1f}/min"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return (
+        ", ".join(
+            f"{counts[name]} {name}" for name in ("rendered", "rejected", "failed", "previewed") if counts.get(name)
+        )
+        or "0 ended"
+    )

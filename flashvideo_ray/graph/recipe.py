@@ -1,0 +1,47 @@
+"""What a run has exactly one of, and what is recorded about it: for run.json and for the files themselves."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from flashvideo_ray.engines import weights
+from flashvideo_ray.settings import Settings
+
+
+def recipe_of(settings: Settings) -> dict[str, Any]:
+    """What a run has exactly one of. Models stand in it by fingerprint: where their files are does not matter."""
+    recipe = settings.recipe()
+    fingerprints = {}
+    for stage in ("preview", "refine"):
+        del recipe[stage]["model"]
+        fingerprints[stage] = weights.fingerprint(getattr(settings, stage).model, stage)
+    fps = weights.sampling_defaults(settings.preview.model, "preview")["fps"]
+    return {**recipe, "fps": fps, "fingerprints": fingerprints}
+
+
+def about(settings: Settings, candidates: int) -> dict[str, Any]:
+    """What run.json records beside the recipe."""
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "candidates": candidates,
+        "command": shlex.join(sys.argv),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("flashvideo-ray", "ray", "torch", "diffusers", "transformers")},
+        },
+    }
+
+
+def provenance(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Which settings and weights made a file, for the file itself."""
+    return {
+        "comment": "made by flashvideo-ray",
+        "settings": json.dumps({stage: recipe[stage] for stage in ("preview", "refine")}),
+        "model_fingerprints": json.dumps(recipe["fingerprints"]),
+    }

@@ -1,0 +1,199 @@
+"""What is left to do in a run: the candidates that have not ended, and how far the next round takes them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flashvideo_ray import prompts
+from flashvideo_ray.graph.stage import MISSING_SCORE
+from flashvideo_ray.ledger import decisions, tables
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.selection.rules import SCORE, Opinion, audited, select
+from flashvideo_ray.settings import Settings
+
+Until = Literal["preview", "refine"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is left to do: one round of a job.
+
+    `rows` go through the graph, those that have a preview first. `context` holds previews of further candidates of
+    their prompts, to be compared with. `decided` need nothing more than their row in the ledger.
+    """
+
+    rows: pa.Table
+    context: pa.Table
+    decided: pa.Table
+    until: Until
+
+    def __bool__(self) -> bool:
+        return bool(self.rows.num_rows or self.decided.num_rows)
+
+
+def next_work(
+    store: Store,
+    table: pa.Table | None,
+    schema: pa.Schema,
+    settings: Settings,
+    until: Until = "refine",
+    retry: str | None = None,
+    more: Callable[[], pa.Table] | None = None,
+) -> Work:
+    """The candidates that have not ended, and how far to take them in the next round.
+
+    Args:
+        table: the candidates that the job is about; None for all that have a preview.
+        schema: of rows of the graph.
+        retry: as `check_retry` lets pass; failed candidates are taken up again.
+        more: further candidates of the prompts in `table`, for those none of whose candidates survived.
+
+    Rules that look at the whole run need all previews first: then a round makes previews, and the next one goes on. A
+    preview whose latents were pruned is made anew if it is needed.
+    """
+    if table is not None:
+        _check_carried(store, table)
+    previews = judged(tables.read(store, "previews"), settings, decisions.opinions(store))
+    clips = tables.read(store, "clips", ["clip_id", "status", "stage", "error_class", "clip"])
+    over = _ended(previews, clips, settings, retry)
+    if table is not None and more is not None and settings.select.draw:
+        table = _with_more(table, more, previews, over, clips)
+    previews = previews.filter(pc.or_(previews["latents"].is_valid(), pc.is_in(previews["clip_id"], over)))
+    if table is not None:
+        previews_here = previews.filter(pc.is_in(previews["clip_id"], table["clip_id"].combine_chunks()))
+        fresh = _without(_without(table, previews["clip_id"]), over)
+    else:
+        previews_here, fresh = previews, previews.slice(0, 0)
+    ready = _without(previews_here, over)
+    if fresh.num_rows and settings.candidates > 1:
+        # Candidates whose prompt has others still to come are judged with them, and go on in the next round.
+        context = previews_here.filter(pc.is_in(previews_here["id"], fresh["id"].combine_chunks()))
+        ready = _without(ready, context["clip_id"])
+    else:
+        context = previews.slice(0, 0)
+    lost = pc.and_(pc.is_in(ready["status"], pa.array(["rejected", "failed"])), pc.invert(ready["audit"]))
+    decided, survivors = ready.filter(lost), ready.filter(pc.invert(lost))
+    if until == "preview":
+        survivors = survivors.slice(0, 0)
+    if fresh.num_rows and settings.select.needs_whole_run:
+        until, survivors, decided = "preview", survivors.slice(0, 0), decided.slice(0, 0)
+    rows = [as_rows(survivors, schema), as_rows(_grouped(fresh, context), schema)]
+    return Work(pa.concat_tables(rows), context, as_rows(decided, schema), until)
+
+
+def judged(previews: pa.Table, settings: Settings, people: Mapping[str, Opinion]) -> pa.Table:
+    """Previews with what selection says of them now: `status`, `reason`, `rank`, `stage`, `audit` and the error."""
+    verdicts = select(previews, settings.select, people)
+    status = verdicts["status"]
+    for name in ("status", "reason", "rank"):
+        previews = previews.set_column(previews.schema.get_field_index(name), name, verdicts[name])
+    out, failed = pc.is_in(status, pa.array(["rejected", "failed"])), pc.equal(status, "failed")
+    by_rule = [False] * previews.num_rows
+    if settings.select.audit:
+        by_rule = [
+            said == "rejected" and clip_id not in people and audited(clip_id, settings.select.audit)
+            for clip_id, said in zip(previews["clip_id"].to_pylist(), status.to_pylist(), strict=True)
+        ]
+    null = pa.scalar(None, pa.string())
+    return (
+        previews.append_column("stage", pc.if_else(out, settings.score.stages[-1], null))
+        .append_column("audit", pa.array(by_rule, pa.bool_()))
+        .append_column("error_class", pc.if_else(failed, MISSING_SCORE, null))
+        .append_column("error", pc.if_else(failed, verdicts["reason"], null))
+    )
+
+
+def _ended(previews: pa.Table, clips: pa.Table, settings: Settings, retry: str | None) -> pa.Array:
+    """The candidates that need nothing more, as selection is now."""
+    status = dict(zip(previews["clip_id"].to_pylist(), previews["status"].to_pylist(), strict=True))
+    audit = dict(zip(previews["clip_id"].to_pylist(), previews["audit"].to_pylist(), strict=True))
+    _, _, wanted_class = (retry or "").partition(":")
+    over = []
+    for row in clips.select(["clip_id", "status", "stage", "error_class", "clip"]).to_pylist():
+        clip_id, was, now = row["clip_id"], row["status"], status.get(row["clip_id"])
+        if was == "rendered":
+            done = True
+        elif was == "rejected":
+            done = now in ("rejected", "failed", None) and bool(row["clip"] or not audit.get(clip_id))
+        elif was == "failed" and row["error_class"] == MISSING_SCORE:
+            done = now == "failed"
+        elif was == "failed":
+            done = retry is None or bool(wanted_class and wanted_class != row["error_class"])
+        else:
+            done = False  # skipped
+        if done:
+            over.append(clip_id)
+    return pa.array(over, pa.string())
+
+
+def _with_more(
+    table: pa.Table, more: Callable[[], pa.Table], previews: pa.Table, over: pa.Array, clips: pa.Table
+) -> pa.Table:
+    """The table, and further candidates of the prompts all of whose candidates were judged and none survived."""
+    gone = pc.is_in(previews["status"], pa.array(["rejected", "failed"]))
+    lost = set(previews.filter(gone)["clip_id"].to_pylist())
+    lost |= set(clips.filter(pc.equal(clips["status"], "failed"))["clip_id"].to_pylist()) & set(over.to_pylist())
+    hopeful = {
+        prompt
+        for clip_id, prompt in zip(table["clip_id"].to_pylist(), table["id"].to_pylist(), strict=True)
+        if clip_id not in lost
+    }
+    further = more()
+    return pa.concat_tables(
+        [table, further.filter(pc.invert(pc.is_in(further["id"], pa.array(sorted(hopeful), pa.string()))))]
+    )
+
+
+def _grouped(fresh: pa.Table, context: pa.Table) -> pa.Table:
+    """Open candidates, each with how many of its prompt are to be judged together."""
+    others = Counter(context["id"].to_pylist())
+    ids = fresh["id"].to_pylist()
+    sizes = Counter(ids)
+    group = pa.array([sizes[prompt] + others[prompt] for prompt in ids], pa.int32())
+    status = pa.array(["open"] * fresh.num_rows, pa.string())
+    fresh = fresh.drop_columns([name for name in ("status", "audit") if name in fresh.column_names])
+    return fresh.append_column("group", group).append_column("status", status)
+
+
+def context_rows(context: pa.Table) -> dict[str, list[dict[str, Any]]]:
+    """Previews to compare with, by prompt, as rows of the graph are compared."""
+    names = [name for name in context.column_names if name.startswith(SCORE) and name != "score_seconds"]
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    for row in context.select(["clip_id", "id", "candidate", "scorer_errors", "status", *names]).to_pylist():
+        scores = [(name.removeprefix(SCORE), row.pop(name)) for name in names]
+        by_prompt.setdefault(row["id"], []).append({**row, "scores": scores, "context": True})
+    return by_prompt
+
+
+def _without(table: pa.Table, clip_ids: pa.Array | pa.ChunkedArray) -> pa.Table:
+    values = clip_ids.combine_chunks() if isinstance(clip_ids, pa.ChunkedArray) else clip_ids
+    return table.filter(pc.invert(pc.is_in(table["clip_id"], values)))
+
+
+def _check_carried(store: Store, table: pa.Table) -> None:
+    """Raise PromptError if a column of the prompts has another type in the ledger, which could not be read then."""
+    carried = [name for name in table.column_names if name not in tables.CLIPS.names]
+    for which in ("clips", "previews"):
+        there = tables.read(store, which, carried).schema
+        for name in carried:
+            if name in there.names and there.field(name).type not in (table.schema.field(name).type, pa.null()):
+                now, before = table.schema.field(name).type, there.field(name).type
+                raise prompts.PromptError(
+                    f"column {name!r} holds {now}, and held {before} in the prompts that this run was started with; "
+                    "make them the same, or use another OUTPUT"
+                )
+
+
+def as_rows(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with exactly the schema's columns; what it does not have is null."""
+    columns = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)

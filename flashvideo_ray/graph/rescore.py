@@ -1,0 +1,143 @@
+"""More scores for the previews of a run, without stage 1: measured on the stored preview MP4s."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+
+from flashvideo_ray import scorers, video
+from flashvideo_ray.errors import InputError
+from flashvideo_ray.graph import cluster
+from flashvideo_ray.ledger import run_file, tables
+from flashvideo_ray.ledger.claim import Claim, Identity
+from flashvideo_ray.ledger.patience import PatientStore
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.selection.rules import SCORE
+from flashvideo_ray.settings import ScorerSettings, Settings
+
+_ROWS = 8  # a block: scores are quick, and a preview is small
+
+
+class ScorerError(InputError):
+    """Scores that a run cannot be given."""
+
+
+class Rescore:
+    """Adds the numbers of some scorers to rows with `clip_id`, `prompt` and `preview`; an actor of Ray Data."""
+
+    def __init__(self, specs: Sequence[ScorerSettings], store: Store, fps: float):
+        self.scorers = [(spec.name, scorers.load(spec.name, spec.options, fps=fps)) for spec in specs]
+        self.store = store
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """One row for each of the batch: `clip_id`, `score_<name>` …, `scorer_errors`."""
+        return pa.Table.from_pylist([self._row(row) for row in batch.to_pylist()], schema=_schema(self.scorers))
+
+    def _row(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {"clip_id": row["clip_id"], "scorer_errors": None}
+        errors = []
+        try:
+            frames, _ = video.decode_mp4(self.store.get(row["preview"]))
+        except Exception as error:
+            print(f"{row['clip_id']}: {type(error).__name__}: {error}", file=sys.stderr)
+            return {**found, "scorer_errors": f"its preview cannot be read: {type(error).__name__}: {error}"}
+        for name, scorer in self.scorers:
+            try:
+                found |= {f"{SCORE}{key}": float(value) for key, value in scorer(frames, row["prompt"]).items()}
+            except Exception as error:
+                errors.append(f"{name}: {type(error).__name__}: {error}")
+        return {**found, "scorer_errors": "; ".join(errors) or None}
+
+
+def rescore(output: str, specs: Sequence[ScorerSettings], settings: Settings, *, takeover: bool = False) -> int:
+    """Give all previews of a run the scores of further scorers, which become part of its recipe.
+
+    Returns how many got them: previews that have all of these scores are left alone, so it may be repeated. Raises
+    NoRunError where there is no run, and ScorerError if a scorer cannot be used or the run has it with other options.
+    """
+    store = Store(output)
+    run = run_file.read_run(store)
+    if run is None:
+        raise run_file.NoRunError(f"{output}: no run here (no run.json)")
+    names = _new_names(specs, settings)
+    previews = tables.read(store, "previews")
+    have = [name for name in names if name in previews.column_names]
+    lacks = pa.array([len(have) < len(names)] * previews.num_rows)
+    for name in have:
+        lacks = pc.or_(lacks, previews[name].is_null())
+    rows = previews.filter(pc.and_(lacks, previews["preview"].is_valid()))
+    if rows.num_rows:
+        stages_ = tuple(dict.fromkeys(spec.pool for spec in specs))
+        cluster.connect(settings.pools, stages_)
+    with Claim(store, Identity.of_this_process(), settings.ledger.lease_seconds, takeover):
+        if rows.num_rows:
+            scored = _scored(rows, specs, store, settings, float(run["recipe"]["fps"]))
+            tables.supersede(store, "previews", _joined(rows, scored, names))
+        known = {spec.name for spec in settings.score.scorers}
+        more = [spec.model_dump(mode="json") for spec in specs if spec.name not in known]
+        for tree in (run["settings"]["score"], run["recipe"]["score"]):
+            tree["scorers"] = [*tree["scorers"], *more]
+        store.put("run.json", json.dumps(run, indent=2).encode())
+    return rows.num_rows
+
+
+def _new_names(specs: Sequence[ScorerSettings], settings: Settings) -> list[str]:
+    """Columns that the scorers will fill."""
+    known = {spec.name: spec for spec in settings.score.scorers}
+    for spec in specs:
+        if spec.name in known and known[spec.name].options != spec.options:
+            raise ScorerError(
+                f"the run has the scorer {spec.name} with the options {known[spec.name].options}; "
+                "one run has one of each, so use another OUTPUT (refine NEW --from OLD)"
+            )
+    try:
+        return [f"{SCORE}{name}" for spec in specs for name in scorers.check(spec.name, spec.options)]
+    except ValueError as error:
+        raise ScorerError(str(error)) from None
+
+
+def _scored(
+    rows: pa.Table, specs: Sequence[ScorerSettings], store: Store, settings: Settings, fps: float
+) -> dict[str, dict[str, Any]]:
+    cluster.configure_data()
+    found: dict[str, dict[str, Any]] = {row["clip_id"]: {} for row in rows.select(["clip_id"]).to_pylist()}
+    patient = PatientStore(store.url, settings.store_patience_seconds)
+    table = rows.select(["clip_id", "prompt", "preview"]).combine_chunks()
+    for pool in dict.fromkeys(spec.pool for spec in specs):
+        own = [spec for spec in specs if spec.pool == pool]
+        ds: ray.data.Dataset = ray.data.from_arrow(table).repartition(target_num_rows_per_block=_ROWS)
+        ds = ds.map_batches(
+            Rescore,
+            fn_constructor_kwargs={"specs": own, "store": patient, "fps": fps},
+            **cluster.map_options(getattr(settings.pools, pool)),
+        )
+        for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for row in pa.table(batch).to_pylist():
+                errors = [found[row["clip_id"]].get("scorer_errors"), row.pop("scorer_errors")]
+                found[row["clip_id"]] |= {**row, "scorer_errors": "; ".join(filter(None, errors)) or None}
+    return found
+
+
+def _joined(rows: pa.Table, scored: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pa.Table:
+    """Preview rows with their new scores; errors stand beside those of earlier scores."""
+    for name in names:
+        values = pa.array([scored[clip_id].get(name) for clip_id in rows["clip_id"].to_pylist()], pa.float64())
+        index = rows.schema.get_field_index(name)
+        rows = rows.append_column(name, values) if index < 0 else rows.set_column(index, name, values)
+    errors = [
+        "; ".join(filter(None, [before, scored[clip_id].get("scorer_errors")])) or None
+        for clip_id, before in zip(rows["clip_id"].to_pylist(), rows["scorer_errors"].to_pylist(), strict=True)
+    ]
+    index = rows.schema.get_field_index("scorer_errors")
+    return rows.set_column(index, "scorer_errors", pa.array(errors, pa.string()))
+
+
+def _schema(built: Sequence[tuple[str, scorers.Scorer]]) -> pa.Schema:
+    numbers = [pa.field(f"{SCORE}{name}", pa.float64()) for _, scorer in built for name in scorer.names]
+    return pa.schema([pa.field("clip_id", pa.string()), *numbers, pa.field("scorer_errors", pa.string())])

@@ -1,0 +1,176 @@
+"""What all stages share: the schema of their rows, and that an error is a value in the row."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from flashvideo_ray.graph.tracker import StageEvents
+from flashvideo_ray.ledger import tables
+from flashvideo_ray.settings import Pool, Settings, Stage
+
+_PAYLOAD = [
+    pa.field("prompt_embeds", pa.large_binary()),  # safetensors: `preview`, `refine` and, if asked for, `negative`
+    pa.field("preview_latents", pa.large_binary()),  # safetensors: `latents`
+    pa.field("preview_frames", pa.large_binary()),  # safetensors: `frames`, uint8
+    pa.field("scores", pa.map_(pa.string(), pa.float64())),
+    # How many candidates of the prompt are to be judged together, itself included; 0 where that is done.
+    pa.field("group", pa.int32()),
+]
+PAYLOAD = tuple(field.name for field in _PAYLOAD)
+BULKY = ("prompt_embeds", "preview_latents", "preview_frames")
+MISSING_SCORE = "MissingScoreError"  # the error class of a candidate that failed for want of a score
+DROPPED = dict.fromkeys(PAYLOAD)
+# A process can also die outside the part of a call that has the device (out of memory while encoding, say). There it is
+# not known whose fault that is, so more deaths are let pass.
+_BYSTANDER_DEATHS = 4
+_GATE_SECONDS = 0.3
+
+
+def row_schema(extra: Iterable[pa.Field] = ()) -> pa.Schema:
+    """The one schema of all rows of the graph, however they fare: both ledger tables' columns and what travels."""
+    names = dict.fromkeys([*tables.PREVIEWS.names, *tables.CLIPS.names])
+    names.pop("at")
+    known = pa.unify_schemas([tables.PREVIEWS, tables.CLIPS])
+    return pa.schema([*(known.field(name) for name in names), *_PAYLOAD, *extra])
+
+
+def origin(row: Mapping[str, Any]) -> dict[str, str]:
+    """Which candidate a file holds, for the file itself."""
+    own = {name: row[name] for name in ("clip_id", "id", "prompt", "seed", "candidate")}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in own.items()}
+
+
+class NonFiniteError(ValueError):
+    """A model gave NaN or infinite values."""
+
+
+class AttemptsError(RuntimeError):
+    """A candidate killed the process of a stage too often and is not tried again."""
+
+
+class TimeLimitError(RuntimeError):
+    """A candidate ran into the time limit of a stage too often and is not tried again."""
+
+
+class StageBase(ABC):
+    """What all stages share: which rows are theirs, and that an error is a value in the row."""
+
+    name: ClassVar[Stage]
+    gated: ClassVar[bool] = False
+    """Whether a job that has enough skips it."""
+
+    def __init__(self, settings: Settings, events: StageEvents):
+        self.settings = settings
+        self.events = events
+        self._device_lock = threading.Lock()
+        self._logged: set[type[Exception]] = set()
+        events.joined(self.name)
+
+    @abstractmethod
+    def takes(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row needs this stage."""
+
+    @abstractmethod
+    def process(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The columns of the row that change. Whatever it raises ends the row."""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Map rows to rows, same count, same order, same schema."""
+        rows = [self._guarded(row) if self.takes(row) else row for row in batch.to_pylist()]
+        return pa.Table.from_pylist(rows, schema=batch.schema)
+
+    @contextmanager
+    def device(self, row: dict[str, Any]) -> Iterator[None]:
+        """The part of a call that has the device to itself, within the pool's time limit.
+
+        If the process dies in here, it dies of this row, and the row is not tried more than `max_attempts` times. The
+        calls beside it are only bystanders.
+        """
+        with self._device_lock:
+            attempt = self.events.attempt(self.name, row["clip_id"])
+            row["attempts"] = attempt.count
+            watch = threading.Timer(self._pool.time_limit_seconds, self._give_up, [row["clip_id"]])
+            watch.daemon = True
+            watch.start()
+            try:
+                if attempt.count > self.settings.max_attempts:
+                    if attempt.overdue:
+                        raise TimeLimitError(f"{attempt.count - 1} times over {self._pool.time_limit_seconds:g} s")
+                    raise AttemptsError(f"the process died {attempt.count - 1} times on this candidate")
+                yield
+            finally:
+                watch.cancel()
+                self.events.survived(self.name, row["clip_id"])
+
+    def steps(self, row: Mapping[str, Any]) -> Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]:
+        """A `callback_on_step_end` for a diffusers pipeline that tells how far the row is."""
+
+        def told(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            self.events.step(self.name, row["clip_id"], step + 1, len(pipe.scheduler.timesteps))
+            return tensors
+
+        return told
+
+    @property
+    def _pool(self) -> Pool:
+        return getattr(self.settings.pools, self.name)
+
+    def _give_up(self, clip_id: str) -> None:
+        """End this process: a call that hangs in a kernel cannot be stopped otherwise. Ray starts another one."""
+        print(f"{self.name} ran over {self._pool.time_limit_seconds:g} s on {clip_id}: process ends", file=sys.stderr)
+        self.events.overdue(self.name, clip_id)
+        os._exit(1)
+
+    def _guarded(self, row: dict[str, Any]) -> dict[str, Any]:
+        if self.gated and not self._admitted(row):
+            return {**row, **DROPPED, "group": row["group"], "status": "skipped"}
+        status = "failed"
+        begins = self.events.begin(self.name, row["clip_id"])
+        try:
+            if begins > _BYSTANDER_DEATHS * self.settings.max_attempts:
+                raise AttemptsError(f"the process died {begins - 1} times while this candidate was in it")
+            changed = self.process(row)
+            done = {**row, **changed}  # in this order: `device` writes the attempts into the row
+            status = done["status"]
+            return done
+        except Exception as error:
+            self._log_error(error, row["clip_id"])
+            return {
+                **row,
+                # Of the candidates of a prompt, the last to be judged carries the text for all.
+                **DROPPED,
+                "group": row["group"],
+                "prompt_embeds": row["prompt_embeds"] if row["group"] else None,
+                "status": "failed",
+                "stage": self.name,
+                "reason": f"{self.name}: {type(error).__name__}",
+                "error_class": type(error).__name__,
+                "error": str(error) or repr(error),
+                "host": socket.gethostname(),
+            }
+        finally:
+            self.events.end(self.name, row["clip_id"], status)
+
+    def _admitted(self, row: Mapping[str, Any]) -> bool:
+        while (answer := self.events.admit(self.name, row["clip_id"], row["id"])) == "wait":
+            time.sleep(_GATE_SECONDS)
+        return answer == "go"
+
+    def _log_error(self, error: Exception, clip_id: str) -> None:
+        """One line for each failure in the worker's log; where it came from only for the first of its class."""
+        print(f"{self.name} failed on {clip_id}: {type(error).__name__}: {error}", file=sys.stderr)
+        if type(error) not in self._logged:
+            self._logged.add(type(error))
+            traceback.print_exception(error)

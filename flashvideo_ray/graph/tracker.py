@@ -1,0 +1,260 @@
+"""What is going on in a run, in one place: which calls are open, how often each was tried, what each stage has done.
+
+One `Tracker` lives in a Ray actor beside the driver; the stages talk to it through `TrackerClient`. It also holds the
+ledger of previews, because a preview is worth keeping long before its clip is made, and the candidates of a prompt that
+wait for one another to be judged together. This module knows no Ray: a handle is anything whose methods have `.remote`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from flashvideo_ray.graph.quota import Answer, Gate
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.writer import Writer
+from flashvideo_ray.settings import STAGES, LedgerSettings, Stage
+
+
+@dataclass
+class StageState:
+    """One stage at one moment: its actors, the calls that are open, and those that ended, whatever came of them."""
+
+    actors: int = 0
+    open: int = 0
+    done: int = 0
+    busy_seconds: float = 0.0  # of devices, all actors together
+    held_seconds: float = 0.0  # by actors, from when each took work first
+    first_begin: float | None = None
+    last_end: float | None = None
+
+    @property
+    def rate(self) -> float:
+        """Calls that ended a second, from the first begin to the last end; 0 before there is one."""
+        if self.first_begin is None or self.last_end is None:
+            return 0.0
+        return self.done / max(self.last_end - self.first_begin, 1e-6)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How many times a call got the device and did not give it back, and whether it ever ran over its time limit."""
+
+    count: int
+    overdue: bool
+
+
+class StageEvents(Protocol):
+    """What a stage tells about its work, and what it asks."""
+
+    def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:
+        """Whether a call may begin, or the run has enough. `prompt` is the prompt's id."""
+
+    def joined(self, stage: Stage) -> None:
+        """An actor of the stage has loaded its model and takes work."""
+
+    def begin(self, stage: Stage, clip_id: str) -> int:
+        """A call starts. Returns how many times it was started without an end, this time included."""
+
+    def attempt(self, stage: Stage, clip_id: str) -> Attempt:
+        """A call gets the device."""
+
+    def step(self, stage: Stage, clip_id: str, done: int, total: int) -> None:
+        """A call that has the device has made so many of its steps."""
+
+    def overdue(self, stage: Stage, clip_id: str) -> None:
+        """A call that has the device is over its time limit: its process is about to end itself."""
+
+    def survived(self, stage: Stage, clip_id: str) -> None:
+        """A call gave the device back: its process did not die of it."""
+
+    def end(self, stage: Stage, clip_id: str, status: str) -> None:
+        """A call ended, well or not; the row's status now."""
+
+    def gather(self, row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        """A candidate is there to be judged with the `group` of its prompt.
+
+        Returns all of the group to the one that makes it complete, and None to the others. The same row asked about
+        again, by a call that is repeated, gets the same answer.
+        """
+
+    def previewed(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Previews are in the store and judged; their ledger rows."""
+
+
+@dataclass
+class _Group:
+    """Candidates of one prompt: those judged before, those that came, and the one that came last."""
+
+    context: list[dict[str, Any]]
+    rows: dict[str, dict[str, Any]]
+    last: str | None = None
+
+
+class Tracker:
+    """Counts and remembers; see the module's text. Not thread-safe: it lives in an actor.
+
+    `context` holds, by prompt id, previews of candidates that this job does not make, to be compared with those that
+    it makes. Without a `gate` everything may begin.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        previews: pa.Schema,
+        settings: LedgerSettings,
+        context: Mapping[str, list[dict[str, Any]]] | None = None,
+        gate: Gate | None = None,
+    ):
+        self._context = context or {}
+        self._groups: dict[str, _Group] = {}
+        self._gate = gate
+        self._devices: dict[tuple[Stage, str], float] = {}
+        self._previews = Writer(store, "previews", previews, settings)
+        self._begins: Counter[tuple[Stage, str]] = Counter()
+        self._attempts: Counter[tuple[Stage, str]] = Counter()
+        self._overdue: set[tuple[Stage, str]] = set()
+        self._joined: dict[Stage, list[float]] = defaultdict(list)
+        self._stages: dict[Stage, StageState] = defaultdict(StageState)
+
+    def joined(self, stage: Stage) -> None:
+        """See StageEvents."""
+        self._stages[stage].actors += 1
+        self._joined[stage].append(time.time())
+        if self._gate is not None:
+            self._gate.joined(stage)
+
+    def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:
+        """See StageEvents."""
+        return "go" if self._gate is None else self._gate.admit(stage, clip_id, prompt)
+
+    def begin(self, stage: Stage, clip_id: str) -> int:
+        """See StageEvents. A call whose process was killed never ends, so its count stays for the next begin."""
+        state = self._stages[stage]
+        if state.first_begin is None:
+            state.first_begin = time.time()
+        self._begins[stage, clip_id] += 1
+        if self._begins[stage, clip_id] == 1:
+            state.open += 1
+        return self._begins[stage, clip_id]
+
+    def attempt(self, stage: Stage, clip_id: str) -> Attempt:
+        """See StageEvents."""
+        self._attempts[stage, clip_id] += 1
+        self._devices[stage, clip_id] = time.time()
+        return Attempt(self._attempts[stage, clip_id], (stage, clip_id) in self._overdue)
+
+    def overdue(self, stage: Stage, clip_id: str) -> None:
+        """See StageEvents."""
+        self._overdue.add((stage, clip_id))
+
+    def survived(self, stage: Stage, clip_id: str) -> None:
+        """See StageEvents."""
+        self._attempts.pop((stage, clip_id), None)
+        self._stages[stage].busy_seconds += time.time() - self._devices.pop((stage, clip_id), time.time())
+        self._overdue.discard((stage, clip_id))
+
+    def end(self, stage: Stage, clip_id: str, status: str) -> None:
+        """See StageEvents."""
+        if self._gate is not None and stage == "refine":
+            self._gate.refined(clip_id, status == "rendered")
+        elif self._gate is not None and status == "failed":
+            self._gate.lost(clip_id)
+        state = self._stages[stage]
+        if self._begins.pop((stage, clip_id), 0):
+            state.open -= 1
+        state.done += 1
+        state.last_end = time.time()
+
+    def gather(self, row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        """See StageEvents."""
+        group = self._groups.get(row["id"])
+        if group is None:
+            group = self._groups[row["id"]] = _Group(self._context.get(row["id"], []), {})
+        group.rows[row["clip_id"]] = dict(row)
+        if group.last is None and len(group.rows) + len(group.context) >= row["group"]:
+            group.last = row["clip_id"]
+        return [*group.context, *group.rows.values()] if group.last == row["clip_id"] else None
+
+    def forget(self, prompts: Sequence[str]) -> None:
+        """The groups of these prompts have come out of the graph: nobody will ask about them again."""
+        for prompt in prompts:
+            self._groups.pop(prompt, None)
+
+    def previewed(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """See StageEvents."""
+        for row in rows:
+            self._previews.append(row)
+            if self._gate is not None:
+                self._gate.judged(row["clip_id"], row["status"] == "previewed")
+
+    def over(self) -> tuple[str, int] | None:
+        """Once nothing that the job pays for is open any more: why it has enough, and how many clips it rendered."""
+        working = sum(self._stages[stage].open for stage in STAGES)
+        if self._gate is None or working or (why := self._gate.over) is None:
+            return None
+        return why, self._gate.rendered
+
+    def tick(self) -> dict[Stage, StageState]:
+        """Make preview rows durable if that is due; return the state of all stages."""
+        self._previews.flush_if_due()
+        now = time.time()
+        for stage, since in self._joined.items():
+            self._stages[stage].held_seconds = sum(now - at for at in since)
+        return {stage: self._stages[stage] for stage in STAGES}
+
+    def flush(self) -> None:
+        """Make all preview rows durable now."""
+        self._previews.flush()
+
+
+class TrackerClient:
+    """A stage's end of the line to the tracker's actor. `get` waits for a remote result (`ray.get`)."""
+
+    def __init__(self, handle: Any, get: Callable[[Any], Any]):
+        self._handle = handle
+        self._get = get
+
+    def joined(self, stage: Stage) -> None:
+        """See StageEvents."""
+        self._handle.joined.remote(stage)
+
+    def begin(self, stage: Stage, clip_id: str) -> int:
+        """See StageEvents. Waits for the answer, so that the mark is there before the call can kill its process."""
+        return self._get(self._handle.begin.remote(stage, clip_id))
+
+    def attempt(self, stage: Stage, clip_id: str) -> Attempt:
+        """See StageEvents. Waits, as `begin` does."""
+        return self._get(self._handle.attempt.remote(stage, clip_id))
+
+    def step(self, stage: Stage, clip_id: str, done: int, total: int) -> None:
+        """See StageEvents. Nobody watches the single steps of a batch job."""
+
+    def overdue(self, stage: Stage, clip_id: str) -> None:
+        """See StageEvents. Waits: the process ends right after."""
+        self._get(self._handle.overdue.remote(stage, clip_id))
+
+    def survived(self, stage: Stage, clip_id: str) -> None:
+        """See StageEvents."""
+        self._handle.survived.remote(stage, clip_id)
+
+    def end(self, stage: Stage, clip_id: str, status: str) -> None:
+        """See StageEvents."""
+        self._handle.end.remote(stage, clip_id, status)
+
+    def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:
+        """See StageEvents."""
+        return self._get(self._handle.admit.remote(stage, clip_id, prompt))
+
+    def gather(self, row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        """See StageEvents."""
+        return self._get(self._handle.gather.remote(dict(row)))
+
+    def previewed(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """See StageEvents. Waits: rows handed over survive the death of this process."""
+        self._get(self._handle.previewed.remote([dict(row) for row in rows]))

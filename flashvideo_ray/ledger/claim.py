@@ -1,0 +1,312 @@
+"""A claim on a run, so that two jobs that are started on one OUTPUT by mistake do not both pay for it.
+
+    OUTPUT/claims/000003.json     generation 3 of the claim: who made it; created once, by exactly one job
+    OUTPUT/claims/000003.lease    the same with the time of the last renewal; written by the holder alone
+
+The job that created the highest generation holds the run, and renews its lease from a thread. A claim is free if it was
+released, if its lease was not renewed for `lease_seconds`, or if its process is known to be dead: the next job takes it
+by creating the next generation. Each generation has a lease of its own: a holder that was stopped, overtaken and woken
+up cannot touch that of its successor. The highest generation is never deleted, so numbers are never used twice.
+
+Clocks: the times in a lease are those of its holder's clock, and those of two machines are expected to agree within
+`SKEW` of the lease (6 seconds of 60). No more hangs on that than a wrong waiting time: before a job takes over a claim
+that looks lapsed it watches the lease for two renewals, and one that moves is alive whatever the clocks say. How long
+its own lease lasts, a holder measures with a clock that nobody sets, and it gives up before anybody may take over.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import getpass
+import logging
+import os
+import posixpath
+import shlex
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from flashvideo_ray.errors import InputError
+from flashvideo_ray.ledger.store import Store
+
+SKEW = 0.1
+RELEASE_SECONDS = 10.0
+ROUNDS = 5
+log = logging.getLogger("flashvideo_ray")
+
+
+class ClaimedError(InputError):
+    """Another job holds the run. The message says who, until when, and what to do."""
+
+
+class ClaimLostError(RuntimeError):
+    """This job does not hold the run any more, and must stop paying for it. The message says why."""
+
+
+class Identity(BaseModel):
+    """Who holds a claim, in terms by which a person can find the job."""
+
+    model_config = ConfigDict(frozen=True)
+
+    host: str
+    pid: int
+    user: str
+    command: str
+    ray_job: str | None = None
+    pids: str | None = None  # which pids this one is among: those of a machine, or of a container on it
+
+    @classmethod
+    def of_this_process(cls, ray_job: str | None = None) -> Self:
+        """This process, and the id of the Ray job it drives if there is one."""
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):  # a container whose user has no name
+            user = str(os.getuid())
+        command = shlex.join(sys.argv)
+        return cls(
+            host=socket.gethostname(), pid=os.getpid(), user=user, command=command, ray_job=ray_job, pids=_pids()
+        )
+
+    def is_known_dead(self) -> bool:
+        """Whether it was a process of this machine that is gone: nobody need wait for its lease to lapse then."""
+        if self.pids is None or (self.host, self.pids) != (socket.gethostname(), _pids()):
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+
+    def __str__(self) -> str:
+        job = f", Ray job {self.ray_job}" if self.ray_job else ""
+        return f"pid {self.pid} on {self.host}, user {self.user}{job} (`{self.command}`)"
+
+
+class Lease(BaseModel):
+    """What a claim says when it is made, and again at each renewal."""
+
+    model_config = ConfigDict(frozen=True)
+
+    holder: Identity
+    nonce: str
+    since: dt.datetime
+    renewed: dt.datetime
+    lease_seconds: float
+    released: bool = False
+
+    def age(self) -> float:
+        """Seconds since the last renewal; negative if the holder's clock is ahead of this machine's."""
+        return (_utc() - self.renewed).total_seconds()
+
+    def seconds_left(self) -> float:
+        """Seconds until another job may take the claim over, if it is not renewed."""
+        return self.lease_seconds * (1 + SKEW) - self.age()
+
+
+class Claim:
+    """Holds a run while the `with` block lasts.
+
+    Entering raises ClaimedError if another job holds the run, unless `takeover`, which takes it from a living holder
+    too; that one learns of it at its next renewal. Taking over a claim that lapsed takes two renewals longer.
+
+    Long work calls `check()` again and again, or waits for `lost`. A claim is lost when another job took it over, or
+    when it could not be renewed for a whole lease (a shorter absence of the store is waited out): anybody may take the
+    run then. On leaving the block the claim is released, and the next job can start at once.
+    """
+
+    def __init__(self, store: Store, identity: Identity, lease_seconds: float = 60.0, takeover: bool = False):
+        self.store = store
+        self.lease = Lease(
+            holder=identity, nonce=uuid.uuid4().hex, since=_utc(), renewed=_utc(), lease_seconds=lease_seconds
+        )
+        self.generation = 0
+        self.lost = threading.Event()
+        self.reason = ""
+        self._takeover = takeover
+        self._deadline = 0.0
+        self._trouble = ""
+        self._over = threading.Event()
+        # Two threads: a call to a store that went away may return long after the lease has ended.
+        self._renewer = threading.Thread(target=self._renew, name="claim-renewer", daemon=True)
+        self._watchdog = threading.Thread(target=self._watch, name="claim-watchdog", daemon=True)
+
+    def check(self) -> None:
+        """Raise ClaimLostError if the run is not held any more. Costs nothing: the store is not asked."""
+        if self._expired():  # after this process was stopped, before its threads are awake
+            self._lose_by_time()
+        if self.lost.is_set():
+            raise ClaimLostError(self.reason)
+
+    def __enter__(self) -> Self:
+        takeover = self._takeover
+        for _ in range(ROUNDS):
+            highest = self._highest()
+            if highest and not takeover:
+                self._refuse_unless_free(highest)
+            self.generation = highest + 1
+            self._deadline = _clock() + self.lease.lease_seconds
+            # After creating it too: a generation that came and went while this job was slow is no claim any more.
+            if self.store.create(_claim_key(self.generation), self._statement()) and self._highest() == self.generation:
+                break
+            takeover = False  # another job was first; it is not the one that was meant to lose the run
+        else:
+            raise ClaimedError(f"{self.store.url} is being claimed by several jobs at this moment.")
+        self._renewer.start()
+        self._watchdog.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._renewer.join(RELEASE_SECONDS)  # with the store away it goes on without: the claim lapses by itself
+
+    def _refuse_unless_free(self, generation: int) -> None:
+        """Raise ClaimedError if the holder of this generation may be alive."""
+        lease = self._read(generation)
+        if lease is not None and (lease.released or lease.holder.is_known_dead()):
+            return
+        if lease is not None and lease.seconds_left() > 0:
+            raise ClaimedError(self._refusal(lease, lease.age(), lease.seconds_left()))
+        # Also an unreadable one, as a machine that lost its power can leave: a living holder will soon write it anew.
+        lease_seconds = (lease or self.lease).lease_seconds
+        log.warning("%s: the claim of %s looks lapsed; watching it before taking over", self.store.url, _name(lease))
+        time.sleep(2 * _interval(lease_seconds))
+        now = self._read(generation)
+        if now is not None and now != lease and not now.released:
+            raise ClaimedError(self._refusal(now, 0.0, lease_seconds))
+
+    def _refusal(self, lease: Lease, age: float, seconds_left: float) -> str:
+        return (
+            f"{self.store.url} is claimed by another job: {lease.holder}, since {lease.since:%Y-%m-%d %H:%M:%S} UTC, "
+            f"renewed {max(0.0, age):.0f} s ago. Without a renewal the claim lapses in {seconds_left:.0f} s. "
+            "Wait for that job or stop it; --takeover takes the run away from it."
+        )
+
+    def _renew(self) -> None:
+        """The first thread, the only one that writes the lease. Errors of the store are left to the next turn."""
+        self._tolerantly(self._clean)
+        while not self._over.wait(_interval(self.lease.lease_seconds)):
+            self._tolerantly(self._renew_once)
+        self._tolerantly(self._release)
+
+    def _watch(self) -> None:
+        """The second thread: when renewing has failed, or hung, for a whole lease, the claim is lost."""
+        while not self._expired():
+            if self._over.wait(self._deadline - _clock()):
+                return
+        self._lose_by_time()
+
+    def _renew_once(self) -> None:
+        started = _clock()
+        if self._is_held():
+            self.store.put(_lease_key(self.generation), self._statement())
+            self._deadline = started + self.lease.lease_seconds
+            self._trouble = ""
+
+    def _release(self) -> None:
+        if self._is_held():
+            self.store.put(_lease_key(self.generation), self._statement(released=True))
+            self._clean()
+
+    def _clean(self) -> None:
+        for key in self.store.keys("claims"):
+            if 0 < _generation(key) < self.generation:
+                self.store.delete(key)
+
+    def _is_held(self) -> bool:
+        """Whether the run is still this job's, by the store. Raises what the store raises."""
+        if self._expired() or self.lost.is_set():
+            return False
+        highest = self._highest()
+        # Where the store has no conditional put, two may have created the same generation. A claim that is not there
+        # at all is an error like others: the folder of a share that is not mounted now looks the same.
+        made = self.store.get(_claim_key(self.generation)) if highest <= self.generation else b""
+        if self.lease.nonce.encode() not in made:
+            self._lose(f"{_name(self._read(highest))} took it over")
+        return not self._expired() and not self.lost.is_set()
+
+    def _expired(self) -> bool:
+        return _clock() >= self._deadline
+
+    def _lose_by_time(self) -> None:
+        why = self._trouble or "the store did not answer, or this process stood still"
+        self._lose(f"it was not renewed for {self.lease.lease_seconds:g} s ({why}), and another job may take the run")
+
+    def _lose(self, reason: str) -> None:
+        if not self.lost.is_set():
+            self.reason = f"The claim on {self.store.url} is lost: {reason}."
+            self.lost.set()
+            self._over.set()
+            log.error("%s", self.reason)
+
+    def _tolerantly(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # each file system has its own
+            self._trouble = f"{type(error).__name__}: {error}"
+            log.warning("%s: trouble with the claim: %s", self.store.url, self._trouble)
+
+    def _highest(self) -> int:
+        return max((_generation(key) for key in self.store.keys("claims", ".json")), default=0)
+
+    def _read(self, generation: int) -> Lease | None:
+        """The newest that a generation says, or None if it cannot be read."""
+        for key in (_lease_key(generation), _claim_key(generation)):
+            with suppress(FileNotFoundError, ValidationError):
+                return Lease.model_validate_json(self.store.get(key))
+        return None
+
+    def _statement(self, released: bool = False) -> bytes:
+        self.lease = self.lease.model_copy(update={"renewed": _utc(), "released": released})
+        return self.lease.model_dump_json(indent=2).encode()
+
+
+def _claim_key(generation: int) -> str:
+    return f"claims/{generation:06d}.json"
+
+
+def _lease_key(generation: int) -> str:
+    return f"claims/{generation:06d}.lease"
+
+
+def _generation(key: str) -> int:
+    name = posixpath.basename(key).partition(".")[0]
+    return int(name) if name.isdecimal() else 0
+
+
+def _interval(lease_seconds: float) -> float:
+    """Seconds between two renewals."""
+    return min(5.0, lease_seconds / 6)
+
+
+def _name(lease: Lease | None) -> str:
+    return str(lease.holder) if lease is not None else "another job"
+
+
+def _pids() -> str | None:
+    """The pid namespace of this process on Linux; elsewhere nothing is concluded from a pid."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+
+
+def _utc() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+def _clock() -> float:
+    """Seconds by a clock that nobody sets, and where there is one, by one that goes on while the machine sleeps."""
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boottime is None else time.clock_gettime(boottime)

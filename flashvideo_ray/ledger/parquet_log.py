@@ -1,0 +1,190 @@
+"""Tables in Parquet parts that are only added: written, read as one, and merged while others read and write.
+
+A part is an object named `<prefix><stamp>-<random>.parquet`; its rows have the columns `clip_id`, `status` and `at`.
+The newest row of a clip_id counts.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from flashvideo_ray.ledger.store import Store
+
+_CONNECTIONS = 16  # an object store answers slowly, but many questions at a time
+_THREADS = 4  # for a local folder, where more only get in each other's way
+_LISTINGS = 50
+_WHOLE = 2**22  # bytes; of a larger part in an object store only the columns that are asked for are fetched
+_TAKE = 100_000  # rows
+
+
+class DamagedPartError(ValueError):
+    """A part of the ledger is no Parquet file, or a damaged one. The message names it."""
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """What was merged. `rows` are those that remain, `superseded` those that had a newer one."""
+
+    parts_before: int
+    parts_after: int
+    rows: int
+    superseded: int
+
+
+def write(store: Store, stem: str, rows: pa.Table) -> None:
+    """Write one part; parts are read in the order of their stems."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, compression="zstd")
+    store.put(f"{stem}-{uuid.uuid4().hex[:8]}.parquet", sink.getvalue().to_pybytes())
+
+
+def read_all(
+    store: Store,
+    prefix: str,
+    columns: list[str] | None = None,
+    damaged: Callable[[str, Exception], None] | None = None,
+) -> dict[str, pa.Table]:
+    """All parts by key, in the order of their keys.
+
+    A listing is no snapshot: while parts are being merged it may name old ones that are gone by the time they are read,
+    or miss both those and the new one. So it is repeated until one tells nothing new and nothing was gone before it.
+    Rows of a part that is gone are in a newer one. A part that cannot be read raises DamagedPartError, or is left out
+    and told to `damaged`.
+    """
+    found: dict[str, pa.Table | None] = {}
+    gone = False
+    with _pool(store) as pool:
+        for _ in range(_LISTINGS):
+            new = [(key, size) for key, size in _list(store, prefix) if key not in found]
+            if not new and not gone:
+                return {key: part for key, part in sorted(found.items()) if part is not None}
+            gone = False
+            for (key, _size), part in zip(new, pool.map(partial(_read, store, columns), new), strict=True):
+                if part is None:
+                    gone = True
+                elif not isinstance(part, DamagedPartError):
+                    found[key] = part
+                elif damaged is None:
+                    raise part
+                else:
+                    damaged(key, part)
+                    found[key] = None
+    raise OSError(f"{store.url}: the parts of the ledger change faster than they can be read")
+
+
+def read_new(store: Store, prefix: str, known: set[str]) -> dict[str, pa.Table]:
+    """The parts that are not `known`, by key, from one listing; for a reader that looks again and again.
+
+    A part that was merged into another while it was to be read is left out: the next look finds the other.
+    """
+    new = [(key, size) for key, size in _list(store, prefix) if key not in known]
+    if not new:
+        return {}
+    with _pool(store) as pool:
+        found = dict(zip([key for key, _ in new], pool.map(partial(_read, store, None), new), strict=True))
+    for part in found.values():
+        if isinstance(part, DamagedPartError):
+            raise part
+    return {key: part for key, part in sorted(found.items()) if isinstance(part, pa.Table)}
+
+
+def newest(parts: list[pa.Table], *, keep_open: bool = False) -> pa.Table:
+    """One row each clip_id, oldest first, without those whose status is `open` unless they are to be kept.
+
+    Of rows with the same `at` the last one counts. Empties the list, so that no row need be in memory twice.
+    """
+    ids = pa.chunked_array([chunk for part in parts for chunk in part["clip_id"].chunks], pa.string())
+    encoded = ids.dictionary_encode().chunks  # they share one dictionary
+    codes = np.concatenate([chunk.indices.to_numpy() for chunk in encoded] or [np.empty(0, np.int32)])
+    at = np.concatenate([part["at"].cast(pa.int64()).to_numpy() for part in parts])
+    order = np.argsort(at, kind="stable")
+    last = np.zeros(codes.max(initial=-1) + 1, np.int64)
+    last[codes[order]] = order  # of what is assigned to one place, the last stays
+    keep = np.zeros(len(at), bool)
+    keep[last] = True
+    if not keep_open:
+        keep &= np.concatenate([pc.not_equal(part["status"], "open").to_numpy() for part in parts])
+    at, start = at[keep], 0
+    for index, part in enumerate(parts):
+        mask = keep[start : (start := start + part.num_rows)]
+        if not mask.all():
+            parts[index] = part.filter(pa.array(mask))
+    rows = pa.concat_tables(parts, promote_options="permissive")
+    parts.clear()
+    if (at[1:] >= at[:-1]).all():
+        return rows
+    order = np.argsort(at, kind="stable")
+    # A slice at a time: text of more than 2 GiB does not fit into one Arrow string array.
+    return pa.concat_tables(rows.take(pa.array(order[i : i + _TAKE])) for i in range(0, len(order), _TAKE))
+
+
+def merge(store: Store, prefix: str, part_rows: int) -> Compaction:
+    """Write the newest rows of all parts into new ones of `part_rows` rows, then delete those that were read."""
+    found = read_all(store, prefix)
+    if not found:
+        return Compaction(0, 0, 0, 0)
+    keys, tables = list(found), list(found.values())
+    del found
+    total = sum(part.num_rows for part in tables)
+    rows = newest(tables, keep_open=True)  # what an open row takes back may be in a part that nobody merged
+    starts = range(0, rows.num_rows, part_rows)
+    if len(keys) <= len(starts) and rows.num_rows == total:
+        return Compaction(len(keys), len(keys), total, 0)
+    # In the order of names they stand where the last of the old ones stood: before any that was added meanwhile.
+    stem = keys[-1].rpartition("-")[0]
+    for start in starts:
+        write(store, stem, rows.slice(start, part_rows))
+    with _pool(store) as pool:
+        list(pool.map(store.delete, keys))
+    return Compaction(len(keys), len(starts), rows.num_rows, total - rows.num_rows)
+
+
+def _pool(store: Store) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_THREADS if store.is_local else _CONNECTIONS)
+
+
+def _list(store: Store, prefix: str) -> Iterator[tuple[str, int]]:
+    root = store.path()
+    for path, info in store.fs.find(store.path(prefix.rpartition("/")[0]), detail=True).items():
+        key = path.removeprefix(root).lstrip("/")
+        if key.startswith(prefix) and key.endswith(".parquet"):
+            yield key, info["size"]
+
+
+def _read(store: Store, columns: list[str] | None, listed: tuple[str, int]) -> pa.Table | DamagedPartError | None:
+    """One part, or None if it is gone, or what is wrong with it."""
+    key, size = listed
+    try:
+        if store.is_local:
+            source = pa.OSFile(store.path(key))
+        elif columns is None or size <= _WHOLE:
+            source = pa.BufferReader(store.get(key))
+        else:
+            source = pa.PythonFile(store.fs.open(store.path(key), cache_type="none"), mode="r")
+    except FileNotFoundError:
+        return None
+    try:
+        return _parse(source, columns)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # Arrow has no class of its own for a damaged file
+        return DamagedPartError(f"{store.url}: {key} cannot be read: {type(error).__name__}: {error}")
+
+
+def _parse(source: pa.NativeFile, columns: list[str] | None) -> pa.Table:
+    with source, pq.ParquetFile(source) as file:
+        names = file.schema_arrow.names
+        missing = [name for name in ("clip_id", "status", "at") if name not in names]
+        if missing:
+            raise ValueError(f"no column {', '.join(missing)}")
+        wanted = None if columns is None else [name for name in columns if name in names]
+        return file.read(wanted, use_threads=False)  # parts are read side by side already

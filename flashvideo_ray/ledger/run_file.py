@@ -1,0 +1,90 @@
+"""run.json: what a run is. One recipe for its life; the rest is recorded anew by each job."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flashvideo_ray.errors import InputError
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.tables import now
+
+
+class RecipeError(InputError):
+    """OUTPUT holds a run with another recipe. The message shows the differences."""
+
+
+class NoRunError(InputError):
+    """There is no run at OUTPUT."""
+
+
+def read_run(store: Store) -> dict[str, Any] | None:
+    """The content of run.json, or None where there is no run. Raises NoRunError if the place cannot be read."""
+    try:
+        run = json.loads(store.get("run.json"))
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # each file system has its own: no credentials, no such bucket, unknown protocol, …
+        raise NoRunError(f"{store.url}: cannot be read: {type(error).__name__}: {error}") from error
+    if not isinstance(run, dict) or not {"recipe", "settings", "candidates"} <= set(run):
+        raise NoRunError(f"{store.url}: its run.json is not one of this program; use another OUTPUT")
+    return run
+
+
+def check_recipe(store: Store, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The run that is there, or None. Raises RecipeError if it has another recipe."""
+    run = read_run(store)
+    if run is not None:
+        hint = (
+            "Use another OUTPUT, or the settings of that run; refine NEW --from OLD makes other clips of its previews."
+        )
+        refuse_differences(f"{store.url} holds a run with another recipe", run["recipe"], recipe, hint)
+    return run
+
+
+def refuse_differences(what: str, there: Mapping[str, Any], now: Mapping[str, Any], hint: str) -> None:
+    """Raise RecipeError with all keys that differ, if any does."""
+    differences = list(_differences(dict(there), dict(now)))
+    if differences:
+        lines = [f"  {key}: {old!r} there, {new!r} now" for key, old, new in differences]
+        raise RecipeError("\n".join([f"{what}:", *lines, hint]))
+
+
+def check_writable(store: Store) -> None:
+    """Raise NoRunError if nothing can be written there. In a local folder it looks at the rights and makes nothing."""
+    if store.is_local:
+        folder = store.path()
+        while not os.path.exists(folder):
+            folder = os.path.dirname(folder)
+        if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+            raise NoRunError(f"{store.url}: cannot be written: {folder} is no folder that this user may write to")
+        return
+    key = f".writable-{uuid.uuid4().hex[:8]}"
+    try:
+        store.put(key, b"")
+        store.delete(key)
+    except Exception as error:  # each file system has its own
+        raise NoRunError(f"{store.url}: cannot be written: {type(error).__name__}: {error}") from error
+
+
+def open_run(store: Store, recipe: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Start a run or take up the one that is there.
+
+    `recipe` is what must stay the same; `about` is recorded anew by each job. Raises RecipeError if the run that is
+    there has another recipe.
+    """
+    run = check_recipe(store, recipe) or {"recipe": dict(recipe), "created": now().isoformat()}
+    run |= about
+    store.put("run.json", json.dumps(run, indent=2).encode())
+    return run
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterable[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in dict.fromkeys([*old, *new]):
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield key, old, new

@@ -1,0 +1,136 @@
+"""The ledger's two tables: their schemas, their state at one moment, and newer versions of their rows.
+
+Parts of the ledger are added, never rewritten; `compact` merges them into new ones. The newest row of a candidate
+counts, and one with status `open` takes back what was before it. Media come first and their row after, so whatever a
+row names exists.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flashvideo_ray.ledger import parquet_log
+from flashvideo_ray.ledger.parquet_log import Compaction
+from flashvideo_ray.ledger.store import Store
+
+Table = Literal["previews", "clips"]
+_CANDIDATE = [
+    pa.field("clip_id", pa.string(), nullable=False),
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("prompt", pa.string(), nullable=False),
+    pa.field("negative_prompt", pa.string()),
+    pa.field("seed", pa.int64(), nullable=False),
+    pa.field("candidate", pa.int32(), nullable=False),
+    pa.field("status", pa.string(), nullable=False),
+    pa.field("reason", pa.string()),
+]
+PREVIEWS = pa.schema(
+    [
+        *_CANDIDATE,
+        pa.field("latents", pa.string()),
+        pa.field("preview", pa.string()),
+        pa.field("poster", pa.string()),
+        pa.field("text_seconds", pa.float64()),
+        pa.field("preview_seconds", pa.float64()),
+        pa.field("score_seconds", pa.float64()),
+        pa.field("rate_seconds", pa.float64()),
+        pa.field("rank", pa.float64()),
+        pa.field("scorer_errors", pa.string()),
+        pa.field("device", pa.string()),
+        pa.field("host", pa.string()),
+        pa.field("at", pa.timestamp("ms", tz="UTC"), nullable=False),
+    ]
+)
+CLIPS = pa.schema(
+    [
+        *_CANDIDATE,
+        pa.field("stage", pa.string()),
+        pa.field("error_class", pa.string()),
+        pa.field("error", pa.string()),
+        pa.field("attempts", pa.int32()),
+        pa.field("clip", pa.string()),
+        pa.field("poster", pa.string()),
+        pa.field("frames", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("fps", pa.float64()),
+        pa.field("bytes", pa.int64()),
+        pa.field("sha256", pa.string()),
+        pa.field("refine_seconds", pa.float64()),
+        pa.field("publish_seconds", pa.float64()),
+        pa.field("audit", pa.bool_()),  # rejected, and refined all the same
+        pa.field("device", pa.string()),
+        pa.field("host", pa.string()),
+        pa.field("at", pa.timestamp("ms", tz="UTC"), nullable=False),
+    ]
+)
+SCHEMAS: dict[Table, pa.Schema] = {"previews": PREVIEWS, "clips": CLIPS}
+
+
+def read(
+    store: Store,
+    table: Table,
+    columns: Sequence[str] | None = None,
+    *,
+    damaged: Callable[[str, Exception], None] | None = None,
+) -> pa.Table:
+    """The state of one ledger table: the newest row of each clip_id, oldest first, without those taken back.
+
+    Of rows with the same `at`, the one in the later part counts, and in one part the later one. Parts may be added and
+    compacted meanwhile. With `columns`, only those (and `clip_id` and `at`) are read; an absent one is left out. A part
+    that cannot be read raises DamagedPartError, or is left out and told to `damaged`.
+    """
+    wanted = None if columns is None else list(dict.fromkeys([*columns, "clip_id", "at"]))
+    needed = None if wanted is None else list(dict.fromkeys([*wanted, "status"]))
+    found = [*parquet_log.read_all(store, f"ledger/{table}-", needed, damaged).values()]
+    rows = parquet_log.newest(found) if found else SCHEMAS[table].empty_table()
+    return rows if wanted is None else rows.select([name for name in wanted if name in rows.column_names])
+
+
+def supersede(store: Store, table: Table, rows: pa.Table) -> None:
+    """Write other versions of rows that `read` gave; each is newer than the one it was by a millisecond."""
+    if rows.num_rows:
+        at = rows["at"].cast(pa.int64())
+        at = pc.add(at, 1).cast(rows.schema.field("at").type)
+        rows = rows.set_column(rows.schema.get_field_index("at"), rows.schema.field("at"), at)
+        parquet_log.write(store, stem(table), rows)
+
+
+def reopen(store: Store, table: Table, rows: pa.Table) -> None:
+    """Take back rows that `read` gave, as if their candidates had never got that far; the next job does them again."""
+    status = pa.array(["open"] * rows.num_rows, pa.string())
+    index = rows.schema.get_field_index("status")
+    supersede(store, table, rows.set_column(index, rows.schema.field("status"), status))
+
+
+def compact(store: Store, part_rows: int = 250_000) -> dict[Table, Compaction]:
+    """Merge all parts of each table into as few as `part_rows` allows, with the newest row of each clip_id.
+
+    Readers, writers and other compactions may go on meanwhile, and it may be killed at any moment: the old parts are
+    deleted when the new ones are complete, and until then `read` sees the same rows twice and counts them once. What
+    a kill leaves behind is merged by the next compaction. Raises DamagedPartError, and changes nothing in that table,
+    if a part cannot be read.
+    """
+    return {table: parquet_log.merge(store, f"ledger/{table}-", part_rows) for table in SCHEMAS}
+
+
+def extended(schema: pa.Schema, extra: Iterable[pa.Field]) -> pa.Schema:
+    """A ledger schema with a prompt file's own columns and score columns at its end."""
+    for field in extra:
+        schema = schema.append(field)
+    return schema
+
+
+def stem(table: Table) -> str:
+    """The beginning of the next part's name."""
+    return f"ledger/{table}-{now():%Y%m%dT%H%M%S%f}"
+
+
+def now() -> dt.datetime:
+    """The time that a row written now gets."""
+    return dt.datetime.now(dt.UTC)

@@ -1,0 +1,1 @@
+"""Scores to decisions: rules, best of N, and how well scores foretell. Pure functions over tables."""

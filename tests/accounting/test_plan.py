@@ -1,0 +1,151 @@
+"""Given prompts, settings and seconds a call, when a run is planned, then clips, hours, money and balance."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import random
+from pathlib import Path
+
+import pytest
+from support import write_prompts
+from typer.testing import CliRunner
+
+from flashvideo_ray import Settings
+from flashvideo_ray.accounting import plan
+from flashvideo_ray.cli import app
+from flashvideo_ray.ledger.store import Store
+
+PAPER = plan.declared("preview=30.1,refine=72.2")
+CARDS = ["pools.preview.num_gpus=1", "pools.refine.num_gpus=1"]
+
+
+def simulated(candidates: int, keep_rate: float, sizes: tuple[int, int], seconds: tuple[float, float]) -> float:
+    """Makespan of two pools, row by row: each takes the next row when an actor is free."""
+    draw = random.Random(0)
+    free = [[0.0] * size for size in sizes]
+    done = 0.0
+    for _ in range(candidates):
+        previewed = heapq.heappop(free[0]) + seconds[0]
+        heapq.heappush(free[0], previewed)
+        done = max(done, previewed)
+        if draw.random() < keep_rate:
+            refined = max(previewed, heapq.heappop(free[1])) + seconds[1]
+            heapq.heappush(free[1], refined)
+            done = max(done, refined)
+    return done
+
+
+def test_refining_one_preview_in_four_saves_53_percent() -> None:
+    found = plan.plan(1000, Settings.load(None, CARDS), PAPER, keep_rate=0.25)
+    assert (found.candidates, found.clips) == (1000, 250)
+    assert found.refine_everything is not None
+    assert found.refine_everything.share == pytest.approx(0.53, abs=0.001)
+
+
+def test_best_of_four_costs_193_seconds_a_clip_instead_of_409() -> None:
+    found = plan.plan(10, Settings.load(None, [*CARDS, "candidates=4", "select.rank=motion", "select.keep=1"]), PAPER)
+    assert (found.candidates, found.clips, found.keep_source) == (40, 10, "the best 1 of 4 (select.keep)")
+    assert found.per_clip is not None
+    assert found.per_clip.gpu_seconds == pytest.approx(193, abs=0.5)
+    assert found.refine_everything is not None
+    everything = found.cost + found.refine_everything.cost
+    assert everything.gpu_seconds / found.clips == pytest.approx(409, abs=0.5)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 4), (8, 2), (3, 2), (1, 8)])
+@pytest.mark.parametrize("keep_rate", [0.25, 0.6, 1.0])
+def test_hours_are_those_of_a_simulation(sizes: tuple[int, int], keep_rate: float) -> None:
+    settings = Settings.load(None, [f"pools.preview.size={sizes[0]}", f"pools.refine.size={sizes[1]}"])
+    found = plan.plan(1000, settings, PAPER, keep_rate=keep_rate)
+    assert found.wall_seconds == pytest.approx(simulated(1000, keep_rate, sizes, (30.1, 72.2)), rel=0.05)
+
+
+def test_pools_are_balanced_where_neither_waits() -> None:
+    """Cards of preview to cards of refine as t1 to keep x t2."""
+    sizes = ["pools.preview.size=10", "pools.refine.size=12"]
+    found = plan.plan(5000, Settings.load(None, [*CARDS, *sizes]), PAPER, keep_rate=0.5)
+    assert found.balance == pytest.approx((1.0, 0.5 * 72.2 / 30.1))
+    assert found.balanced_size == 12
+    assert [pool.idle_share for pool in found.pools if pool.stage in ("preview", "refine")] == pytest.approx(
+        [0, 0], abs=0.02
+    )
+
+    lopsided = plan.plan(
+        5000, Settings.load(None, [*CARDS, "pools.preview.size=10", "pools.refine.size=24"]), PAPER, 0.5
+    )
+    assert lopsided.slowest == "preview"
+    assert lopsided.pools[-1].idle_share == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_audit_and_idle_pools_are_paid_too() -> None:
+    prices = ["prices.devices={H100: {on_demand: 36.0}}", "pools.preview.accelerator_type=H100"]
+    settings = Settings.load(None, [*CARDS, *prices, "pools.preview.size=2", "select.audit=0.1"])
+    found = plan.plan(1000, settings, PAPER, keep_rate=0.5)
+    assert (found.clips, found.audited) == (500, 50)
+    assert found.cost.gpu_seconds == pytest.approx(1000 * 30.1 + 550 * 72.2)
+    assert found.cost.money == pytest.approx(1000 * 30.1 / 100)
+    assert found.held_money == pytest.approx(2 * found.wall_seconds / 100)
+    assert any(note.startswith("no price for refine") for note in found.notes)
+
+
+def test_a_setting_that_cannot_fit_a_card_is_named_with_what_helps() -> None:
+    whole = ["refine.guidance_batching=together", "refine.encode_tiles=null", "refine.decode_tiles=null"]
+    settings = Settings.load("flashvideo-1080p", [*whole, "pools.refine.offload=none"])
+    found = plan.plan(10, settings, PAPER, card_memory={"preview": 80, "refine": 48})
+    preview, refine = found.fits
+    assert preview.fits
+    assert not refine.fits
+    assert refine.needed_gib == pytest.approx(73.5, abs=0.1)
+    assert refine.remedy is not None
+    assert refine.remedy["refine.guidance_batching"] == "apart"
+    assert refine.remedy_gib is not None
+    assert refine.remedy_gib < 48
+
+
+def test_a_plan_from_the_command_line(tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet")
+
+    def planned(*words: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["plan", prompts, *words])
+        return result.exit_code, " ".join(result.output.split())
+
+    status, text = planned("-c", "flashvideo-1080p", "--set", "candidates=4", "--set", "select.keep=1")
+    assert status == 0
+    assert "6 prompts, 24 candidates, 6 clips" in text
+    assert "from the paper, scaled to these steps" in text
+    status, text = planned("--seconds", "preview=3,refine=7", "--card-memory", "preview=24,refine=1")
+    assert status == 2
+    assert "Memory: preview needs about 1.0 of 24 GiB (estimate)" in text
+    assert "DOES NOT FIT: refine needs about 1.2 GiB of 1" in text
+    for words, message in {
+        ("-c", "nano"): "how long does a call take?",
+        ("--seconds", "preview=30.1"): "say refine=… too",
+        ("--seconds", "preview=30.1,refine=x"): "write it like preview=30.1,refine=72.2",
+        (
+            "--seconds",
+            "preview=1,refine=2",
+            "--card-memory",
+            "score=2",
+        ): "--card-memory: score is none of preview, refine",
+        ("--from", str(tmp_path / "none")): "no run here",
+    }.items():
+        status, text = planned(*words)
+        assert (status, message in text) == (2, True), text
+
+
+def test_measures_come_from_the_summary_of_a_run(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with pytest.raises(plan.PlanError, match=r"no summary\.json; `flashvideo-ray report"):
+        plan.measured(store)
+    times = {"preview": {"mean_seconds": 3.0}, "refine": {"mean_seconds": 7.0}, "rate": {"mean_seconds": None}}
+    bill = {"lines": [{"stage": "preview", "device": "NVIDIA H100"}]}
+    store.put("summary.json", json.dumps({"stages": times, "acceptance_rate": 0.4, "bill": bill}).encode())
+    found = plan.measured(store)
+    assert (found.seconds, found.devices) == ({"preview": 3.0, "refine": 7.0}, {"preview": "NVIDIA H100"})
+    assert plan.plan(10, Settings(), found).keep_rate == 0.4
+    # A pilot that kept more than these settings can.
+    assert plan.plan(10, Settings.load(None, ["candidates=4", "select.keep=1"]), found).keep_rate == 0.25
+    store.put("summary.json", json.dumps({"stages": {"preview": {"mean_seconds": 3.0}}}).encode())
+    with pytest.raises(plan.PlanError, match="it has timed no refine"):
+        plan.measured(store)

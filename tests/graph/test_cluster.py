@@ -1,0 +1,75 @@
+"""Where pools may run, and the cluster file that offers the places."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from jsonschema import Draft7Validator
+from support import ROOT
+
+from flashvideo_ray.graph import cluster
+from flashvideo_ray.settings import STAGES, Pool, Settings
+
+CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("selector", "matches"),
+    [
+        ({}, True),
+        ({"tier": "large"}, True),
+        ({"tier": "small"}, False),
+        ({"tier": "!small"}, True),
+        ({"tier": "in(small, large)"}, True),
+        ({"tier": "!in(small,large)"}, False),
+        ({"zone": "a"}, False),
+        ({"zone": "!a"}, True),
+        ({"tier": "large", "zone": "a"}, False),
+    ],
+)
+def test_label_selectors_read_as_ray_reads_them(selector: dict[str, str], matches: bool) -> None:
+    assert cluster.matches(selector, {"tier": "large"}) is matches
+
+
+@pytest.mark.parametrize(
+    ("pool", "fits"),
+    [
+        (Pool(num_cpus=4, num_gpus=1), True),
+        (Pool(num_cpus=5), False),
+        (Pool(num_gpus=2), False),
+        (Pool(resources={"disk": 1}), False),
+        (Pool(labels={"tier": "small"}), False),
+        (Pool(labels={"tier": "small"}, fallback=({"tier": "large"},)), True),
+        (Pool(accelerator_type="H100"), True),
+        (Pool(accelerator_type="L40S"), False),
+        (Pool(memory_gib=2), False),
+    ],
+)
+def test_what_fits_a_node(pool: Pool, fits: bool) -> None:
+    node = {"CPU": 4.0, "GPU": 1.0, "memory": 2.0**30, "accelerator_type:H100": 1.0}
+    assert cluster.fits(pool, node, {"tier": "large"}) is fits
+
+
+def test_the_cluster_file_is_valid() -> None:
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    assert [error.message for error in Draft7Validator(schema).iter_errors(CLUSTER)] == []
+
+
+def test_the_cluster_file_has_a_place_for_every_pool_of_the_1080p_preset() -> None:
+    pools = Settings.load("flashvideo-1080p").pools
+    types: dict[str, Any] = CLUSTER["available_node_types"]
+    for stage in STAGES:
+        pool = getattr(pools, stage)
+        places = [
+            name for name, node in types.items() if cluster.fits(pool, node["resources"], node["labels"])
+        ]  # fmt: skip
+        expected = {"preview": ["large"], "score": ["head", "large"]}
+        assert places == expected.get(stage, ["small"])
+    # As many cards as the pools take, or a job would wait for ever.
+    for tier, stages in {"large": ["preview"], "small": ["text", "rate", "refine"]}.items():
+        assert types[tier]["max_workers"] >= sum(getattr(pools, stage).size for stage in stages)
+    assert "InstanceMarketOptions" in types["small"]["node_config"]
+    assert "InstanceMarketOptions" not in types["large"]["node_config"]

@@ -1,0 +1,74 @@
+"""Placement and streaming on a cluster of several nodes that declare cards, labelled as cluster.yaml labels them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.state import list_actors, list_nodes
+from support import tiny_overrides, write_prompts
+
+import flashvideo_ray
+from flashvideo_ray import Settings
+from flashvideo_ray.ledger import tables
+from flashvideo_ray.ledger.store import Store
+
+LARGE, SMALL = 2, 3
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    ray.shutdown()
+    nodes = Cluster()
+    nodes.add_node(num_cpus=4, labels={"gpu-tier": "none"}, include_dashboard=True, dashboard_port=0)
+    for _ in range(LARGE):
+        nodes.add_node(num_cpus=1, num_gpus=1, labels={"gpu-tier": "large"})
+    for _ in range(SMALL):
+        nodes.add_node(num_cpus=2, num_gpus=1, labels={"gpu-tier": "small"})
+    ray.init(address=nodes.address, logging_level="warning")
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def test_each_pool_runs_on_its_cards_and_clips_come_while_previews_are_made(
+    cluster: Cluster, tmp_path: Path, tiny_model: Path
+) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet", [f"a red circle moves left {n}" for n in range(24)])
+    settings = Settings.load(
+        "flashvideo-1080p",
+        [
+            *tiny_overrides(tiny_model),
+            *(f"{stage}.{name}=null" for stage in ("preview", "refine") for name in ("height", "width")),
+            *(f"{stage}.num_inference_steps=null" for stage in ("preview", "refine")),
+            *("text.dtype=float32", "preview.dtype=float32", "preview.vae_dtype=null", "refine.dtype=float32"),
+            *("preview.num_frames=null", "select.require=[]", "preview.num_inference_steps=30"),
+            *("pools.text.num_cpus=0.5", "pools.text.num_gpus=0", "pools.preview.num_cpus=1"),
+            *("pools.score.size=1", "pools.refine.num_cpus=1", f"pools.refine.size={SMALL}"),
+        ],
+    )
+    result = flashvideo_ray.render(prompts, str(tmp_path / "run"), settings)
+    assert result.ended == {"rendered": 24}
+
+    tier = {node.node_id: node.labels["gpu-tier"] for node in list_nodes(detail=True)}
+    places: dict[str, list[str]] = defaultdict(list)
+    for actor in list_actors(detail=True, limit=1000):
+        if actor.node_id is not None:  # one that was never started, such as Ray Data's own helpers, is nowhere
+            places[actor.class_name].append(tier[actor.node_id])
+    assert places["MapWorker(MapBatches(Preview))"] == ["large"] * LARGE
+    assert places["MapWorker(MapBatches(Refine))"] == ["small"] * SMALL
+    assert places["MapWorker(MapBatches(EncodeText))"] == ["small"]
+
+    store = Store(str(tmp_path / "run"))
+    previews: list[Any] = [(tmp_path / "run" / row["preview"]) for row in tables.read(store, "previews").to_pylist()]
+    clips: list[Any] = [(tmp_path / "run" / row["clip"]) for row in tables.read(store, "clips").to_pylist()]
+    first_clip = min(path.stat().st_mtime for path in clips)
+    made_later = sum(path.stat().st_mtime > first_clip for path in previews)
+    assert made_later > 0
+    hosts = {row["device"] for row in tables.read(store, "clips").to_pylist()}
+    assert all(device.startswith("cpu") for device in hosts)

@@ -1,0 +1,84 @@
+"""Enough is enough: what may begin when so many clips, or so many hours, are all that is wanted."""
+
+from __future__ import annotations
+
+import pytest
+
+from flashvideo_ray.graph.quota import Gate, Quota, QuotaError
+from flashvideo_ray.settings import Pools
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_what_a_quota_is_read_from() -> None:
+    assert Quota.parse() is None
+    assert Quota.parse(accept=10) == Quota(accept=10)
+    assert Quota.parse(None, "200 gpu-hours") == Quota(hours=200.0, unit="gpu")
+    assert Quota.parse(5, "0.5 cpu-hours") == Quota(5, 0.5, "cpu")
+    for budget in ("", "200", "200 hours", "-1 gpu-hours", "0 gpu-hours", "many gpu-hours"):
+        with pytest.raises(QuotaError, match="write it like '200 gpu-hours'"):
+            Quota.parse(None, budget)
+    with pytest.raises(QuotaError, match="at least 1"):
+        Quota.parse(0)
+
+
+def test_no_more_previews_than_the_clips_that_are_missing() -> None:
+    gate = Gate(Quota(accept=3), Pools(), rendered=1, survivors={"old"})
+    assert gate.admit("preview", "a", "pa") == "go"
+    assert gate.admit("preview", "b", "pb") == "wait"  # one is rendered, one waits, one is on its way
+    gate.judged("a", survives=False)
+    assert gate.admit("preview", "b", "pb") == "go"
+    assert gate.admit("preview", "b", "pb") == "go"  # a call that is repeated
+
+
+def test_where_few_survive_more_are_begun() -> None:
+    gate = Gate(Quota(accept=1), Pools(), rendered=0, survivors=set())
+    for index in range(9):
+        assert gate.admit("preview", f"x{index}", f"p{index}") == "go"
+        gate.judged(f"x{index}", survives=False)
+    begun = [gate.admit("preview", f"y{index}", f"q{index}") for index in range(20)]
+    assert begun.count("go") == 10  # a tenth is expected to survive
+
+
+def test_candidates_of_a_prompt_stay_together() -> None:
+    gate = Gate(Quota(accept=1), Pools(), rendered=0, survivors=set())
+    assert gate.admit("preview", "a0", "a") == "go"
+    assert gate.admit("preview", "b0", "b") == "wait"
+    assert gate.admit("preview", "a1", "a") == "go"
+
+
+def test_a_clip_that_fails_is_replaced() -> None:
+    gate = Gate(Quota(accept=1), Pools(), rendered=0, survivors={"a", "b"})
+    assert gate.admit("refine", "a", "a") == "go"
+    assert gate.admit("refine", "b", "b") == "wait"
+    gate.refined("a", rendered=False)
+    assert gate.admit("refine", "b", "b") == "go"
+    gate.refined("b", rendered=True)
+    assert gate.over == "1 clips are accepted"
+    assert gate.admit("preview", "c", "c") == gate.admit("refine", "d", "d") == "stop"
+
+
+def test_a_preview_that_fails_is_not_waited_for() -> None:
+    gate = Gate(Quota(accept=1), Pools(), rendered=0, survivors=set())
+    assert gate.admit("preview", "a", "a") == "go"
+    gate.lost("a")
+    assert gate.admit("preview", "b", "b") == "go"
+
+
+def test_a_budget_counts_the_cards_that_actors_hold() -> None:
+    clock = Clock()
+    pools = Pools.model_validate({"preview": {"num_gpus": 2}, "refine": {"num_gpus": 0.5}, "score": {"num_cpus": 4}})
+    gate = Gate(Quota(hours=5, unit="gpu"), pools, rendered=0, survivors=set(), clock=clock)
+    for stage in ("preview", "refine", "score"):
+        gate.joined(stage)
+    clock.now = 3600.0
+    assert gate.spent == 2.5
+    assert gate.admit("preview", "a", "a") == "go"
+    clock.now = 7200.0
+    assert gate.over == "the budget of 5 gpu-hours is spent"
+    assert gate.admit("refine", "a", "a") == "stop"

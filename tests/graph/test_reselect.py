@@ -1,0 +1,104 @@
+"""A run that was rendered once, used again: other rules, more scores, another stage 2, less space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import PROMPTS, tiny_overrides, write_prompts
+from typer.testing import CliRunner
+
+import flashvideo_ray
+from flashvideo_ray import Settings
+from flashvideo_ray.cli import app
+from flashvideo_ray.ledger import tables
+from flashvideo_ray.ledger.keys import latents_key
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.verify import verify
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Three prompts, two candidates each, of which the better one was rendered. Tests go on where the one before ended."""  # noqa: E501
+    folder = tmp_path_factory.mktemp("reselect")
+    settings = Settings.load("nano", [*tiny_overrides(tiny_model), *BEST_OF_TWO])
+    flashvideo_ray.render(write_prompts(folder / "prompts.parquet", PROMPTS[:3]), str(folder / "run"), settings)
+    return folder / "run"
+
+
+BEST_OF_TWO = ["candidates=2", "select.rank=motion", "select.keep=1"]
+
+
+def rows(output: Path, table: tables.Table) -> dict[str, dict[str, Any]]:
+    return {row["clip_id"]: row for row in tables.read(Store(str(output)), table).to_pylist()}
+
+
+def command(*arguments: str, input: str | None = None) -> str:
+    result = CliRunner().invoke(app, [*arguments], input=input)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_other_rules_are_tried_without_changing_anything(run: Path) -> None:
+    before = rows(run, "previews")
+    shown = command("select", str(run), "--keep", "2", "--dry-run")
+    assert "6 of 6 previews survive" in shown
+    assert "refine would render 3 clips, about" in shown
+    assert rows(run, "previews") == before
+
+
+def test_other_rules_are_written_and_only_what_they_admit_is_refined(run: Path) -> None:
+    rendered = {name: row["at"] for name, row in rows(run, "clips").items() if row["status"] == "rendered"}
+    motions = sorted(row["score_motion"] for row in rows(run, "previews").values())
+    rule = f"motion < {motions[-2] * 1.0001}"  # all but the best of all
+    shown = command("select", str(run), "--keep", "2", "--require", rule)
+    assert "5 of 6 previews survive" in shown
+    assert "1 clips that these rules would reject are rendered already" in shown
+    previews = rows(run, "previews")
+    assert sorted(row["status"] for row in previews.values()) == ["previewed"] * 5 + ["rejected"]
+
+    result = flashvideo_ray.refine(str(run))
+    assert result.ended == {"rendered": 3}
+    assert {name: row["at"] for name, row in rows(run, "clips").items() if name in rendered} == rendered
+
+
+def test_more_scores_for_previews_that_are_there(run: Path) -> None:
+    shown = command("score", str(run), "--with", "phash", "--with", "clip")
+    assert "6 previews got phash, clip." in shown
+    for row in rows(run, "previews").values():
+        assert 0 <= row["score_hash"] < 2**48
+        assert -1 <= row["score_alignment"] <= 1
+        assert row["scorer_errors"] is None
+    assert "0 previews got phash." in command("score", str(run), "--with", "phash")
+    assert "previews survive" in command("select", str(run), "--rank", "alignment", "--keep", "1", "--dry-run")
+
+
+def test_another_stage_2_over_the_same_previews(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    command("refine", str(other), "--from", str(run), "--set", "refine.noise_step=30", "--set", "select.require=[]")
+    before, after = rows(run, "clips"), rows(other, "clips")
+    assert set(after) == set(before)
+    for clip_id, row in after.items():
+        assert row["status"] == "rendered"
+        assert (run / latents_key(clip_id)).read_bytes() == (other / latents_key(clip_id)).read_bytes()
+        assert row["sha256"] != before[clip_id]["sha256"]
+    assert all(row["preview_seconds"] is None for row in rows(other, "previews").values())
+    assert verify(Store(str(other))).problems == []
+
+    refused = CliRunner().invoke(app, ["refine", str(tmp_path / "no"), "--from", str(run), "--set", "preview.width=32"])
+    assert refused.exit_code == 2
+    assert not (tmp_path / "no").exists()
+
+
+def test_what_is_not_needed_any_more_is_removed_when_one_says_so(run: Path) -> None:
+    latents = sorted(run.glob("latents/*/*.safetensors"))
+    assert "6 objects of 6 candidates" in command("prune", str(run), input="n\n")
+    assert sorted(run.glob("latents/*/*.safetensors")) == latents
+    command("prune", str(run), "--yes")
+    assert not list(run.glob("latents/*/*.safetensors"))
+    assert all(row["latents"] is None and row["preview"] for row in rows(run, "previews").values())
+    assert verify(Store(str(run))).problems == []
+    assert "Nothing to remove." in command("prune", str(run), "--yes")

@@ -1,0 +1,100 @@
+"""The same command again: what was paid for is not paid for twice, whatever ended the job before."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import PROMPTS, script, tiny_overrides, write_prompts
+
+import flashvideo_ray
+from flashvideo_ray import Settings
+from flashvideo_ray.errors import InputError
+from flashvideo_ray.ledger import tables
+from flashvideo_ray.ledger.keys import clip_key, latents_key
+from flashvideo_ray.ledger.store import Store
+
+
+def rows(output: Path, table: tables.Table) -> dict[str, dict[str, Any]]:
+    return {row["clip_id"]: row for row in tables.read(Store(str(output)), table).to_pylist()}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_what_was_stored_but_not_in_the_ledger_is_checked_and_adopted(tmp_path: Path, tiny_model: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:4])
+    output = tmp_path / "run"
+    settings = Settings.load("nano", tiny_overrides(tiny_model))
+    flashvideo_ray.render(prompts, str(output), settings)
+    before = rows(output, "clips")
+    scores = {clip_id: row["score_motion"] for clip_id, row in rows(output, "previews").items()}
+    media = {path: path.read_bytes() for path in output.glob("clips/*/*.mp4")}
+
+    # As if the job had been killed after its last upload and before its first ledger part.
+    shutil.rmtree(output / "ledger")
+    whole, damaged, gone, other = sorted(before)
+    (output / clip_key(damaged)).write_bytes(media[output / clip_key(damaged)][:2000])
+    (output / clip_key(gone)).unlink()
+    shutil.copy(output / clip_key(whole), output / clip_key(other))
+    (output / latents_key(gone)).write_bytes(b"not latents")
+    result = flashvideo_ray.render(prompts, str(output), settings)
+
+    assert result.total == {"rendered": 4}
+    after = rows(output, "clips")
+    adopted = {clip_id for clip_id, row in after.items() if row["reason"] == "found in the store, checked and adopted"}
+    assert adopted == {whole}
+    assert {path: path.read_bytes() for path in output.glob("clips/*/*.mp4")} == media
+    previews = rows(output, "previews")
+    assert {clip_id for clip_id, row in previews.items() if row["preview_seconds"] is not None} == {gone}
+    assert {clip_id: row["score_motion"] for clip_id, row in previews.items()} == scores
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_failed_candidates_are_taken_up_again_when_asked(tmp_path: Path, tiny_model: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:2])
+    output = tmp_path / "run"
+    flashvideo_ray.preview(prompts, str(output), Settings.load("nano", tiny_overrides(tiny_model)))
+    lost = next(iter(rows(output, "previews").values()))
+    latents = output / lost["latents"]
+    kept = latents.rename(tmp_path / "kept")
+    assert flashvideo_ray.refine(str(output)).ended == {"rendered": 1, "failed": 1}
+    assert rows(output, "clips")[lost["clip_id"]]["error_class"] == "FileNotFoundError"
+
+    kept.rename(latents)
+    assert flashvideo_ray.refine(str(output)).ended == {}
+    assert flashvideo_ray.refine(str(output), retry="failed:RuntimeError").ended == {}
+    again = flashvideo_ray.refine(str(output), retry="failed:FileNotFoundError")
+    assert (again.ended, again.total) == ({"rendered": 1}, {"rendered": 2})
+    assert flashvideo_ray.refine(str(output), retry="failed").ended == {}
+    with pytest.raises(InputError, match="--retry all: write failed"):
+        flashvideo_ray.refine(str(output), retry="all")
+
+
+def test_a_job_that_is_stopped_is_carried_on(tmp_path: Path, tiny_model: Path) -> None:
+    """By SIGTERM, as `ray job stop` does it; SIGKILL is in `test_chaos`."""
+    prompts = write_prompts(tmp_path / "prompts.parquet", [f"a red circle moves left {n}" for n in range(16)])
+    output = tmp_path / "run"
+    words = [word for override in tiny_overrides(tiny_model) for word in ("--set", override)]
+    command = [script("flashvideo-ray"), "render", prompts, str(output), "-c", "nano", *words]
+    with open(tmp_path / "first.log", "wb") as log:
+        job = subprocess.Popen(command, stdout=log, stderr=log)
+    deadline = time.monotonic() + 200
+    while len([*output.glob("clips/*/*.mp4")]) < 3:
+        assert time.monotonic() < deadline
+        assert job.poll() is None, (tmp_path / "first.log").read_text()
+        time.sleep(0.1)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(30) == 1
+    assert "Stopped. What is done is in the ledger" in (tmp_path / "first.log").read_text()
+    stored = {path: path.stat().st_mtime_ns for path in output.glob("clips/*/*.mp4")}
+    assert 3 <= len(stored) < 16
+
+    again = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    assert again.returncode == 0, again.stderr
+    assert Counter(row["status"] for row in rows(output, "clips").values()) == {"rendered": 16}
+    assert {path: path.stat().st_mtime_ns for path in stored} == stored

@@ -1,0 +1,283 @@
+"""One job at a time holds a run, whatever becomes of the job or of the store."""
+
+from __future__ import annotations
+
+import datetime as dt
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+from support import S3
+
+from flashvideo_ray.ledger.claim import Claim, ClaimedError, ClaimLostError, Identity, Lease
+from flashvideo_ray.ledger.store import Store
+
+# Processes come from a server that has imported everything: a race of eight costs no eight starts of Python.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([__name__, "s3fs"])
+ME = Identity(host="alpha", pid=7, user="ann", command="render a b", ray_job="raysubmit_1")
+
+
+def job(parent: Connection, environment: dict[str, str], url: str, lease_seconds: float) -> None:
+    """Claim at each message; hold what was claimed until the next one, or until the claim is lost."""
+    os.environ.update(environment)
+    store = Store(url)
+    # As a job on another machine: nobody here can see whether its process is alive.
+    elsewhere = Identity.of_this_process().model_copy(update={"pids": None})
+    store.keys("claims")  # the connection is open before anyone races
+    parent.send("ready")
+    while parent.recv():
+        try:
+            with Claim(store, elsewhere, lease_seconds) as claim:
+                parent.send(f"holds {claim.generation}")
+                while not claim.lost.is_set() and not parent.poll(0.05):
+                    pass
+                claim.check()
+        except (ClaimedError, ClaimLostError) as error:
+            parent.send(f"{type(error).__name__}: {error}")
+
+
+class Job:
+    """A process that runs `job`."""
+
+    def __init__(self, store: Store, lease_seconds: float):
+        self.connection, theirs = PROCESSES.Pipe()
+        aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        self.process = PROCESSES.Process(target=job, args=(theirs, aws, store.url, lease_seconds))
+        self.process.start()
+
+    def says(self) -> str:
+        return self.connection.recv()
+
+    def tell(self) -> None:
+        self.connection.send("claim")
+
+    def claims(self) -> str:
+        self.tell()
+        return self.says()
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process.pid is not None
+        if self.process.is_alive():
+            os.kill(self.process.pid, number)
+        if number == signal.SIGKILL:
+            self.process.join()
+
+
+StartJobs = Callable[[Store, float, int], list[Job]]
+
+
+@pytest.fixture
+def start() -> Iterator[StartJobs]:
+    """Start jobs, and wait until they are ready to claim."""
+    jobs: list[Job] = []
+
+    def start(store: Store, lease_seconds: float, count: int) -> list[Job]:
+        new = [Job(store, lease_seconds) for _ in range(count)]
+        jobs.extend(new)
+        assert [each.says() for each in new] == ["ready"] * count
+        return new
+
+    yield start
+    for each in jobs:
+        each.signal(signal.SIGKILL)
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return Store(str(tmp_path / "run"))
+    s3: S3 = request.getfixturevalue("s3")
+    return Store(f"s3://{s3.bucket}/{tmp_path.name}-{request.node.name}")
+
+
+def lease(store: Store, generation: int = 1) -> Lease:
+    return Lease.model_validate_json(store.get(f"claims/{generation:06d}.lease"))
+
+
+def wait_until_lapsed(store: Store, generation: int = 1) -> None:
+    try:
+        last = lease(store, generation)
+    except FileNotFoundError:
+        last = Lease.model_validate_json(store.get(f"claims/{generation:06d}.json"))
+    time.sleep(max(0.0, last.seconds_left()))
+
+
+def wait_for_renewal(store: Store, after: dt.datetime) -> None:
+    while True:
+        try:
+            if lease(store).renewed > after:
+                return
+        except FileNotFoundError:  # not renewed for the first time yet
+            pass
+        time.sleep(0.05)
+
+
+def now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+def test_a_second_job_is_refused_until_the_first_releases(store: Store) -> None:
+    with Claim(store, ME) as claim:
+        with pytest.raises(ClaimedError) as refused, Claim(store, Identity.of_this_process()):
+            pass
+        claim.check()
+    message = str(refused.value)
+    assert "\n" not in message
+    for part in (store.url, "pid 7 on alpha, user ann, Ray job raysubmit_1 (`render a b`)", "since", "--takeover"):
+        assert part in message
+    assert lease(store).released
+    with Claim(store, Identity.of_this_process()) as claim:
+        assert claim.generation == 2
+    assert store.keys() == ["claims/000002.json", "claims/000002.lease"]
+
+
+def test_a_killed_job_is_succeeded_when_its_lease_has_lapsed(store: Store, start: StartJobs) -> None:
+    [holder] = start(store, 3, 1)
+    assert holder.claims() == "holds 1"
+    holder.signal(signal.SIGKILL)
+    with pytest.raises(ClaimedError, match=f"pid {holder.process.pid}"), Claim(store, ME):
+        pass
+    wait_until_lapsed(store)
+    with Claim(store, ME) as claim:
+        assert claim.generation == 2
+
+
+def hold(url: str) -> None:
+    with Claim(Store(url), Identity.of_this_process()):
+        time.sleep(600)
+
+
+def test_a_job_of_this_machine_that_was_killed_is_succeeded_at_once(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    holder = PROCESSES.Process(target=hold, args=(store.url,))
+    holder.start()
+    while not store.keys("claims", ".json"):
+        time.sleep(0.05)
+    with pytest.raises(ClaimedError, match=f"pid {holder.pid}"), Claim(store, Identity.of_this_process()):
+        pass
+    holder.kill()
+    holder.join()
+    with Claim(store, Identity.of_this_process()) as claim:  # its lease of a minute has not lapsed
+        assert claim.generation == 2
+
+
+def test_one_of_many_that_start_together_wins(store: Store, start: StartJobs) -> None:
+    *jobs, late = start(store, 4, 9)
+    first = the_winner(jobs, generation=1)
+    first.signal(signal.SIGKILL)
+    wait_until_lapsed(store)
+    the_winner([*(each for each in jobs if each is not first), late], generation=2)
+
+
+def the_winner(jobs: list[Job], generation: int) -> Job:
+    """Let all jobs claim at the same time: one holds the run, and the others are told which one."""
+    for each in jobs:
+        each.tell()
+    said = [each.says() for each in jobs]
+    winner = jobs[said.index(f"holds {generation}")]
+    refused = [text for text in said if text.startswith("ClaimedError") and f"pid {winner.process.pid} " in text]
+    assert len(refused) == len(jobs) - 1
+    return winner
+
+
+def test_a_run_can_be_taken_from_a_living_job(store: Store, start: StartJobs) -> None:
+    [holder] = start(store, 6, 1)
+    assert holder.claims() == "holds 1"
+    with Claim(store, ME, takeover=True) as claim:
+        lost = holder.says()
+        assert lost.startswith("ClaimLostError")
+        assert str(ME) in lost
+        claim.check()
+
+
+@pytest.mark.parametrize("takeover", [False, True])
+def test_a_job_that_wakes_up_too_late_touches_nothing(tmp_path: Path, start: StartJobs, takeover: bool) -> None:
+    store = Store(str(tmp_path))
+    [holder] = start(store, 6 if takeover else 2, 1)
+    assert holder.claims() == "holds 1"
+    holder.signal(signal.SIGSTOP)
+    if not takeover:
+        wait_until_lapsed(store)
+    with Claim(store, ME, takeover=takeover) as claim:
+        holder.signal(signal.SIGCONT)
+        assert holder.says().startswith("ClaimLostError")
+        claim.check()
+        assert {key.partition(".")[0] for key in store.keys("claims")} == {"claims/000002"}
+        assert holder.claims().startswith("ClaimedError")
+
+
+def test_a_store_that_is_briefly_away_costs_nothing(s3: S3, tmp_path: Path) -> None:
+    store = Store(f"s3://{s3.bucket}/{tmp_path.name}")
+    with Claim(store, ME, lease_seconds=12) as claim:
+        wait_for_renewal(store, now())
+        s3.process.send_signal(signal.SIGSTOP)
+        time.sleep(4)
+        s3.process.send_signal(signal.SIGCONT)
+        wait_for_renewal(store, now())
+        claim.check()
+
+
+def test_a_folder_that_is_briefly_away_costs_nothing(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "run"))
+    with Claim(store, ME, lease_seconds=6) as claim:
+        wait_for_renewal(store, now())
+        os.rename(tmp_path / "run", tmp_path / "away")
+        time.sleep(2.5)
+        assert not (tmp_path / "run").exists()
+        os.rename(tmp_path / "away", tmp_path / "run")
+        wait_for_renewal(store, now())
+        claim.check()
+
+
+def test_a_store_that_is_away_for_a_whole_lease_costs_the_claim(s3: S3, tmp_path: Path) -> None:
+    store = Store(f"s3://{s3.bucket}/{tmp_path.name}")
+    with Claim(store, ME, lease_seconds=2) as claim:
+        s3.process.send_signal(signal.SIGSTOP)
+        try:
+            assert claim.lost.wait(30)
+        finally:
+            s3.process.send_signal(signal.SIGCONT)
+        with pytest.raises(ClaimLostError, match="not renewed for 2 s"):
+            claim.check()
+        wait_until_lapsed(store)
+        with Claim(store, Identity.of_this_process()) as successor:
+            assert successor.generation == 2
+
+
+def test_a_holder_whose_clock_is_behind_is_not_taken_for_dead(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    behind = now() - dt.timedelta(hours=1)
+    over = threading.Event()
+
+    def renew() -> None:
+        claimed = Lease(holder=ME, nonce="a", since=behind, renewed=behind, lease_seconds=3)
+        store.put("claims/000001.json", claimed.model_dump_json().encode())
+        while not over.wait(0.1):
+            renewed = claimed.model_copy(update={"renewed": now() - dt.timedelta(hours=1)})
+            store.put("claims/000001.lease", renewed.model_dump_json().encode())
+
+    holder = threading.Thread(target=renew)
+    holder.start()
+    try:
+        wait_for_renewal(store, behind)
+        with pytest.raises(ClaimedError, match="alpha"), Claim(store, Identity.of_this_process()):
+            pass
+    finally:
+        over.set()
+        holder.join()
+    with Claim(store, Identity.of_this_process()) as claim:
+        assert claim.generation == 2
+
+
+def test_a_claim_that_cannot_be_read_lapses(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.put("claims/000001.json", b"")  # what a machine that loses its power can leave
+    with Claim(store, ME, lease_seconds=2) as claim:
+        assert claim.generation == 2

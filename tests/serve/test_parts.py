@@ -1,0 +1,239 @@
+"""What the service is made of, without a server: views of the run, the queue, tokens, the files for a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import yaml
+from ray.exceptions import TaskCancelledError
+from ray.serve.schema import ServeDeploySchema
+from starlette.responses import StreamingResponse
+from support import ROOT
+
+from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
+from flashvideo_ray.ledger.decisions import Decision
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.tables import PREVIEWS, extended
+from flashvideo_ray.ledger.writer import Writer
+from flashvideo_ray.serve import local
+from flashvideo_ray.serve.app import ServeSettings, build, with_disconnects
+from flashvideo_ray.serve.queue import queue
+from flashvideo_ray.serve.security import Tokens
+from flashvideo_ray.serve.state import RunState
+from flashvideo_ray.serve.view import Filter, QueryError
+from flashvideo_ray.settings import LedgerSettings, SelectSettings, Settings, SettingsError
+
+SCHEMA = extended(PREVIEWS, [pa.field("score_motion", pa.float64())])
+
+
+def clip_id(number: int) -> str:
+    return f"{number:020x}"
+
+
+def candidate(number: int, prompt: str = "a red star", **columns: Any) -> dict[str, Any]:
+    own = {
+        "clip_id": clip_id(number),
+        "id": f"p{number // 4}",
+        "prompt": prompt,
+        "negative_prompt": None,
+        "seed": number,
+    }
+    return {**own, "candidate": number % 4, "status": "previewed", "score_motion": float(number), **columns}
+
+
+def write_previews(store: Store, rows: list[dict[str, Any]]) -> None:
+    writer = Writer(store, "previews", SCHEMA, LedgerSettings())
+    for row in rows:
+        writer.append(row)
+    writer.flush()
+
+
+def wish(store: Store, row: dict[str, Any], status: str) -> None:
+    requests.write(store, [{**row, "status": status, "by": "ann"}])
+
+
+def write_clip(store: Store, row: dict[str, Any], status: str) -> None:
+    writer = Writer(store, "clips", tables.CLIPS, LedgerSettings())
+    writer.append({**row, "status": status})
+    writer.flush()
+
+
+def test_the_state_follows_the_run_directory(tmp_path: Path) -> None:
+    store, row = Store(str(tmp_path)), candidate(1)
+    state = RunState(store, Settings.load("nano", ["select.require=motion > 0.5"]))
+
+    def status() -> str:
+        return state.refresh().candidates[clip_id(1)].status
+
+    assert state.refresh().candidates == {}
+    wish(store, row, "preview")
+    assert status() == "queued"
+    wish(store, row, "cancelled")
+    assert status() == "cancelled"
+    write_previews(store, [row])
+    assert status() == "previewed"
+    decisions.write(store, [Decision(clip_id(1), "rejected", "ann")])
+    assert status() == "rejected"
+    assert state.view.candidates[clip_id(1)].reason == "rejected by ann"
+    decisions.write(store, [Decision(clip_id(1), "approved", "ben")])
+    assert status() == "approved"
+    time.sleep(0.002)  # the ledger's clock has milliseconds
+    write_clip(store, row, "failed")
+    assert status() == "failed"
+    time.sleep(0.002)
+    wish(store, row, "refine")
+    assert status() == "approved"  # asked for again
+    write_clip(store, row, "rendered")
+    assert status() == "rendered"
+    before = state.view
+    parquet_log.merge(store, requests.PREFIX, 1000)
+    tables.compact(store)
+    assert {c.clip_id: c.status for c in state.refresh().candidates.values()} == {clip_id(1): "rendered"}
+    assert state.view is before  # a merged part tells nothing new
+
+
+def test_selection_is_asked_as_a_batch_refine_would_ask_it(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    state = RunState(store, Settings.load("nano", ["select.rank=motion", "select.keep=1"]))
+    write_previews(store, [candidate(1)])
+    assert state.refresh().candidates[clip_id(1)].status == "previewed"
+    write_previews(store, [candidate(2)])  # a better one of the same prompt
+    found = state.refresh().candidates
+    assert (found[clip_id(1)].status, found[clip_id(2)].status) == ("rejected", "previewed")
+    assert "not among the best 1" in (found[clip_id(1)].reason or "")
+
+
+def test_the_queue_waits_for_those_that_are_compared(tmp_path: Path) -> None:
+    store, select = Store(str(tmp_path)), SelectSettings(rank="motion", keep=1)
+    state = RunState(store, Settings.load("nano", ["select.rank=motion", "select.keep=1"]))
+    for number in (1, 2):
+        wish(store, candidate(number), "refine")
+    write_previews(store, [candidate(1)])
+    assert queue(state.refresh(), select, False) == {"preview": [clip_id(2)], "refine": []}
+    assert queue(state.view, SelectSettings(), False)["refine"] == [clip_id(1)]
+    write_previews(store, [candidate(2)])
+    assert queue(state.refresh(), select, False) == {"preview": [], "refine": [clip_id(2)]}
+    decisions.write(store, [Decision(clip_id(1), "approved", "ann")])
+    assert queue(state.refresh(), select, False)["refine"] == [clip_id(1), clip_id(2)]
+
+
+def test_ten_thousand_candidates_are_filtered_sorted_and_paged(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    prompts = ("a red star", "A Blue Square", "a green circle")
+    write_previews(
+        store,
+        [candidate(n, prompts[n % 3], score_motion=None if n % 10 == 0 else float(n % 1000)) for n in range(10_000)],
+    )
+    view = RunState(store, Settings()).refresh()
+
+    def pages(wanted: Filter, sort: str, limit: int = 200) -> list[str]:
+        seen, cursor = [], None
+        while True:
+            page = view.page(wanted, {}, sort, cursor, limit)
+            seen += [each.clip_id for each in page.items]
+            cursor = page.next
+            if cursor is None:
+                assert page.total == len(seen) == len(set(seen))
+                return seen
+
+    everything = Filter.parse({}, view.scores)
+    for sort in ("at", "-at", "motion", "-motion", "prompt", "-prompt", "rank"):
+        assert len(pages(everything, sort)) == 10_000
+    falling = [view.candidates[each].scores["motion"] for each in pages(everything, "-motion")]
+    known = [value for value in falling if value is not None]
+    assert known == sorted(known, reverse=True)
+    assert falling[len(known) :] == [None] * 1000  # those without one come last
+    wanted = Filter.parse({"q": "blue", "min_motion": "990"}, view.scores)
+    assert {view.candidates[each].prompt for each in pages(wanted, "motion", limit=7)} == {"A Blue Square"}
+    assert len(pages(wanted, "motion")) == sum(n % 3 == 1 and n % 1000 >= 990 and n % 10 > 0 for n in range(10_000))
+    assert (
+        view.page(Filter.parse({"status": "previewing"}, view.scores), {clip_id(7): "previewing"}, "at", None, 5).total
+        == 1
+    )
+    with pytest.raises(QueryError, match="there is no such filter"):
+        Filter.parse({"min_beauty": "1"}, view.scores)
+
+
+def test_a_page_goes_on_though_others_came_meanwhile(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    state = RunState(store, Settings())
+    write_previews(store, [candidate(n) for n in range(0, 20, 2)])
+    everything = Filter.parse({}, ())
+    first = state.refresh().page(everything, {}, "motion", None, 5)
+    write_previews(store, [candidate(n) for n in range(1, 20, 2)])
+    second = state.refresh().page(everything, {}, "motion", first.next, 100)
+    assert [each.scores["motion"] for each in first.items] == [0, 2, 4, 6, 8]
+    assert [each.scores["motion"] for each in second.items] == [*range(9, 20)]
+
+
+@pytest.mark.parametrize(
+    "line", ["operator:ann:short", "king:ann:0123456789abcdef", "operator::0123456789abcdef", "nonsense"]
+)
+def test_tokens_that_are_none_are_refused_without_being_shown(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(f"viewer:ben:0123456789abcdef\n{line}\n")
+    with pytest.raises(SettingsError, match="line 2: expected role:name:token") as caught:
+        Tokens.load(str(path))
+    assert line not in str(caught.value)
+
+
+def test_sessions_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = Tokens.load(None, {"FLASHVIDEO_RAY_TOKENS": "viewer:ben:0123456789abcdef;operator:ann:fedcba9876543210"})
+    session = tokens.session("fedcba9876543210")
+    caller = tokens.of_session(session)
+    assert caller is not None
+    assert (caller.name, caller.role) == ("ann", "operator")
+    assert Tokens.load(None, {"FLASHVIDEO_RAY_TOKENS": "viewer:ben:0123456789abcdef"}).of_session(session) is None
+    later = time.time() + 13 * 3600
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert tokens.of_session(session) is None
+
+
+def test_bound_to_other_machines_it_does_not_start_without_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FLASHVIDEO_RAY_TOKENS", raising=False)
+    options = ServeSettings(output=str(tmp_path / "run"))
+    with pytest.raises(SettingsError, match="no tokens"), local.running(options, "0.0.0.0", 8000):
+        pass
+    with pytest.raises(SettingsError, match="no tokens"):
+        build(options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_page_that_is_closed_ends_its_stream_and_nothing_else() -> None:
+    async def endless() -> Any:
+        while True:
+            yield b"event"
+            await asyncio.sleep(0.01)
+
+    async def gone() -> Any:
+        raise TaskCancelledError  # what Serve says when a client leaves
+
+    async def send(message: Any) -> None: ...
+
+    async def request() -> None:
+        scope = {"type": "http", "asgi": {"spec_version": "2.0"}}
+        await with_disconnects(StreamingResponse(endless()))(scope, gone, send)
+
+    asyncio.run(asyncio.wait_for(request(), timeout=60))
+
+
+def test_the_files_for_a_cluster_fit_ray_s_schema() -> None:
+    service = yaml.safe_load((ROOT / "deploy/rayservice.yaml").read_text())
+    for config in (
+        yaml.safe_load((ROOT / "deploy/serve.yaml").read_text()),
+        yaml.safe_load(service["spec"]["serveConfigV2"]),
+    ):
+        [application] = ServeDeploySchema.model_validate(config).applications
+        assert application.import_path == "flashvideo_ray.serve.app:build"
+        options = ServeSettings.model_validate(application.args)
+        settings = Settings.load(options.config, options.set)
+        groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+        tiers = {group["labels"]["gpu-tier"] for group in groups}
+        assert {settings.pools.preview.labels["gpu-tier"], settings.pools.refine.labels["gpu-tier"]} == tiers
