@@ -230,7 +230,8 @@ def test_a_damaged_part_is_named_and_nothing_is_built_on_it(tmp_path: Path, dama
 READER = """
 import sys, time
 
-from flashvideo_ray.storage import Store
+from flashvideo_ray.ledger import tables
+from flashvideo_ray.ledger.store import Store
 store, expected, reads = Store(sys.argv[1]), {f"old {i}" for i in range(int(sys.argv[2]))}, 0
 print("ready", flush=True)
 while not store.exists("stop"):
