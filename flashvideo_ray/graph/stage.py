@@ -67,10 +67,6 @@ def message_of(error: BaseException) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-class NonFiniteError(ValueError):
-    """A model gave NaN or infinite values."""
-
-
 class AttemptsError(RuntimeError):
     """A candidate killed the process of a stage too often and is not tried again."""
 
@@ -134,14 +130,9 @@ class StageBase(ABC):
             self.events.survived(self.name, row["clip_id"])
             self._device_lock.release()
 
-    def steps(self, row: Mapping[str, Any]) -> Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]:
-        """A `callback_on_step_end` for a diffusers pipeline that tells how far the row is."""
-
-        def told(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            self.events.step(self.name, row["clip_id"], step + 1, len(pipe.scheduler.timesteps))
-            return tensors
-
-        return told
+    def steps(self, row: Mapping[str, Any]) -> Callable[[int, int], None]:
+        """What a model tells its steps to."""
+        return lambda done, total: self.events.step(self.name, row["clip_id"], done, total)
 
     @property
     def _pool(self) -> Pool:
