@@ -312,7 +312,7 @@ def plan(
         from flashvideo_ray.prompts import read_prompts
 
         settings = Settings.load(config, set_ or [])
-        count = read_prompts(prompts, base_seed=settings.seed, reserved=[]).num_rows
+        count = read_prompts(prompts, base_seed=settings.seed, duplicates=settings.prompts.duplicates).num_rows
         measures = None
         if run is not None:
             _existing_run(Store(run))

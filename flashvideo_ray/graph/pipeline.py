@@ -54,8 +54,14 @@ def render(
     checks.check_scoring(settings)
     checks.check_video(settings)
     weights.check_sizes(settings)
+    checks.check_handover(settings)
     recipe = recipe_of(settings)
-    rows = prompts.read_prompts(prompt_url, base_seed=settings.seed, reserved=[*row_schema().names, "at"])
+    rows = prompts.read_prompts(
+        prompt_url,
+        base_seed=settings.seed,
+        reserved=[*row_schema().names, "at"],
+        duplicates=settings.prompts.duplicates,
+    )
     checks.warn_of_prompts(rows, settings)
     fingerprint = recipe["fingerprints"]["preview"]
 
