@@ -1,4 +1,4 @@
-"""What all stages share: a call that fails costs its row alone, and calls follow one another on the device."""
+"""What all stages share, without Ray: an error is a value in the row, with its cost; calls follow one another."""
 
 from __future__ import annotations
 
@@ -97,3 +97,40 @@ def test_a_call_is_marked_before_the_device_is_free_for_it(tmp_path: Path) -> No
     for thread in threads:
         thread.join()
     assert not marks
+
+
+class Renders(StageBase):
+    """A stage 2 that takes its time and then fails on prompts that say so, on its card or after it."""
+
+    name = "refine"
+    device_name = "NVIDIA L40S"
+
+    def takes(self, row: Mapping[str, Any]) -> bool:
+        return True
+
+    def process(self, row: dict[str, Any]) -> dict[str, Any]:
+        with self.device(row):
+            time.sleep(0.02)
+            if row["prompt"] == "fails":
+                raise ValueError("NaN")
+        if row["prompt"] == "cannot be stored":
+            raise OSError("no space")
+        return {"status": "rendered", "refine_seconds": 1.0}
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Renders:
+    tracker = Tracker(Store(str(tmp_path)), tables.PREVIEWS, LedgerSettings())
+    return Renders(Settings(), TrackerClient(Here(tracker), lambda answer: answer, gated=False))
+
+
+def test_a_call_that_fails_says_what_it_cost_and_on_what(stage: Renders) -> None:
+    """The row came with the device that made its preview; it was another one that failed."""
+    row = {**dict.fromkeys(row_schema().names), "clip_id": "a", "status": "previewed", "device": "NVIDIA H100"}
+    prompts = ("fails", "cannot be stored", "goes well")
+    batch = pa.Table.from_pylist([{**row, "prompt": prompt} for prompt in prompts], schema=row_schema())
+    failed, stored, well = stage(batch).to_pylist()
+    for each in (failed, stored):
+        assert (each["status"], each["stage"], each["device"]) == ("failed", "refine", "NVIDIA L40S")
+        assert 0.02 <= each["refine_seconds"] < 1.0
+    assert (well["status"], well["refine_seconds"]) == ("rendered", 1.0)
