@@ -5,8 +5,8 @@ Three kinds of settings live in three places, because they are treated different
 - what decides pixels (`seed`, `candidates`, `text`, `preview`, `refine`, `video`) and numbers (`score`): the *recipe*,
   fixed by the first job that writes to an OUTPUT;
 - what decides who is refined (`select`): may be changed at any time;
-- what decides where and how work runs, what is kept and what it costs (`pools`, `ledger`, `keep`, `prices`,
-  `max_attempts` and the seconds): operational, free.
+- how prompts are read, where and how work runs, what is kept and what it costs (`prompts`, `pools`, `ledger`, `keep`,
+  `prices`, `max_attempts` and the seconds): operational, free.
 
 All models are frozen and refuse unknown keys. A `null` in `preview` or `refine` means "as the model itself says": the
 sizes, steps and guidance stored in its `model_index.json`.
@@ -59,6 +59,14 @@ class Frozen(BaseModel):
     """Immutable, and closed: a key that is not declared is an error, not a silent nothing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PromptSettings(Frozen):
+    """What becomes of prompts that would give the same clips: the same text with the same seed."""
+
+    duplicates: Literal["refuse", "drop", "seed"] = Field(
+        "refuse", description="`drop` keeps the first of them, `seed` gives each of the others a seed of its own"
+    )
 
 
 class TextSettings(Frozen):
@@ -273,6 +281,7 @@ class Settings(Frozen):
     candidates: Annotated[Candidates, Field(gt=0)] = Field(
         1, description="candidates for each prompt, each with a seed of its own"
     )
+    prompts: PromptSettings = PromptSettings()
     text: TextSettings = TextSettings()
     preview: PreviewSettings = PreviewSettings()
     score: ScoreSettings = ScoreSettings()

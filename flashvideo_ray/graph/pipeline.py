@@ -51,7 +51,12 @@ def render(
     checks.check_retry(retry)
     settings = checks.check(settings or Settings(), [s for s in STAGES if s != "refine" or until == "refine"])
     recipe = recipe_of(settings)
-    rows = prompts.read_prompts(prompt_url, base_seed=settings.seed, reserved=[*row_schema().names, "at"])
+    rows = prompts.read_prompts(
+        prompt_url,
+        base_seed=settings.seed,
+        reserved=[*row_schema().names, "at"],
+        duplicates=settings.prompts.duplicates,
+    )
     checks.check_count(rows.num_rows, settings)
     checks.warn_of_prompts(rows, settings)
     fingerprint = recipe["fingerprints"]["preview"]
