@@ -153,11 +153,9 @@ def _pool(store: Store) -> ThreadPoolExecutor:
 
 
 def _list(store: Store, prefix: str) -> Iterator[tuple[str, int]]:
-    root = store.path()
-    for path, info in store.fs.find(store.path(prefix.rpartition("/")[0]), detail=True).items():
-        key = path.removeprefix(root).lstrip("/")
+    for key, size in store.sizes(prefix.rpartition("/")[0]).items():
         if key.startswith(prefix) and key.endswith(".parquet"):
-            yield key, info["size"]
+            yield key, size
 
 
 def _read(store: Store, columns: list[str] | None, listed: tuple[str, int]) -> pa.Table | DamagedPartError | None:
@@ -173,11 +171,15 @@ def _read(store: Store, columns: list[str] | None, listed: tuple[str, int]) -> p
     except FileNotFoundError:
         return None
     try:
-        return _parse(source, columns)
+        part = _parse(source, columns)
     except FileNotFoundError:
         return None
     except Exception as error:  # Arrow has no class of its own for a damaged file
         return DamagedPartError(f"{store.url}: {key} cannot be read: {type(error).__name__}: {error}")
+    newest = pc.max(part["at"]).as_py()
+    if newest is not None:
+        store.clock.see(newest)
+    return part
 
 
 def _parse(source: pa.NativeFile, columns: list[str] | None) -> pa.Table:
