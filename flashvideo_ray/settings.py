@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib.resources
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -196,6 +197,11 @@ class Pool(Frozen):
     time_limit_seconds: Annotated[float, Field(gt=0)] = Field(3600.0, description="for one row; then it is tried anew")
     offload: Literal["none", "model", "group"] = Field("none", description="diffusers' CPU offload, for small cards")
     spot: bool = Field(False, description="whether its nodes are paid at the spot price")
+
+    @property
+    def cores(self) -> int:
+        """Cores that one call can use: Ray gives an actor a thread for each whole CPU that it asks for, and at least one."""
+        return max(1, math.floor(self.num_cpus))
 
 
 class Pools(Frozen):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.settings import STAGES, Pool, Pools, Stage
@@ -18,6 +18,9 @@ from flashvideo_ray.settings import STAGES, Pool, Pools, Stage
 # One call computes while the one before it is being encoded and uploaded.
 PUBLISHING_CALLS = 2
 
+# Ray Data's own tasks between the pools move rows and compute nothing. They ask for no CPU, as the pools may hold them
+# all, and few of them run at once.
+GLUE: dict[str, Any] = {"num_cpus": 0, "compute": TaskPoolStrategy(2)}
 
 log = logging.getLogger("flashvideo_ray")
 

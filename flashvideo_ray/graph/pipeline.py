@@ -139,7 +139,8 @@ def build_graph(
     # A block is the unit of streaming: with one row in each, the first clip is done while previews are being made.
     chunks = [rows.slice(start, _CHUNK) for start in range(0, rows.num_rows, _CHUNK)]
     ds: ray.data.Dataset = ray.data.from_arrow([chunk.combine_chunks() for chunk in chunks])
-    ds = ds.repartition(target_num_rows_per_block=1)
+    # Ray Data fuses the two: what splits the chunks asks for as little as the first one does, not for a whole CPU.
+    ds = ds.map_batches(_unchanged, batch_size=_CHUNK, batch_format="pyarrow", **cluster.GLUE).repartition(target_num_rows_per_block=1)
 
     # Text is encoded once, for both stages.
     ds = ds.map_batches(stages.EncodeText, fn_constructor_kwargs=text, **cluster.map_options(pools.text))
@@ -158,7 +159,7 @@ def build_graph(
             **cluster.map_options(getattr(pools, name), same_rows=name != settings.score.stages[-1]),
         )
     if until == "preview":
-        return ds.drop_columns(list(PAYLOAD))
+        return ds.drop_columns(list(PAYLOAD), **cluster.GLUE)
 
     # Only survivors cost anything here. 1080p frames stay in the actor: what leaves it is an MP4, for the store.
     return ds.map_batches(
@@ -166,3 +167,7 @@ def build_graph(
         fn_constructor_kwargs=publishing,
         **cluster.map_options(pools.refine, calls=cluster.PUBLISHING_CALLS),
     )
+
+
+def _unchanged(batch: pa.Table) -> pa.Table:
+    return batch

@@ -210,7 +210,7 @@ class Service:
         for name, price in self.settings.prices.devices.items():
             if name.lower() in device.lower():
                 hourly: float = price.spot if pool.spot and price.spot is not None else price.on_demand
-                return hourly * (pool.num_gpus or pool.num_cpus)
+                return hourly * (pool.num_gpus or pool.cores)
         return None
 
     # Changing ---------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import psutil
 import pyarrow as pa
@@ -33,7 +34,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def head(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A Ray head with its dashboard; gives the environment that its clients need."""
+    """A Ray head as a user starts one, with as many CPUs as the machine has; gives the environment of its clients."""
     ray.shutdown()
     folder = tmp_path_factory.mktemp("head")
     port, dashboard, client, agent = free_ports(4)
@@ -48,7 +49,7 @@ def head(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
     }
     env.pop("PYTHONPATH", None)
     command = [
-        script("ray"), "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=6",
+        script("ray"), "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
         f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats",
     ]  # fmt: skip
@@ -57,12 +58,7 @@ def head(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
             command, stdout=log, stderr=log, cwd=folder, env={**env, "RAY_ADDRESS": f"127.0.0.1:{port}"}
         )
     try:
-        for _ in range(120):
-            if subprocess.run([script("ray"), "job", "list"], env=env, capture_output=True).returncode == 0:
-                break
-            time.sleep(1)
-        else:
-            raise RuntimeError(f"the head did not come up: {(folder / 'head.log').read_text()[-2000:]}")
+        _wait_for_jobs(env["RAY_ADDRESS"], env["RAY_AUTH_TOKEN"], process, folder / "head.log")
         yield env
     finally:
         started = [process, *psutil.Process(process.pid).children(recursive=True)]
@@ -72,6 +68,20 @@ def head(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
         process.wait()
+
+
+def _wait_for_jobs(address: str, token: str, head: subprocess.Popen[bytes], log: Path) -> None:
+    """Until a job is taken: the dashboard answers before the agent is there that starts jobs ("No available agent")."""
+    body = json.dumps({"entrypoint": "true"}).encode()
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    deadline = time.monotonic() + 180
+    while head.poll() is None and time.monotonic() < deadline:
+        try:
+            urlopen(Request(f"{address}/api/jobs/", body, headers), timeout=30).close()
+            return
+        except OSError:  # refused, 500
+            time.sleep(0.5)
+    raise RuntimeError(f"the head did not come up: {log.read_text()[-2000:]}")
 
 
 def submit(head: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -90,7 +100,6 @@ def test_a_submitted_job_renders_into_the_bucket(head: dict[str, str], s3: S3, t
     arguments = (
         *("--prompts", f"s3://{s3.bucket}/in/prompts.parquet", "--output", f"s3://{s3.bucket}/run1"),
         *("--config", "nano", "--set", "progress_seconds=2"),
-        *("--set", "pools.refine.size=1"),  # an actor more takes seconds to load
     )
     job = submit(head, *arguments)
     assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-3000:]
