@@ -140,6 +140,7 @@ def open_run(args: ServeSettings) -> tuple[Settings, dict[str, Any]]:
     settings = weights.with_model_defaults(settings)
     checks.check_scoring(settings)
     weights.check_sizes(settings)
+    checks.check_handover(settings)
     recipe = recipe_of(settings)
     run_file.check_recipe(store, recipe)
     if run is None or run["settings"] != settings.model_dump(mode="json"):
