@@ -200,7 +200,7 @@ class Pool(Frozen):
 
     @property
     def cores(self) -> int:
-        """Cores that one call can use: Ray gives an actor a thread for each whole CPU that it asks for, and at least one."""
+        """Cores that one call can use: Ray gives an actor a thread for each whole one of `num_cpus`, at least one."""
         return max(1, math.floor(self.num_cpus))
 
 

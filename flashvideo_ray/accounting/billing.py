@@ -2,7 +2,8 @@
 
 The unit of work is a second of one device: a card where a stage runs on cards (times the `num_gpus` of its pool, which
 may be a share), a core where it runs on CPUs (times the cores that a call of its pool can use: the whole ones of
-`num_cpus`, and at least one); wall time, not processor time. The two are never added up. Money is that, in hours, times the price of the device in the settings.
+`num_cpus`, and at least one); wall time, not processor time. The two are never added up. Money is that, in hours, times
+the price of the device in the settings.
 """
 
 from __future__ import annotations

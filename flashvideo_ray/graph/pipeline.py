@@ -25,8 +25,6 @@ from flashvideo_ray.settings import Settings
 
 __all__ = ["RunResult", "build_graph", "preview", "refine", "render"]
 
-_CHUNK = 1000  # candidates in one block of the input
-
 
 def render(
     prompt_url: str,
@@ -138,10 +136,7 @@ def build_graph(
     publishing = {**common, "fps": recipe["fps"], "provenance": provenance(recipe)}
 
     # A block is the unit of streaming: with one row in each, the first clip is done while previews are being made.
-    chunks = [rows.slice(start, _CHUNK) for start in range(0, rows.num_rows, _CHUNK)]
-    ds: ray.data.Dataset = ray.data.from_arrow([chunk.combine_chunks() for chunk in chunks])
-    # Ray Data fuses the two: what splits the chunks asks for as little as the first one does, not for a whole CPU.
-    ds = ds.map_batches(_unchanged, batch_size=_CHUNK, batch_format="pyarrow", **cluster.GLUE).repartition(target_num_rows_per_block=1)
+    ds = cluster.dataset_of(rows)
 
     # Text is encoded once, for both stages.
     ds = ds.map_batches(stages.EncodeText, fn_constructor_kwargs=text, **cluster.map_options(pools.text))
@@ -168,7 +163,3 @@ def build_graph(
         fn_constructor_kwargs=publishing,
         **cluster.map_options(pools.refine, calls=cluster.PUBLISHING_CALLS),
     )
-
-
-def _unchanged(batch: pa.Table) -> pa.Table:
-    return batch
