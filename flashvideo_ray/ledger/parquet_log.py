@@ -6,6 +6,7 @@ The newest row of a clip_id counts.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ _THREADS = 4  # for a local folder, where more only get in each other's way
 _LISTINGS = 50
 _WHOLE = 2**22  # bytes; of a larger part in an object store only the columns that are asked for are fetched
 _TAKE = 100_000  # rows
+log = logging.getLogger("flashvideo_ray")
 
 
 class DamagedPartError(ValueError):
@@ -161,32 +163,34 @@ def _list(store: Store, prefix: str) -> Iterator[tuple[str, int]]:
 def _read(store: Store, columns: list[str] | None, listed: tuple[str, int]) -> pa.Table | DamagedPartError | None:
     """One part, or None if it is gone, or what is wrong with it."""
     key, size = listed
+    if not store.is_local and columns is not None and size > _WHOLE:
+        try:
+            return _parse(store, pa.PythonFile(store.fs.open(store.path(key), cache_type="none"), mode="r"), columns)
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # damaged, or the store went away: reading it whole is patient, and tells which
+            log.warning("%s/%s: %s: %s; reading it whole", store.url, key, type(error).__name__, error)
     try:
-        if store.is_local:
-            source = pa.OSFile(store.path(key))
-        elif columns is None or size <= _WHOLE:
-            source = pa.BufferReader(store.get(key))
-        else:
-            source = pa.PythonFile(store.fs.open(store.path(key), cache_type="none"), mode="r")
+        source = pa.OSFile(store.path(key)) if store.is_local else pa.BufferReader(store.get(key))
     except FileNotFoundError:
         return None
     try:
-        part = _parse(source, columns)
+        return _parse(store, source, columns)
     except FileNotFoundError:
         return None
     except Exception as error:  # Arrow has no class of its own for a damaged file
         return DamagedPartError(f"{store.url}: {key} cannot be read: {type(error).__name__}: {error}")
-    newest = pc.max(part["at"]).as_py()
-    if newest is not None:
-        store.clock.see(newest)
-    return part
 
 
-def _parse(source: pa.NativeFile, columns: list[str] | None) -> pa.Table:
+def _parse(store: Store, source: pa.NativeFile, columns: list[str] | None) -> pa.Table:
     with source, pq.ParquetFile(source) as file:
         names = file.schema_arrow.names
         missing = [name for name in ("clip_id", "status", "at") if name not in names]
         if missing:
             raise ValueError(f"no column {', '.join(missing)}")
         wanted = None if columns is None else [name for name in columns if name in names]
-        return file.read(wanted, use_threads=False)  # parts are read side by side already
+        part = file.read(wanted, use_threads=False)  # parts are read side by side already
+    newest = pc.max(part["at"]).as_py()
+    if newest is not None:
+        store.clock.see(newest)
+    return part
