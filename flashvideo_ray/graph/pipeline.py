@@ -12,10 +12,10 @@ import ray.data
 
 from flashvideo_ray import identity, prompts
 from flashvideo_ray.engines import weights
-from flashvideo_ray.graph import checks, cluster, remaining, scoring, stages
+from flashvideo_ray.graph import checks, cluster, finish, remaining, scoring, stages
 from flashvideo_ray.graph.job import Job, RunResult, run_job
 from flashvideo_ray.graph.quota import Quota
-from flashvideo_ray.graph.recipe import about, provenance, recipe_of
+from flashvideo_ray.graph.recipe import about, provenance, recipe_of, with_added_scorers
 from flashvideo_ray.graph.remaining import Until
 from flashvideo_ray.graph.stage import PAYLOAD, row_schema
 from flashvideo_ray.graph.tracker import TrackerClient
@@ -49,7 +49,8 @@ def render(
     PlacementError, ClaimedError) before anything is started.
     """
     started = time.monotonic()
-    settings = weights.with_model_defaults(settings or Settings())
+    store = Store(output)
+    settings = with_added_scorers(weights.with_model_defaults(settings or Settings()), run_file.read_run(store))
     checks.check_retry(retry)
     checks.check_scoring(settings)
     checks.check_video(settings)
@@ -70,7 +71,6 @@ def render(
         return made.filter(pc.greater_equal(made["candidate"], first))
 
     table = candidates(0, settings.candidates)
-    store = Store(output)
     run_file.check_recipe(store, recipe)
     extra = [field for field in table.schema if field.name not in row_schema().names]
     schema = row_schema(extra)
@@ -116,7 +116,7 @@ def refine(
     run = run_file.read_run(store)
     if run is None:
         raise run_file.NoRunError(f"{output}: no run here (no run.json); start one with render or preview")
-    settings = weights.with_model_defaults(settings or Settings.of_tree(run["settings"], where="run.json"))
+    settings = with_added_scorers(weights.with_model_defaults(settings or finish.settings_of(store, run)), run)
     checks.check_scoring(settings)
     checks.check_video(settings)
     recipe = recipe_of(settings)

@@ -14,8 +14,8 @@ from ray.serve.handle import DeploymentHandle
 
 from flashvideo_ray.engines import weights
 from flashvideo_ray.graph import checks
-from flashvideo_ray.graph.recipe import about, provenance, recipe_of
-from flashvideo_ray.ledger import run_file
+from flashvideo_ray.graph.recipe import about, provenance, recipe_of, with_added_scorers
+from flashvideo_ray.ledger import jobs, run_file
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.serve.api import create_app
 from flashvideo_ray.serve.scheduler import Scheduler
@@ -137,14 +137,15 @@ def open_run(args: ServeSettings) -> tuple[Settings, dict[str, Any]]:
         settings = Settings.of_tree(run["settings"], args.set, where="run.json")
     else:
         settings = Settings.load(args.config, args.set)
-    settings = weights.with_model_defaults(settings)
+    settings = with_added_scorers(weights.with_model_defaults(settings), run)
     checks.check_scoring(settings)
     weights.check_sizes(settings)
     checks.check_handover(settings)
     recipe = recipe_of(settings)
     run_file.check_recipe(store, recipe)
     if run is None or run["settings"] != settings.model_dump(mode="json"):
-        run_file.open_run(store, recipe, about(settings, run["candidates"] if run is not None else 0))
+        told = about(settings, run["candidates"] if run is not None else 0)
+        jobs.note(store, run_file.open_run(store, recipe, told))
     return settings, recipe
 
 
