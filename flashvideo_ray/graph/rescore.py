@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import ray.data
 from flashvideo_ray import scorers, video
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph import cluster
+from flashvideo_ray.graph.stage import message_of, say
 from flashvideo_ray.ledger import jobs, run_file, tables
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.patience import PatientStore
@@ -46,13 +46,16 @@ class Rescore:
         try:
             frames, _ = video.decode_mp4(self.store.get(row["preview"]))
         except Exception as error:
-            print(f"{row['clip_id']}: {type(error).__name__}: {error}", file=sys.stderr)
-            return {**found, "scorer_errors": f"its preview cannot be read: {type(error).__name__}: {error}"}
+            say(f"{row['clip_id']}: {type(error).__name__}: {message_of(error)}")
+            return {
+                **found,
+                "scorer_errors": f"its preview cannot be read: {type(error).__name__}: {message_of(error)}",
+            }
         for name, scorer in self.scorers:
             try:
                 found |= {f"{SCORE}{key}": float(value) for key, value in scorer(frames, row["prompt"]).items()}
             except Exception as error:
-                errors.append(f"{name}: {type(error).__name__}: {error}")
+                errors.append(f"{name}: {type(error).__name__}: {message_of(error)}")
         return {**found, "scorer_errors": "; ".join(errors) or None}
 
 

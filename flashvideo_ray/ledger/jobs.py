@@ -124,8 +124,11 @@ class Record:
             )
 
     def used(self, states: Used) -> None:
-        """What the pools of the graph that runs have held and used by now; becomes durable if that is due."""
+        """What the pools of the graph that runs have held and used by now."""
         self._now = states
+
+    def flush_if_due(self) -> None:
+        """Bring the row up to date if that was long ago. Raises what the store raises."""
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + _UPDATE_SECONDS
             self._put("running")
