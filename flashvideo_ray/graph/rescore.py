@@ -90,7 +90,8 @@ def rescore(output: str, specs: Sequence[ScorerSettings], settings: Settings, *,
             tree["scorers"] = [*tree["scorers"], *more]
         run["added_scorers"] = [*run.get("added_scorers", []), *more]
         store.put("run.json", json.dumps(run, indent=2).encode())
-        jobs.note(store, run, seconds=time.monotonic() - started)
+        told = jobs.newest_settings(store, run) | {"score": run["settings"]["score"]}
+        jobs.note(store, run, told, time.monotonic() - started)
     return rows.num_rows
 
 

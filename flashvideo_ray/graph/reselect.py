@@ -72,7 +72,8 @@ def reselect(store: Store, settings: Settings, *, write: bool = True) -> Selecti
         assert run is not None, "the previews of a run stand beside its run.json"
         run["settings"]["select"] = settings.select.model_dump(mode="json")
         store.put("run.json", json.dumps(run, indent=2).encode())
-        jobs.note(store, run)
+        told = jobs.newest_settings(store, run) | {"select": run["settings"]["select"]}
+        jobs.note(store, run, told)
     return selection
 
 
