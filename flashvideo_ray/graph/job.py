@@ -80,6 +80,7 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
         run_file.check_writable(job.store)
         if work.rows.num_rows:
             cluster.connect(job.settings.pools, stages_)
+            cluster.try_encoder(job.settings)
         identity = Identity.of_this_process()
         with Claim(job.store, identity, job.settings.ledger.lease_seconds, job.takeover) as claim:
             # Read again: another job may have worked on the run until just now.
