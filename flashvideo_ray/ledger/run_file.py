@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from flashvideo_ray import video
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.tables import now
@@ -60,7 +61,25 @@ def check_recipe(store: Store, recipe: Mapping[str, Any]) -> dict[str, Any] | No
         if scorers[0] != scorers[1] and all(scorers):
             hint = f"The scorers of that run: --set 'score.scorers={json.dumps(scorers[0]['scorers'])}'\n{hint}"
         refuse_differences(f"{store.url} holds a run with another recipe", run["recipe"], recipe, hint)
+    elif store.keys("ledger"):
+        _check_files(store, recipe)
     return run
+
+
+def _check_files(store: Store, recipe: Mapping[str, Any]) -> None:
+    """Raise RecipeError if what is left of a run that lost its run.json, and has no jobs, was made otherwise.
+
+    The same command writes run.json anew; its MP4s say of themselves how they were made.
+    """
+    for key in (*store.keys("clips", ".mp4")[:1], *store.keys("previews", ".mp4")[:1]):
+        try:
+            made = video.probe(store.get(key)).metadata
+            there = {**json.loads(made["settings"]), "fingerprints": json.loads(made["model_fingerprints"])}
+        except (KeyError, ValueError):
+            continue
+        what = f"{store.url} has lost its run.json, and {key} was made otherwise"
+        now = {name: recipe.get(name) for name in there}
+        refuse_differences(what, there, now, "Use the settings of that run, which write its run.json anew.")
 
 
 def refuse_differences(what: str, there: Mapping[str, Any], now: Mapping[str, Any], hint: str) -> None:

@@ -6,9 +6,10 @@ import json
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 
-from flashvideo_ray import Settings
+from flashvideo_ray import Settings, video
 from flashvideo_ray.ledger import jobs, run_file
 from flashvideo_ray.ledger.claim import ClaimLostError
 from flashvideo_ray.ledger.store import Store
@@ -98,3 +99,18 @@ def test_damage_among_jobs_decisions_and_papers_is_found_and_mended(store: Store
     assert verify(store, repair=True).problems == []
     assert verify(store).findings == ()
     assert len(store.keys("damaged")) == 3
+
+
+def test_a_run_older_than_the_table_that_lost_its_file_is_begun_again_by_its_own_recipe_alone(tmp_path: Any) -> None:
+    store = Store(str(tmp_path / "run"))
+    recipe = {"preview": {"height": 32}, "refine": {"noise_step": 650}, "fingerprints": {"preview": "a", "refine": "b"}}
+    made = {
+        "settings": {name: recipe[name] for name in ("preview", "refine")},
+        "model_fingerprints": recipe["fingerprints"],
+    }
+    metadata = {name: json.dumps(value) for name, value in made.items()}
+    store.put("clips/00/00.mp4", video.encode_mp4(np.zeros((2, 32, 48, 3), np.uint8), 8, metadata=metadata))
+    store.put("ledger/clips-1.parquet", b"")
+    assert run_file.check_recipe(store, recipe) is None
+    with pytest.raises(run_file.RecipeError, match=r"refine\.noise_step: 650 there, 30 now"):
+        run_file.check_recipe(store, {**recipe, "refine": {"noise_step": 30}})
