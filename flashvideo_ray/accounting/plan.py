@@ -161,8 +161,14 @@ def measured(store: Store) -> Measures:
     where = store.url
     try:
         summary = json.loads(store.get("summary.json"))
+        if not isinstance(summary, dict) or "stages" not in summary:
+            raise ValueError("it has no stages")
     except FileNotFoundError:
         raise PlanError(f"{where}: no summary.json; `flashvideo-ray report {where}` writes it") from None
+    except ValueError as error:
+        raise PlanError(
+            f"{where}: summary.json is damaged ({error}); `flashvideo-ray verify {where} --repair` writes it anew"
+        ) from None
     means = {stage: summary["stages"].get(stage, {}).get("mean_seconds") for stage in STAGES}
     known = {stage: mean for stage, mean in means.items() if mean is not None}
     for stage in ("preview", "refine"):
@@ -240,8 +246,8 @@ def _wall(
 def _balance(settings: Settings, seconds: Mapping[Stage, float], refined: float) -> tuple[tuple[float, float], int]:
     """Cards of preview : cards of refine at which neither waits, t1 : keep x t2; and refine's size for preview's."""
     preview, refine = settings.pools.preview, settings.pools.refine
-    first = seconds["preview"] * (preview.num_gpus or preview.num_cpus or 1)
-    second = refined * seconds["refine"] * (refine.num_gpus or refine.num_cpus or 1)
+    first = seconds["preview"] * (preview.num_gpus or preview.cores)
+    second = refined * seconds["refine"] * (refine.num_gpus or refine.cores)
     least = min(first, second) or max(first, second) or 1.0
     actors = preview.size * refined * seconds["refine"] / seconds["preview"] if seconds["preview"] else refine.size
     return (first / least, second / least), max(1, round(actors))

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
 
 from flashvideo_ray import scorers, video
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph import checks, cluster
 from flashvideo_ray.graph.stage import message_of, say
-from flashvideo_ray.ledger import run_file, tables
+from flashvideo_ray.ledger import jobs, run_file, tables
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.selection.rules import SCORE
 from flashvideo_ray.settings import ScorerSettings, Settings
-
-_ROWS = 8  # a block: scores are quick, and a preview is small
 
 
 class ScorerError(InputError):
@@ -68,6 +66,7 @@ def rescore(output: str, specs: Sequence[ScorerSettings], settings: Settings, *,
     run = run_file.read_run(store)
     if run is None:
         raise run_file.NoRunError(f"{output}: no run here (no run.json)")
+    started = time.monotonic()
     specs, further = _merged(specs, settings)
     names = [f"{SCORE}{name}" for spec in specs for name in scorers.resolve(spec.name).names]
     previews = tables.read(store, "previews")
@@ -86,7 +85,10 @@ def rescore(output: str, specs: Sequence[ScorerSettings], settings: Settings, *,
         more = [spec.model_dump(mode="json") for spec in further]
         for tree in (run["settings"]["score"], run["recipe"]["score"]):
             tree["scorers"] = [*tree["scorers"], *more]
+        run["added_scorers"] = [*run.get("added_scorers", []), *more]
         store.put("run.json", json.dumps(run, indent=2).encode())
+        told = jobs.newest_settings(store, run) | {"score": run["settings"]["score"]}
+        jobs.note(store, run, told, time.monotonic() - started)
     return rows.num_rows
 
 
@@ -128,8 +130,7 @@ def _scored(
     table = rows.select(["clip_id", "prompt", "preview"]).combine_chunks()
     for pool in dict.fromkeys(spec.pool for spec in specs):
         own = [spec for spec in specs if spec.pool == pool]
-        ds: ray.data.Dataset = ray.data.from_arrow(table).repartition(target_num_rows_per_block=_ROWS)
-        ds = ds.map_batches(
+        ds = cluster.dataset_of(table).map_batches(
             Rescore,
             fn_constructor_kwargs={"specs": own, "store": patient, "fps": fps},
             **cluster.map_options(getattr(settings.pools, pool)),
