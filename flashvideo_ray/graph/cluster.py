@@ -6,11 +6,14 @@ import logging
 import math
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.exceptions import GetTimeoutError, RayTaskError
 
 from flashvideo_ray import video
@@ -20,6 +23,10 @@ from flashvideo_ray.settings import STAGES, Pool, Pools, Settings, SettingsError
 # One call computes while the one before it is being encoded and uploaded.
 PUBLISHING_CALLS = 2
 _ENCODER_SECONDS = 60.0  # the cards may be another job's
+_CHUNK = 1000  # rows that the driver hands over at once
+# Ray Data's own tasks between the pools move rows and compute nothing. They ask for no CPU, as the pools may hold them
+# all, and few of them run at once.
+GLUE: dict[str, Any] = {"num_cpus": 0, "compute": TaskPoolStrategy(2)}
 
 log = logging.getLogger("flashvideo_ray")
 
@@ -212,12 +219,26 @@ def placement(pool: Pool) -> dict[str, Any]:
     return options
 
 
+def dataset_of(rows: pa.Table) -> ray.data.Dataset:
+    """A dataset with every row in a block of its own. Call `configure_data` before."""
+    chunks = [rows.slice(start, _CHUNK).combine_chunks() for start in range(0, rows.num_rows, _CHUNK)]
+    return ray.data.from_arrow(chunks).map_batches(_unchanged, batch_size=_CHUNK, batch_format="pyarrow", **GLUE)
+
+
+def _unchanged(batch: pa.Table) -> pa.Table:
+    return batch  # what comes out of a task is cut into blocks
+
+
 def configure_data() -> None:
-    """Ray Data for long rows: keep nothing in order, wait as long as it takes, and leave the talking to us."""
+    """Ray Data for long rows: one in a block, in no order, waiting as long as it takes; the talking is left to us."""
     context = DataContext.get_current()
     context.execution_options.preserve_order = False
+    # In bytes: every row is a block. `repartition` would do it in a task that asks for a whole CPU.
+    context.target_max_block_size = 1
     context.execution_no_progress_timeout_s = 24 * 3600  # waiting for a spot card can take hours
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # It warns of pools that are larger than a small run needs.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it says that its bars are off

@@ -24,8 +24,6 @@ from flashvideo_ray.settings import STAGES, Settings
 
 __all__ = ["RunResult", "build_graph", "preview", "refine", "render"]
 
-_CHUNK = 1000  # candidates in one block of the input
-
 
 def render(
     prompt_url: str,
@@ -137,9 +135,7 @@ def build_graph(
     publishing = {**common, "fps": recipe["fps"], "provenance": provenance(recipe)}
 
     # A block is the unit of streaming: with one row in each, the first clip is done while previews are being made.
-    chunks = [rows.slice(start, _CHUNK) for start in range(0, rows.num_rows, _CHUNK)]
-    ds: ray.data.Dataset = ray.data.from_arrow([chunk.combine_chunks() for chunk in chunks])
-    ds = ds.repartition(target_num_rows_per_block=1)
+    ds = cluster.dataset_of(rows)
 
     # Text is encoded once, for both stages.
     ds = ds.map_batches(stages.EncodeText, fn_constructor_kwargs=text, **cluster.map_options(pools.text))
@@ -158,7 +154,7 @@ def build_graph(
             **cluster.map_options(getattr(pools, name), same_rows=name != settings.score.stages[-1]),
         )
     if until == "preview":
-        return ds.drop_columns(list(PAYLOAD))
+        return ds.drop_columns(list(PAYLOAD), **cluster.GLUE)
 
     # Only survivors cost anything here. 1080p frames stay in the actor: what leaves it is an MP4, for the store.
     return ds.map_batches(

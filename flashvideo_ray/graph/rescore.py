@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
 
 from flashvideo_ray import scorers, video
 from flashvideo_ray.errors import InputError
@@ -20,8 +19,6 @@ from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.selection.rules import SCORE
 from flashvideo_ray.settings import ScorerSettings, Settings
-
-_ROWS = 8  # a block: scores are quick, and a preview is small
 
 
 class ScorerError(InputError):
@@ -114,8 +111,7 @@ def _scored(
     table = rows.select(["clip_id", "prompt", "preview"]).combine_chunks()
     for pool in dict.fromkeys(spec.pool for spec in specs):
         own = [spec for spec in specs if spec.pool == pool]
-        ds: ray.data.Dataset = ray.data.from_arrow(table).repartition(target_num_rows_per_block=_ROWS)
-        ds = ds.map_batches(
+        ds = cluster.dataset_of(table).map_batches(
             Rescore,
             fn_constructor_kwargs={"specs": own, "store": patient, "fps": fps},
             **cluster.map_options(getattr(settings.pools, pool)),

@@ -17,7 +17,8 @@ from flashvideo_ray.ledger.store import Store
 
 @pytest.fixture
 def ray_that_knows_the_faulty_network() -> Iterator[None]:
-    with own_ray(runtime_env={"worker_process_setup_hook": "faulty.known"}):
+    # One CPU: the preset's actors have their place on it, and what Ray Data runs between them asks for none.
+    with own_ray(num_cpus=1, runtime_env={"worker_process_setup_hook": "faulty.known"}):
         yield
 
 
