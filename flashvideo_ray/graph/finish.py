@@ -14,6 +14,7 @@ from flashvideo_ray.accounting.summary import summarise
 from flashvideo_ray.graph import audit
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.texts import COLUMNS, Texts, still_open
 from flashvideo_ray.settings import STAGES, Settings
 
 
@@ -28,9 +29,12 @@ def finish(
     run = run_file.read_run(store)
     if run is None:
         raise run_file.NoRunError(f"{store.url}: no run here (no run.json)")
-    previews, clips = tables.read(store, "previews"), tables.read(store, "clips")
+    all_previews, all_clips = tables.read(store, "previews"), tables.read(store, "clips")
+    texts = Texts.read(store)
+    previews, clips = texts.present(all_previews), texts.present(all_clips)
     before = _summary(store)
     summary = summarise(previews, clips)
+    summary["earlier_texts"] = len(clip_ids(all_previews, all_clips)) - summary["candidates"]
     summary["wall_seconds"] = before.get("wall_seconds", 0.0) + seconds
     summary["pools"] = _added(before.get("pools", {}), usage or {})
     for stage, numbers in summary["stages"].items():
@@ -39,7 +43,7 @@ def finish(
     from flashvideo_ray.accounting import estimates
 
     operations = estimates.known_operations(settings)
-    summary["bill"] = billing.as_dict(billing.bill(previews, clips, settings, summary["pools"], operations))
+    summary["bill"] = billing.as_dict(billing.bill(all_previews, all_clips, settings, summary["pools"], operations))
     store.put("summary.json", json.dumps(summary, indent=2).encode())
     page = report.write_report(
         previews,
@@ -63,6 +67,26 @@ def _added(before: Mapping[str, Any], now: Mapping[str, Mapping[str, float]]) ->
         }
         for stage in dict.fromkeys([*before, *now])
     }
+
+
+def clip_ids(previews: pa.Table, clips: pa.Table) -> set[str]:
+    """The candidates that are in either table."""
+    return {*previews["clip_id"].to_pylist(), *clips["clip_id"].to_pylist()}
+
+
+def standing(store: Store, wanted: int) -> dict[str, int]:
+    """How many candidates have each status, those that are `open`, and those of an `earlier text`.
+
+    `wanted` is what run.json says of their number, for runs whose ledger does not.
+    """
+    columns = [*COLUMNS, "status"]
+    candidates, previews, clips = (tables.read(store, table, columns) for table in tables.SCHEMAS)
+    texts = Texts.of(candidates, previews, clips)
+    counts = statuses(texts.present(previews), texts.present(clips))
+    ended = sum(counts.values())
+    counts["open"] = still_open(candidates, previews, clips) if candidates.num_rows else max(0, wanted - ended)
+    earlier = len(clip_ids(previews, clips)) - ended
+    return counts | ({"earlier text": earlier} if earlier else {})
 
 
 def statuses(previews: pa.Table, clips: pa.Table) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The ledger's two tables: their schemas, their state at one moment, and newer versions of their rows.
+"""The ledger's tables: their schemas, their state at one moment, and newer versions of their rows.
 
 Parts of the ledger are added, never rewritten; `compact` merges them into new ones. The newest row of a candidate
 counts, and one with status `open` takes back what was before it. Media come first and their row after, so whatever a
@@ -18,8 +18,8 @@ from flashvideo_ray.ledger import parquet_log
 from flashvideo_ray.ledger.parquet_log import Compaction
 from flashvideo_ray.ledger.store import Store
 
-Table = Literal["previews", "clips"]
-_CANDIDATE = [
+Table = Literal["candidates", "previews", "clips"]
+_WANTED = [
     pa.field("clip_id", pa.string(), nullable=False),
     pa.field("id", pa.string(), nullable=False),
     pa.field("prompt", pa.string(), nullable=False),
@@ -27,8 +27,10 @@ _CANDIDATE = [
     pa.field("seed", pa.int64(), nullable=False),
     pa.field("candidate", pa.int32(), nullable=False),
     pa.field("status", pa.string(), nullable=False),
-    pa.field("reason", pa.string()),
 ]
+_CANDIDATE = [*_WANTED, pa.field("reason", pa.string())]
+_AT = pa.field("at", pa.timestamp("ms", tz="UTC"), nullable=False)
+CANDIDATES = pa.schema([*_WANTED, _AT])  # what jobs were started for; the status is `wanted`
 PREVIEWS = pa.schema(
     [
         *_CANDIDATE,
@@ -43,7 +45,7 @@ PREVIEWS = pa.schema(
         pa.field("scorer_errors", pa.string()),
         pa.field("device", pa.string()),
         pa.field("host", pa.string()),
-        pa.field("at", pa.timestamp("ms", tz="UTC"), nullable=False),
+        _AT,
     ]
 )
 CLIPS = pa.schema(
@@ -66,10 +68,10 @@ CLIPS = pa.schema(
         pa.field("audit", pa.bool_()),  # rejected, and refined all the same
         pa.field("device", pa.string()),
         pa.field("host", pa.string()),
-        pa.field("at", pa.timestamp("ms", tz="UTC"), nullable=False),
+        _AT,
     ]
 )
-SCHEMAS: dict[Table, pa.Schema] = {"previews": PREVIEWS, "clips": CLIPS}
+SCHEMAS: dict[Table, pa.Schema] = {"candidates": CANDIDATES, "previews": PREVIEWS, "clips": CLIPS}
 
 
 def read(
