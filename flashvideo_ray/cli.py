@@ -270,7 +270,9 @@ def status(output: OutputArgument) -> None:
         from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
-        counts = finish.standing(store, _existing_run(store)["candidates"])
+        run = _existing_run(store)
+        settings = Settings.of_tree(run["settings"], where="run.json")
+        counts = finish.standing(store, settings, run["candidates"])
         console.print(store.url, markup=False, soft_wrap=True)
         table = Table("status", "candidates")
         for name, count in counts.items():
@@ -544,12 +546,7 @@ def print_result(result: Any) -> None:
         if name in result.ended or name in result.total:
             table.add_row(name, str(result.ended.get(name, 0)), str(result.total.get(name, 0)))
     console.print(table)
-    stages = Table("stage", "candidates", "mean", "sum", "GPU-seconds", title="whole run", title_justify="left")
-    for stage, numbers in summary["stages"].items():
-        if numbers["count"]:
-            mean, total = f"{numbers['mean_seconds']:.2f} s", duration(numbers["seconds"])
-            stages.add_row(stage, str(numbers["count"]), mean, total, f"{numbers['gpu_seconds']:.0f}")
-    console.print(stages)
+    console.print(terminal.stages_table(summary))
     terminal.print_lines(console, terminal.bill_lines(summary["bill"]))
     console.print(f"Look at {result.output}/report.html", markup=False, soft_wrap=True)
 

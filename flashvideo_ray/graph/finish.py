@@ -8,14 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flashvideo_ray.accounting import billing, report
-from flashvideo_ray.accounting.summary import summarise
-from flashvideo_ray.graph import audit
-from flashvideo_ray.ledger import run_file, tables
+from flashvideo_ray.accounting.summary import statuses, summarise
+from flashvideo_ray.graph import audit, remaining
+from flashvideo_ray.ledger import decisions, run_file, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.texts import COLUMNS, Texts, still_open
-from flashvideo_ray.settings import STAGES, Settings
+from flashvideo_ray.settings import Settings
+
+_IN = ("previewed", "approved")
+_VERDICT = ("status", "reason", "stage", "error_class", "error")
 
 
 def finish(
@@ -29,21 +33,23 @@ def finish(
     run = run_file.read_run(store)
     if run is None:
         raise run_file.NoRunError(f"{store.url}: no run here (no run.json)")
-    all_previews, all_clips = tables.read(store, "previews"), tables.read(store, "clips")
-    texts = Texts.read(store)
-    previews, clips = texts.present(all_previews), texts.present(all_clips)
+    previews, clips = present(store, settings)
     before = _summary(store)
     summary = summarise(previews, clips)
-    summary["earlier_texts"] = len(clip_ids(all_previews, all_clips)) - summary["candidates"]
+    old = earlier(store)
+    summary["earlier_texts"] = len(statuses(*old))
     summary["wall_seconds"] = before.get("wall_seconds", 0.0) + seconds
     summary["pools"] = _added(before.get("pools", {}), usage or {})
-    for stage, numbers in summary["stages"].items():
-        cards = getattr(settings.pools, stage).num_gpus if stage in STAGES else 0
-        numbers["gpu_seconds"] = round(cards * numbers["seconds"], 3)
     from flashvideo_ray.accounting import estimates
 
     operations = estimates.known_operations(settings)
-    summary["bill"] = billing.as_dict(billing.bill(all_previews, all_clips, settings, summary["pools"], operations))
+    # What earlier texts took was paid all the same.
+    paid = [pa.concat_tables(pair, promote_options="permissive") for pair in ((previews, old[0]), (clips, old[1]))]
+    bill = billing.bill(paid[0], paid[1], settings, summary["pools"], operations)
+    for stage, numbers in summary["stages"].items():
+        cards = [line.device_seconds for line in bill.lines if (line.stage, line.unit) == (stage, "GPU")]
+        numbers["gpu_seconds"] = round(sum(cards), 3)
+    summary["bill"] = billing.as_dict(bill)
     store.put("summary.json", json.dumps(summary, indent=2).encode())
     page = report.write_report(
         previews,
@@ -55,7 +61,68 @@ def finish(
         title=store.url.rstrip("/").rpartition("/")[2],
     )
     store.put("report.html", page.encode())
-    return statuses(previews, clips)
+    return dict(Counter(statuses(previews, clips).values()))
+
+
+def present(store: Store, settings: Settings) -> tuple[pa.Table, pa.Table]:
+    """Previews and clips of the prompts as they are now, with what selection and people say of the candidates now.
+
+    A clip stays, and so does a failure of a stage. A rejection does not outlive what it came of: where `select` or a
+    person decided anew, its row says so here, as the next job will.
+    """
+    previews, clips = tables.read(store, "previews"), tables.read(store, "clips")
+    texts = Texts.of(tables.read(store, "candidates"), previews, clips)
+    previews, clips = texts.present(previews), texts.present(clips)
+    people = decisions.opinions(store)
+    verdicts = remaining.judged(previews, settings, people).select([*_VERDICT, "clip_id"]).to_pylist()
+    # Rules about the whole run come after a preview's row: what nobody said in person counts if row and rules agree.
+    now = {
+        verdict["clip_id"]: verdict
+        for verdict, written in zip(verdicts, previews["status"].to_pylist(), strict=True)
+        if verdict["clip_id"] in people or (verdict["status"] in _IN) == (written in _IN)
+    }
+    ended = clips.select([name for name in ("clip_id", "status", "error_class") if name in clips.column_names])
+    anew = {
+        row["clip_id"]: now[row["clip_id"]]
+        for row in ended.to_pylist()
+        if row["clip_id"] in now
+        and (row["status"] in ("rejected", "skipped") or row.get("error_class") == tables.MISSING_SCORE)
+        and (now[row["clip_id"]]["status"] in _IN) != (row["status"] == "skipped")
+    }
+    return _decided(previews, {clip_id: now[clip_id] for clip_id in people if clip_id in now}), _decided(clips, anew)
+
+
+def earlier(store: Store) -> tuple[pa.Table, pa.Table]:
+    """Previews and clips of texts that prompts had before."""
+    texts = Texts.read(store)
+    previews, clips = (tables.read(store, table) for table in ("previews", "clips"))
+    return tuple(rows.filter(pc.invert(texts.holds(rows))) for rows in (previews, clips))
+
+
+def standing(store: Store, settings: Settings, wanted: int) -> dict[str, int]:
+    """How many candidates have each status, those that are `open`, and those of an `earlier text`.
+
+    `wanted` is what run.json says of their number, for runs whose ledger does not.
+    """
+    found = statuses(*present(store, settings))
+    candidates = tables.read(store, "candidates", COLUMNS)
+    open_ = still_open(candidates, found) if candidates.num_rows else max(0, wanted - len(found))
+    before = len(statuses(*earlier(store)))
+    return {**Counter(found.values()), "open": open_, **({"earlier text": before} if before else {})}
+
+
+def _decided(table: pa.Table, verdicts: Mapping[str, Mapping[str, Any]]) -> pa.Table:
+    """The rows with these verdicts instead of theirs."""
+    if not verdicts:
+        return table
+    ids = table["clip_id"].to_pylist()
+    for name in _VERDICT:
+        if name in table.column_names:
+            old = zip(ids, table[name].to_pylist(), strict=True)
+            values = [verdicts[clip_id][name] if clip_id in verdicts else value for clip_id, value in old]
+            index = table.schema.get_field_index(name)
+            table = table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type))
+    return table
 
 
 def _added(before: Mapping[str, Any], now: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -67,33 +134,6 @@ def _added(before: Mapping[str, Any], now: Mapping[str, Mapping[str, float]]) ->
         }
         for stage in dict.fromkeys([*before, *now])
     }
-
-
-def clip_ids(previews: pa.Table, clips: pa.Table) -> set[str]:
-    """The candidates that are in either table."""
-    return {*previews["clip_id"].to_pylist(), *clips["clip_id"].to_pylist()}
-
-
-def standing(store: Store, wanted: int) -> dict[str, int]:
-    """How many candidates have each status, those that are `open`, and those of an `earlier text`.
-
-    `wanted` is what run.json says of their number, for runs whose ledger does not.
-    """
-    columns = [*COLUMNS, "status"]
-    candidates, previews, clips = (tables.read(store, table, columns) for table in tables.SCHEMAS)
-    texts = Texts.of(candidates, previews, clips)
-    counts = statuses(texts.present(previews), texts.present(clips))
-    ended = sum(counts.values())
-    counts["open"] = still_open(candidates, previews, clips) if candidates.num_rows else max(0, wanted - ended)
-    earlier = len(clip_ids(previews, clips)) - ended
-    return counts | ({"earlier text": earlier} if earlier else {})
-
-
-def statuses(previews: pa.Table, clips: pa.Table) -> dict[str, int]:
-    """How many candidates have each status; one that has not ended counts as its preview says."""
-    state = dict(zip(previews["clip_id"].to_pylist(), previews["status"].to_pylist(), strict=True))
-    state |= dict(zip(clips["clip_id"].to_pylist(), clips["status"].to_pylist(), strict=True))
-    return dict(Counter(state.values()))
 
 
 def _summary(store: Store) -> dict[str, Any]:

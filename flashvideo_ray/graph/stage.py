@@ -30,7 +30,6 @@ _PAYLOAD = [
 ]
 PAYLOAD = tuple(field.name for field in _PAYLOAD)
 BULKY = ("prompt_embeds", "preview_latents", "preview_frames")
-MISSING_SCORE = "MissingScoreError"  # the error class of a candidate that failed for want of a score
 DROPPED = dict.fromkeys(PAYLOAD)
 # A process can also die outside the part of a call that has the device (out of memory while encoding, say). There it is
 # not known whose fault that is, so more deaths are let pass.
@@ -66,6 +65,8 @@ class StageBase(ABC):
     name: ClassVar[Stage]
     gated: ClassVar[bool] = False
     """Whether a job that has enough skips it."""
+    device_name: str | None = None
+    """What its calls run on, as the ledger says it."""
 
     def __init__(self, settings: Settings, events: StageEvents):
         self.settings = settings
@@ -92,7 +93,7 @@ class StageBase(ABC):
         """The part of a call that has the device to itself, within the pool's time limit.
 
         If the process dies in here, it dies of this row, and the row is not tried more than `max_attempts` times. The
-        calls beside it are only bystanders.
+        calls beside it are only bystanders. The row gets the seconds, for what becomes of it after: they are paid for.
         """
         with self._device_lock:
             attempt = self.events.attempt(self.name, row["clip_id"])
@@ -105,7 +106,11 @@ class StageBase(ABC):
                     if attempt.overdue:
                         raise TimeLimitError(f"{attempt.count - 1} times over {self._pool.time_limit_seconds:g} s")
                     raise AttemptsError(f"the process died {attempt.count - 1} times on this candidate")
-                yield
+                started = time.perf_counter()
+                try:
+                    yield
+                finally:
+                    row[f"{self.name}_seconds"] = time.perf_counter() - started
             finally:
                 watch.cancel()
                 self.events.survived(self.name, row["clip_id"])
@@ -149,6 +154,7 @@ class StageBase(ABC):
                 "reason": f"{self.name}: {type(error).__name__}",
                 "error_class": type(error).__name__,
                 "error": str(error) or repr(error),
+                "device": self.device_name or row["device"],
                 "host": socket.gethostname(),
             }
         finally:

@@ -8,7 +8,7 @@ candidates it is about, so that it need not have made anything of a new text, or
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -82,11 +82,10 @@ def unrecorded(job: pa.Table, *ledger: pa.Table) -> pa.Table:
     return pa.table([columns[name] for name in tables.CANDIDATES.names], schema=tables.CANDIDATES)
 
 
-def still_open(candidates: pa.Table, *ended: pa.Table) -> int:
-    """How many of the candidates that jobs were last started for have no row in any of the other tables."""
+def still_open(candidates: pa.Table, known: Collection[str]) -> int:
+    """How many of the candidates that jobs were last started for are not `known` by their clip_ids."""
     newest = candidates.group_by("id").aggregate([("at", "max")])
     last = dict(zip(newest["id"].to_pylist(), newest["at_max"].to_pylist(), strict=True))
-    known = {clip_id for table in ended for clip_id in table["clip_id"].to_pylist()}
     return sum(
         row["at"] == last[row["id"]] and row["clip_id"] not in known
         for row in candidates.select(["clip_id", "id", "at"]).to_pylist()

@@ -10,6 +10,7 @@ import pytest
 
 from flashvideo_ray import Settings
 from flashvideo_ray.accounting import billing, estimates
+from flashvideo_ray.accounting.summary import summarise
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.settings import DevicePrice
 
@@ -130,3 +131,29 @@ def test_a_single_stage_is_compared_by_operations() -> None:
 def test_a_run_without_rows_has_an_empty_bill() -> None:
     bill = billing.bill(tables.PREVIEWS.empty_table(), tables.CLIPS.empty_table(), Settings())
     assert (bill.lines, bill.per_clip, bill.refine_everything, bill.total.seconds) == ((), None, None, 0)
+
+
+def test_what_failed_is_in_the_bill_and_not_in_the_mean_of_a_refine() -> None:
+    """A stage 2 that failed after 36.1 s, and a preview that failed after 10 s and so has no row of previews."""
+    previews, clips = run_of_four()
+    failures = [
+        {**CANDIDATE, "clip_id": "1", "status": "failed", "stage": "refine", "refine_seconds": 36.1,
+         "device": "NVIDIA L40S", "preview_seconds": 30.1},
+        {**CANDIDATE, "clip_id": "5", "status": "failed", "stage": "preview", "preview_seconds": 10.0,
+         "device": "NVIDIA H100 80GB HBM3"},
+    ]  # fmt: skip
+    rows = [row for row in clips.to_pylist() if row["clip_id"] != "1"] + failures
+    clips = pa.Table.from_pylist(rows, tables.CLIPS)
+    bill = billing.bill(previews, clips, Settings.load(None, CARDS))
+    assert [(line.stage, line.count, line.seconds) for line in bill.lines] == [
+        ("preview", 5, pytest.approx(4 * 30.1 + 10)),
+        ("refine", 2, pytest.approx(72.2 + 36.1)),
+    ]
+    assert bill.total.gpu_seconds == pytest.approx(4 * 30.1 + 10 + 72.2 + 36.1)
+    assert (bill.failed, bill.failed_cost.gpu_seconds) == (2, pytest.approx(46.1))
+    assert bill.refine_everything is not None
+    assert bill.refine_everything.cost.gpu_seconds == pytest.approx(2 * 72.2)
+    summary = summarise(previews, clips)
+    assert summary["stages"]["refine"] == {"count": 1, "seconds": 72.2, "mean_seconds": 72.2}
+    assert summary["failed_calls"]["refine"] == {"count": 1, "seconds": 36.1}
+    assert summary["gpu_seconds"] == pytest.approx(4 * 30.1 + 10 + 72.2 + 36.1)
