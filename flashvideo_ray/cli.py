@@ -165,7 +165,7 @@ def select(
         rules = {"require": require, "rank": rank, "keep": keep}
         tree["select"] |= {name: value for name, value in rules.items() if value is not None}
         settings = Settings.of_tree(tree, set_ or [], "run.json")
-        checks.check_scoring(settings)
+        checks.check(settings, ())
         held = nullcontext() if dry_run else Claim(store, Identity.of_this_process(), takeover=takeover)
         with held:
             found = reselect.reselect(store, settings, write=not dry_run)

@@ -18,6 +18,7 @@ import copy
 import difflib
 import importlib.resources
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -238,6 +239,11 @@ class Pool(Frozen):
     time_limit_seconds: Seconds = Field(3600.0, description="for one row; then it is tried anew")
     offload: Literal["none", "model", "group"] = Field("none", description="diffusers' CPU offload, for small cards")
     spot: bool = Field(False, description="whether its nodes are paid at the spot price")
+
+    @property
+    def cores(self) -> int:
+        """Cores that one call can use: Ray gives an actor a thread for each whole one of `num_cpus`, at least one."""
+        return max(1, math.floor(self.num_cpus))
 
 
 class Pools(Frozen):

@@ -1,8 +1,9 @@
 """The bill of a run: what each stage cost, what a clip cost, and what selection saved. Pure functions over the ledger.
 
 The unit of work is a second of one device: a card where a stage runs on cards (times the `num_gpus` of its pool, which
-may be a share), a core where it runs on CPUs (times `num_cpus`); wall time, not processor time. The two are never added
-up. Money is that, in hours, times the price of the device in the settings.
+may be a share), a core where it runs on CPUs (times the cores that a call of its pool can use: the whole ones of
+`num_cpus`, and at least one); wall time, not processor time. The two are never added up. Money is that, in hours, times
+the price of the device in the settings.
 """
 
 from __future__ import annotations
@@ -206,7 +207,7 @@ def line(stage: Stage, device: str | None, seconds: float, count: int, settings:
     """One line of a bill: calls of a stage and their seconds in all, on a device (None: not known) of its pool."""
     pool = getattr(settings.pools, stage)
     on_cpu = device.lower().startswith("cpu") if device is not None else not pool.num_gpus
-    units = pool.num_cpus if on_cpu else pool.num_gpus or 1
+    units = pool.cores if on_cpu else pool.num_gpus or 1
     found = price_of(device, settings.prices.devices)
     price = None
     if found is not None:

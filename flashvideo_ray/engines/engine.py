@@ -102,6 +102,9 @@ class Engine(Protocol):
     def describe(self) -> Description:
         """See Description. Raises ModelNotFoundError."""
 
+    def problems(self) -> list[str]:
+        """One line for each setting that it cannot do, with its key. Raises ModelNotFoundError."""
+
     def fingerprint(self) -> str:
         """A hex digest of its weights and configuration: equal content, equal digest. Raises ModelNotFoundError."""
 

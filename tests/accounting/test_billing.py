@@ -71,6 +71,13 @@ def test_an_actor_may_hold_a_share_of_a_card_or_many_cores() -> None:
     assert bill.total == billing.Cost(gpu_seconds=0.5 * 4 * 30.1, cpu_seconds=8 * 72.2)
 
 
+@pytest.mark.parametrize(("asked", "cores"), [("0.1", 1), ("0", 1), ("1", 1), ("2.5", 2)])
+def test_a_call_counts_the_cores_that_it_can_use_however_little_its_pool_asks_for(asked: str, cores: int) -> None:
+    settings = Settings.load(None, [f"pools.refine.num_cpus={asked}", "pools.preview.num_gpus=1"])
+    bill = billing.bill(*run_of_four(device="cpu (x86_64)"), settings)
+    assert bill.total.cpu_seconds == pytest.approx(cores * 72.2)
+
+
 def test_what_the_audit_refines_is_not_saved() -> None:
     previews, clips = run_of_four()
     rows = clips.to_pylist()
