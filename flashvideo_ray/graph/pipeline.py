@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 import ray.data
 
 from flashvideo_ray import identity, prompts
-from flashvideo_ray.graph import asked, checks, cluster, remaining, scoring, stages
+from flashvideo_ray.graph import asked, checks, cluster, finish, remaining, scoring, stages
 from flashvideo_ray.graph.job import Job, RunResult, run_job
 from flashvideo_ray.graph.quota import Quota
-from flashvideo_ray.graph.recipe import about, provenance, recipe_of, sizes
+from flashvideo_ray.graph.recipe import about, provenance, recipe_of, sizes, with_added_scorers
 from flashvideo_ray.graph.remaining import Until
 from flashvideo_ray.graph.stage import PAYLOAD, row_schema
 from flashvideo_ray.graph.tracker import TrackerClient
@@ -49,8 +49,10 @@ def render(
     PlacementError, ClaimedError) before anything is started.
     """
     started = time.monotonic()
+    store = Store(output)
     checks.check_retry(retry)
-    settings = checks.check(settings or Settings(), [s for s in STAGES if s != "refine" or until == "refine"])
+    settings = with_added_scorers(settings or Settings(), run_file.read_run(store))
+    settings = checks.check(settings, [s for s in STAGES if s != "refine" or until == "refine"])
     recipe = recipe_of(settings)
     rows = prompts.read_prompts(
         prompt_url,
@@ -66,7 +68,6 @@ def render(
         made = identity.candidates(rows, first + count, settings.stage1_recipe(), fingerprint)
         return made.filter(pc.greater_equal(made["candidate"], first))
 
-    store = Store(output)
     run_file.check_recipe(store, recipe)
     rows = asked.agreed(store, rows)
     table = candidates(0, settings.candidates)
@@ -116,7 +117,8 @@ def refine(
     run = run_file.read_run(store)
     if run is None:
         raise run_file.NoRunError(f"{output}: no run here (no run.json); start one with render or preview")
-    settings = checks.check(settings or Settings.of_tree(run["settings"], where="run.json"), ("text", "refine"))
+    settings = with_added_scorers(settings or finish.settings_of(store, run), run)
+    settings = checks.check(settings, ("text", "refine"))
     recipe = recipe_of(settings)
     run_file.check_recipe(store, recipe)
     own = {*row_schema().names, "at"}
