@@ -577,11 +577,11 @@ def _run_settings(output: str, config: str | None, overrides: list[str]) -> Sett
 
 def _branch(old: str, new: str, settings: Settings, takeover: bool) -> Settings:
     """Bring the previews of a run to another one."""
-    from flashvideo_ray.engines import weights
+    from flashvideo_ray.graph import checks
     from flashvideo_ray.graph.branch import branch
     from flashvideo_ray.ledger.store import Store
 
-    settings = weights.with_model_defaults(settings)
+    settings = checks.check(settings, ("text", "refine"))
     with console.status("copying previews") as status:
         count = branch(
             Store(old),

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from flashvideo_ray import Settings
 from flashvideo_ray.cli import app
 from flashvideo_ray.graph import checks, pipeline
+from flashvideo_ray.graph.recipe import about, recipe_of
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
@@ -64,6 +65,9 @@ def test_wrong_prompts_end_with_status_2_and_leave_no_run(
         (["score.scorers=[motion, motion]"], "motion, motion_area would be given by two scorers"),
         (["preview.model=/absent"], "/absent: no such folder"),
         (["preview.height=8"], "preview.height, preview.width: the smallest size is 16x16, got 8x48"),
+        (["refine.decode_tiling=reference", "refine.decode_tiles=[50, 50]"], "50 rows of tiles do not fit"),
+        (["video.codec=h264_nvenc"], "pools.refine.num_gpus is 0"),
+        (["candidates=30000000"], "candidates: Input should be less than or equal to 10000"),
         (["preview.num_frames=10"], "preview.num_frames: a video of 10 frames cannot be decoded; 8k + 1 can"),
         (["pools.preview.num_gpus=64"], "pools.preview asks for 1 times 1 CPU, 64 GPU; there is room for 0"),
     ],
@@ -91,6 +95,19 @@ def test_a_quota_that_cannot_be_read(tmp_path: Path) -> None:
     result = run("render", write_prompts(tmp_path / "prompts.parquet"), str(tmp_path / "run"), "--budget", "much")
     assert result.exit_code == 2
     assert "write it like '200 gpu-hours'" in result.output
+
+
+def test_a_run_is_not_refined_from_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = checks.check(Settings.load("nano"))
+    run_file.open_run(Store("run"), recipe_of(settings), about(settings, 0))
+    written = (tmp_path / "run" / "run.json").read_bytes()
+    for new, old in (("run", "run"), ("run/", f"file://{tmp_path}/run"), (str(tmp_path / "run"), "./run")):
+        result = run("refine", new, "--from", old)
+        assert result.exit_code == 2
+        assert "this is OUTPUT itself" in result.output
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+    assert (tmp_path / "run" / "run.json").read_bytes() == written
 
 
 @pytest.mark.parametrize("command", ["refine", "status", "report", "select", "prune"])
