@@ -175,8 +175,8 @@ def test_undo_takes_back_what_one_said_oneself_and_nothing_else(served: Served) 
         body = {"decisions": [{"clip_id": clip_id, "word": word, "note": note}]}
         assert who.post("decisions", json=body).status_code == 200
 
-    def undo(who: Client, word: str, **before: Any) -> list[str]:
-        step = {"clip_id": clip_id, "word": word, "before": before}
+    def undo(who: Client, said: str, **before: Any) -> list[str]:
+        step = {"clip_id": clip_id, "word": said, "before": before}
         return list(who.post("decisions/undo", json={"decisions": [step]}).json()["left"])
 
     def stands() -> tuple[str, str, str | None] | None:
