@@ -65,7 +65,8 @@ def serving(folder: Path, tiny_model: Path) -> Iterator[Served]:
         hosts=local.hosts("127.0.0.1", []),
         queue_limit=LIMIT,
     )
-    settings, _ = app.open_run(options)
+    settings, recipe = app.load_run(options)
+    app.open_run(options.output, settings, recipe)
     fill(folder / "run", settings)
     [port] = free_ports(1)
     said: list[str] = []

@@ -20,9 +20,10 @@ import pyarrow as pa
 import yaml
 from PIL import Image
 
+from flashvideo_ray import engines
 from flashvideo_ray.accounting import terminal
 from flashvideo_ray.accounting.summary import Row, joined, score_names, usable
-from flashvideo_ray.nano import vocabulary
+from flashvideo_ray.prompts import visible
 
 _CARDS = 120  # a section
 _PROMPTS = 40  # side by side
@@ -56,7 +57,7 @@ def write_report(
         title: the page's title, such as the name of the run.
     """
     scores = score_names(previews)
-    rows = joined(previews, clips)
+    rows = [_visible(row) for row in joined(previews, clips)]
     contests = _contests(rows)
     compared = {row["clip_id"] for contest in contests for row in contest["rows"]}
     by_status: dict[str, list[Row]] = {}
@@ -81,16 +82,20 @@ def write_report(
         alone={status: [row for row in group if row["clip_id"] not in compared] for status, group in by_status.items()},
         contests=contests,
         audit=audit,
-        unknown=_unknown_words(rows, run),
-        example=vocabulary.EXAMPLES[0],
+        **_unknown_words(rows, run),
         scores=scores,
         failures=_failures(by_status.get("failed", [])),
         histograms=[_histogram(f"score_{name}", by_status) for name in scores],
-        recipe=yaml.safe_dump(_plain(run), sort_keys=False, allow_unicode=True, width=100) if run else "",
+        recipe=visible(yaml.safe_dump(_plain(run), sort_keys=False, allow_unicode=True, width=100)) if run else "",
         thumbnail=_Thumbnails(poster),
         limit=_CARDS,
         strips=_PROMPTS,
     )
+
+
+def _visible(row: Row) -> Row:
+    """The row, whose text can be seen for what it is. A prompt may hold anything, and errors quote it."""
+    return {name: visible(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 class _Thumbnails:
@@ -131,13 +136,15 @@ def _contests(rows: Iterable[Row]) -> list[dict[str, Any]]:
     return contests
 
 
-def _unknown_words(rows: Iterable[Row], run: Mapping[str, Any]) -> list[str]:
-    """Words of the prompts that the nano model does not know, the most frequent first; none for other models."""
-    if run.get("settings", {}).get("preview", {}).get("model") != "nano":
-        return []
+def _unknown_words(rows: Iterable[Row], run: Mapping[str, Any]) -> dict[str, Any]:
+    """Words of the prompts that the model does not know, the most frequent first, and a prompt that it can follow."""
+    model = run.get("settings", {}).get("preview", {}).get("model", "")
+    known = engines.vocabulary_of(model)
+    if known is None:
+        return {"unknown": [], "model": model, "example": ""}
     prompts = {row["id"]: row["prompt"] for row in rows}
-    words = Counter(word for prompt in prompts.values() for word in vocabulary.unknown_words(prompt))
-    return [word for word, _ in words.most_common()]
+    words = Counter(word for prompt in prompts.values() for word in known.unknown_words(prompt))
+    return {"unknown": [word for word, _ in words.most_common()], "model": model, "example": known.examples[0]}
 
 
 def _funnel(summary: Mapping[str, Any]) -> list[tuple[str, int, str]]:

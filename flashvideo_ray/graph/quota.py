@@ -36,7 +36,7 @@ class Quota:
         if budget is None:
             return cls(accept)
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gpu|cpu)-hours?\s*", budget)
-        if found is None or float(found[1]) <= 0:
+        if found is None or not 0 < float(found[1]) <= 1e9:
             raise QuotaError(f"--budget {budget!r}: write it like '200 gpu-hours', or '8 cpu-hours'")
         return cls(accept, float(found[1]), "gpu" if found[2] == "gpu" else "cpu")
 
@@ -71,7 +71,7 @@ class Gate:
     def joined(self, stage: Stage) -> None:
         """An actor of the stage has come and holds its card until the job ends."""
         pool = getattr(self._pools, stage)
-        self._actors.append((self._clock(), pool.num_gpus if self._quota.unit == "gpu" else pool.num_cpus))
+        self._actors.append((self._clock(), pool.num_gpus if self._quota.unit == "gpu" else pool.cores))
 
     def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:
         """Whether a call of `preview` or `refine` may begin; it is to ask again after `wait`."""

@@ -45,15 +45,17 @@ def running(
     options = options.model_copy(update={"open_to_all": own and host in LOOPBACK})
     application.load_tokens(options)
     _check_port(host, port)
-    settings, recipe = application.open_run(options)
-    parts, size = parquet_log.extent(Store(options.output), "ledger/")
-    ledger = f"reading the ledger ({parts} parts, {size / 1e6:.1f} MB) and " if parts else ""
-    say(f"{options.output}: {ledger}loading the models …")
+    settings, recipe = application.load_run(options)
     if own:  # all share this machine: a replica that is busy is no news, and a proxy that is slow to start is not dead
         os.environ.setdefault("RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S", "1")
         os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
         os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", "60")
     cluster.connect(settings.pools)
+    cluster.try_encoder(settings)
+    application.open_run(options.output, settings, recipe)
+    parts, size = parquet_log.extent(Store(options.output), "ledger/")
+    ledger = f"reading the ledger ({parts} parts, {size / 1e6:.1f} MB) and " if parts else ""
+    say(f"{options.output}: {ledger}loading the models …")
     _stop_on_sigterm()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:

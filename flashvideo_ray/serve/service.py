@@ -16,16 +16,17 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from flashvideo_ray import engines
+from flashvideo_ray.accounting import billing
 from flashvideo_ray.ledger import decisions, run_file
 from flashvideo_ray.ledger.keys import clip_key, poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.nano import vocabulary
 from flashvideo_ray.serve.events import Hub
 from flashvideo_ray.serve.problems import Problem
 from flashvideo_ray.serve.queue import Reply, Submission
 from flashvideo_ray.serve.state import RunState
 from flashvideo_ray.serve.view import DECIDABLE, Candidate, Filter, View
-from flashvideo_ray.settings import Settings
+from flashvideo_ray.settings import Settings, Stage
 
 ASK_SECONDS = 0.5  # between two questions to the scheduler
 RUN_SECONDS = 2.0  # between two events about the whole run
@@ -66,6 +67,7 @@ class Service:
     def __init__(self, output: str, settings: Settings, scheduler: DeploymentHandle, refine_approved: bool = False):
         self.store = Store(output)
         self.settings = settings
+        self.vocabulary = engines.vocabulary_of(settings.preview.model)
         self.refine_approved = refine_approved
         self.scheduler = scheduler
         self.state = RunState(self.store, settings)
@@ -128,7 +130,7 @@ class Service:
         """A candidate as JSON."""
         own, call = candidate, self._calls.get(candidate.clip_id)
         decision = own.decision if own.decision is not None and own.decision["status"] != "cleared" else None
-        unknown = vocabulary.unknown_words(own.prompt) if self.settings.preview.model == "nano" else []
+        unknown = self.vocabulary.unknown_words(own.prompt) if self.vocabulary is not None else []
         address = f"{BASE}/media/{own.clip_id}/"
         media = {
             "preview": own.preview and f"{address}preview.mp4",
@@ -194,14 +196,16 @@ class Service:
             "spent": {
                 "preview_seconds": view.total("preview"),
                 "refine_seconds": view.total("refine"),
-                "money": _add(self._money(stage, view.total(stage)) for stage in ("preview", "refine")),
+                "money": _add(
+                    [self._money("preview", view.total("preview")), self._money("refine", view.total("refine"))]
+                ),
             },
             "saved_seconds": None if mean is None else status["rejected"] * mean,
             "waiting_for": self._held,
             "accepting": True,
             "refine_approved": self.refine_approved,
             "model": self.settings.preview.model,
-            "example_prompts": list(vocabulary.EXAMPLES) if self.settings.preview.model == "nano" else [],
+            "example_prompts": list(self.vocabulary.examples) if self.vocabulary is not None else [],
         }
 
     def estimate(self, chosen: Sequence[Candidate]) -> dict[str, Any]:
@@ -223,23 +227,16 @@ class Service:
             return [self.candidate(clip_id) for clip_id in dict.fromkeys(clip_ids)]
         return self.view.matching(Filter.parse(given or {}, self.view.scores), self.active)
 
-    def _money(self, stage: str, seconds: float | None) -> float | None:
+    def _money(self, stage: Stage, seconds: float | None) -> float | None:
         """What so many seconds of a stage cost on the devices that it has run on; None without a price or a time."""
-        spent = self.view.seconds[stage]
         total = self.view.total(stage)
         if seconds is None or not total:
             return None
-        hourly = [(self._hourly(stage, device), own / total) for device, (_, own) in spent.items()]
-        return _add(None if price is None else seconds / 3600 * price * share for price, share in hourly)
-
-    def _hourly(self, stage: str, device: str) -> float | None:
-        """The price of an actor of the stage for an hour on that device."""
-        pool = getattr(self.settings.pools, stage)
-        for name, price in self.settings.prices.devices.items():
-            if name.lower() in device.lower():
-                hourly: float = price.spot if pool.spot and price.spot is not None else price.on_demand
-                return hourly * (pool.num_gpus or pool.num_cpus)
-        return None
+        shares = {device: own / total for device, (_, own) in self.view.seconds[stage].items()}
+        return _add(
+            billing.line(stage, device or None, seconds * share, 1, self.settings).money
+            for device, share in shares.items()
+        )
 
     # Changing ---------------------------------------------------------------------------------------------------
 

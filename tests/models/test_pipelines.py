@@ -178,8 +178,8 @@ def test_a_callback_sees_every_step_and_may_replace_the_latents(preview):
 
 def test_what_cannot_be_made_is_refused(preview):
     for options, message in (
-        ({"num_frames": 8}, "4k"),
-        ({"num_frames": 5}, "odd number"),
+        ({"num_frames": 8}, r"8k \+ 1"),
+        ({"num_frames": 5}, r"8k \+ 1"),
         ({"height": 8}, "smallest size"),
         ({"latents": torch.zeros(1, 3, 4, 4, 4)}, "shape"),
     ):

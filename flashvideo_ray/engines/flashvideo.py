@@ -1,0 +1,114 @@
+"""FlashVideo's two stages as engines: model folders of this package, here or on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flashvideo_ray.engines import weights
+from flashvideo_ray.engines.engine import Description, Vocabulary
+from flashvideo_ray.models import geometry
+from flashvideo_ray.settings import Settings
+
+if TYPE_CHECKING:
+    from flashvideo_ray.engines.flashvideo_models import Preview, Refine, Text
+
+
+class FlashVideo:
+    """See `engine.Engine`."""
+
+    vocabulary: Vocabulary | None = None
+    ignores_negative_prompt: bool = True  # its own unconditional embedding is all zeros (paper §3.2)
+
+    def __init__(self, settings: Settings, stage: weights.ModelStage):
+        self.settings = settings
+        self.stage = stage
+
+    def describe(self) -> Description:
+        """See Engine."""
+        own, stated = getattr(self.settings, self.stage), weights.sampling_defaults(self._model, self.stage)
+        vae, spatial, unit = self._grid()
+        handed = stated["preview_scaling_factor"] if self.stage == "refine" else vae["scaling_factor"]
+        length: dict[str, Any] = {"num_frames": None, "fps": None}
+        if self.stage == "preview":
+            length = {"num_frames": own.num_frames or stated["num_frames"], "fps": stated["fps"]}
+        return Description(
+            height=(own.height or stated["height"]) // unit * unit,
+            width=(own.width or stated["width"]) // unit * unit,
+            **length,
+            num_inference_steps=own.num_inference_steps or stated["num_inference_steps"],
+            prompt_prefix=stated.get("prompt_prefix", ""),
+            max_tokens=stated["max_sequence_length"],
+            latent_space=(
+                f"{vae['latent_channels']} channels, {spatial}x smaller, "
+                f"{vae['temporal_compression_ratio']:g}x shorter, "
+                f"scaled by {handed:g}"
+            ),
+        )
+
+    def problems(self) -> list[str]:
+        """See Engine."""
+        own, (vae, spatial, unit) = getattr(self.settings, self.stage), self._grid()
+        stated = {**weights.sampling_defaults(self._model, self.stage), **own.model_dump(exclude_none=True)}
+        ratio = int(vae["temporal_compression_ratio"])
+        found: list[str] = []
+
+        def ask(keys: str, check: Callable[..., Any], *values: Any) -> Any:
+            try:
+                return check(*values)
+            except ValueError as error:
+                found.append(f"{self.stage}.{keys}: {error}")
+
+        size = ask(f"height, {self.stage}.width", geometry.floor_size, stated["height"], stated["width"], unit)
+        if self.stage == "preview":
+            ask("num_frames", geometry.generated_length, stated["num_frames"], ratio)
+        if "encode_chunk_frames" in stated:
+            ask("encode_chunk_frames", geometry.check_chunk, stated["encode_chunk_frames"], ratio)
+        if size is not None:
+            latent = [pixels // spatial for pixels in size]
+            tiling = stated.get("decode_tiling", "none")
+            if tiling != "none":
+                ask("decode_tiles", geometry.check_tiles, *latent, stated["decode_tiles"], tiling == "blend")
+            if "encode_tiles" in stated:
+                ask("encode_tiles", geometry.check_tiles, *latent, stated["encode_tiles"])
+        return found
+
+    def fingerprint(self) -> str:
+        """See Engine."""
+        return weights.fingerprint(self._model, self.stage)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """See Engine."""
+        return weights.count_tokens(self._model, texts)
+
+    def load_text(self) -> Text:
+        """See Engine. The preview model's folder holds the one text encoder; nothing else of it is loaded."""
+        from flashvideo_ray.engines import flashvideo_models as models
+
+        return models.Text(self._folder, self.settings.text.dtype, self.describe().max_tokens, self.settings.pools.text)
+
+    def load_preview(self) -> Preview:
+        """See Engine."""
+        from flashvideo_ray.engines import flashvideo_models as models
+
+        return models.Preview(self._folder, self.settings.preview, self.settings.pools.preview)
+
+    def load_refine(self) -> Refine:
+        """See Engine."""
+        from flashvideo_ray.engines import flashvideo_models as models
+
+        return models.Refine(self._folder, self.settings.refine, self.settings.pools.refine)
+
+    def _grid(self) -> tuple[dict[str, Any], int, int]:
+        """The VAE's configuration, pixels of a latent pixel on each axis, and those of a patch of the transformer."""
+        vae = weights.config(self._model, self.stage, "vae")
+        spatial = 2 ** (len(vae["block_out_channels"]) - 1)
+        return vae, spatial, spatial * weights.config(self._model, self.stage, "transformer")["patch_size"]
+
+    @property
+    def _model(self) -> str:
+        return getattr(self.settings, self.stage).model
+
+    @property
+    def _folder(self) -> Any:
+        return weights.locate(self._model, self.stage)
