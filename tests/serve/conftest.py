@@ -9,7 +9,7 @@ import pytest
 from serve_run import Served, serving
 
 
-@pytest.fixture(scope="package")  # the folder is a package so that this ends with it: another folder's Ray comes next
+@pytest.fixture(scope="package")  # the folder is a package, so this ends with it: another Ray may come next
 def served(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("served"), tiny_model) as found:
         yield found

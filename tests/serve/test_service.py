@@ -114,8 +114,8 @@ def test_from_a_prompt_to_a_clip_that_plays(served: Served) -> None:
     [candidate] = client.until([item["clip_id"]], "rendered")
     clip = client.get(candidate["clip"]).content
     assert video.probe(clip, count=True).frames == 9
-    rows = tables.read(served.store, "clips").to_pylist()
-    assert [(row["clip_id"], row["status"], row["bytes"]) for row in rows] == [(item["clip_id"], "rendered", len(clip))]
+    rows = [row for row in tables.read(served.store, "clips").to_pylist() if row["clip_id"] == item["clip_id"]]
+    assert [(row["status"], row["bytes"]) for row in rows] == [("rendered", len(clip))]
 
 
 def test_the_same_candidate_has_the_id_that_a_batch_job_gives_it(served: Served) -> None:
