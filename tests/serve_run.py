@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import ray
 import torch
 from PIL import Image
 from support import free_ports, tiny_overrides
@@ -68,6 +69,7 @@ def serving(folder: Path, tiny_model: Path) -> Iterator[Served]:
     settings, recipe = app.load_run(options)
     app.open_run(options.output, settings, recipe)
     fill(folder / "run", settings)
+    ray.shutdown()  # the one that other tests share: the service starts its own
     [port] = free_ports(1)
     said: list[str] = []
     with local.running(options, port=port, say=said.append) as address:

@@ -66,6 +66,7 @@ class Preview(StageBase):
 
     def __init__(self, settings: Settings, events: StageEvents, store: Store):
         self.model = engines.of(settings, "preview").load_preview()
+        self.device_name = self.model.device_name
         self.store = store
         super().__init__(settings, events)
 
@@ -88,7 +89,7 @@ class Preview(StageBase):
             "preview_latents": packed,
             "preview_frames": pack({"frames": torch.from_numpy(pixels)}),
             "preview_seconds": seconds if kept is None else None,
-            "device": self.model.device_name,
+            "device": self.device_name,
             "host": socket.gethostname(),
         }
 
@@ -120,6 +121,7 @@ class Refine(StageBase):
     ):
         video.check_encoder(settings.video.codec, settings.video.encoder_preset)
         self.model = engines.of(settings, "refine").load_refine()
+        self.device_name = self.model.device_name
         self.store = store
         self.fps = fps
         self.provenance = dict(provenance)
@@ -173,7 +175,7 @@ class Refine(StageBase):
             "fps": self.fps,
             "bytes": len(mp4),
             "sha256": hashlib.sha256(mp4).hexdigest(),
-            "device": self.model.device_name,
+            "device": self.device_name,
             "host": socket.gethostname(),
         }
 
