@@ -6,7 +6,8 @@ import asyncio
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
@@ -28,6 +29,7 @@ from flashvideo_ray.serve.app import ServeSettings, build, with_disconnects
 from flashvideo_ray.serve.events import WATCHERS, Hub, Watched
 from flashvideo_ray.serve.queue import queue
 from flashvideo_ray.serve.security import Guesses, Tokens
+from flashvideo_ray.serve.service import Service
 from flashvideo_ray.serve.state import RunState
 from flashvideo_ray.serve.view import Filter, QueryError
 from flashvideo_ray.settings import LedgerSettings, SelectSettings, Settings, SettingsError
@@ -339,3 +341,15 @@ def test_the_files_for_a_cluster_fit_ray_s_schema() -> None:
         groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
         tiers = {group["labels"]["gpu-tier"] for group in groups}
         assert {settings.pools.preview.labels["gpu-tier"], settings.pools.refine.labels["gpu-tier"]} == tiers
+
+
+def test_a_clip_is_quoted_at_the_price_of_the_card_it_would_be_made_on() -> None:
+    """`L4` is a part of `L40S`, and another card."""
+    prices = "prices.devices={L4: {on_demand: 1.0}, L40S: {on_demand: 2.0}}"
+    quoting = object.__new__(Service)  # only what an estimate needs
+    quoting.settings = Settings.load(None, [prices, "pools.refine.num_gpus=1"])
+    seconds = {"preview": {}, "refine": {"NVIDIA L40S": (1, 3600.0)}}
+    view = SimpleNamespace(seconds=seconds, total=lambda stage: 3600.0, mean=lambda stage: 3600.0)
+    quoting.state = cast(Any, SimpleNamespace(view=view))
+    found = quoting.estimate([cast(Any, SimpleNamespace(clip=None))] * 3)
+    assert (found["clips"], found["money"]) == (3, 6.0)
