@@ -23,7 +23,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from flashvideo_ray.accounting.terminal import duration
-from flashvideo_ray.errors import InputError
+from flashvideo_ray.errors import InputError, JobError
 from flashvideo_ray.graph.quota import Quota
 from flashvideo_ray.ledger.claim import ClaimLostError
 from flashvideo_ray.settings import Settings
@@ -512,6 +512,9 @@ def run_job(job: Callable[[], Any]) -> int:
     except ClaimLostError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except JobError as error:
+        print(f"error: {error}\nWhat is done is in the ledger; the same command carries on.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("Stopped. What is done is in the ledger; the same command carries on.", file=sys.stderr)
         return 1
@@ -520,6 +523,10 @@ def run_job(job: Callable[[], Any]) -> int:
         if result.total.get("failed"):
             console.print(f"{result.total['failed']} of them failed; --retry failed takes them up again.")
     print_result(result)
+    for fault in result.left_out:
+        print(f"left out: {fault}", file=sys.stderr)
+    if result.stopped is not None:
+        print(f"stopped: {result.stopped}\nWhat had not begun is open; the same command carries on.", file=sys.stderr)
     return result.exit_status
 
 
