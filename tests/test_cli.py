@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from support import script, tiny_overrides, write_prompts
 from typer.testing import CliRunner
 
 from flashvideo_ray import Settings
-from flashvideo_ray.cli import app
+from flashvideo_ray.cli import app, run_job
+from flashvideo_ray.errors import JobError
 from flashvideo_ray.graph import checks, pipeline
+from flashvideo_ray.graph.health import Fault
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
@@ -168,3 +171,24 @@ def test_the_console_script_is_there() -> None:
     ):
         assert command in result.stdout
     assert pipeline.render.__doc__
+
+
+def test_a_job_that_breaks_says_so_in_a_line_and_names_the_file_with_the_rest(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def job() -> None:
+        raise OSError("model.safetensors: truncated\nand forty lines of where that was noticed")
+
+    assert run_job(job) == 1
+    message, where = capfd.readouterr().err.splitlines()
+    assert message == "error: OSError: model.safetensors: truncated"
+    [path] = re.findall(r"\S+\.log", where)
+    assert "forty lines" in Path(path).read_text()
+
+
+def test_a_job_without_a_node_left_names_stage_node_and_cause(capfd: pytest.CaptureFixture[str]) -> None:
+    def job() -> None:
+        raise JobError(str(Fault("refine", "OSError: model.safetensors: truncated", "id", "gpu-7")))
+
+    assert run_job(job) == 1
+    assert capfd.readouterr().err.startswith("error: refine on gpu-7: OSError: model.safetensors: truncated\n")
