@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -262,7 +262,7 @@ def status(output: OutputArgument) -> None:
 
         store = Store(output)
         run = _existing_run(store)
-        settings = Settings.of_tree(run["settings"], where="run.json")
+        settings = finish.settings_of(store, run)
         counts = Counter(statuses(*finish.present(store, settings)).values())
         open_ = max(0, run["candidates"] - sum(counts.values()))
         console.print(store.url, markup=False, soft_wrap=True)
@@ -283,8 +283,7 @@ def report(output: OutputArgument) -> None:
         from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
-        settings = Settings.of_tree(_existing_run(store)["settings"], where="run.json")
-        finish.finish(store, settings)
+        finish.finish(store, finish.settings_of(store, _existing_run(store)))
         console.print(f"{store.url}/report.html", markup=False, soft_wrap=True)
 
     _guarded(write)
@@ -345,7 +344,7 @@ def audit(
         from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
-        settings = Settings.of_tree(_existing_run(store)["settings"], where="run.json")
+        settings = finish.settings_of(store, _existing_run(store))
         with console.status("scoring") as status:
             found = auditing.audit(
                 store,
@@ -370,12 +369,15 @@ def verify(
     """Prove that ledger and store agree: exit status 0 if they do, 1 if not."""
 
     def check() -> int:
+        from flashvideo_ray.graph import finish
+        from flashvideo_ray.ledger import run_file
         from flashvideo_ray.ledger import verify as verification
         from flashvideo_ray.ledger.claim import Claim, Identity
         from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
-        _existing_run(store)
+        with suppress(run_file.DamagedRunError):  # which is among what is found
+            _existing_run(store)
         held = Claim(store, Identity.of_this_process(), takeover=takeover) if repair else nullcontext()
         with held, console.status("verifying") as status:
             report = verification.verify(
@@ -384,6 +386,11 @@ def verify(
                 decode=decode,
                 progress=lambda done, total: status.update(f"verifying: {done} of {total} rows"),
             )
+            kinds = {finding.kind for finding in report.problems}
+            if any(finding.repaired for finding in report.findings) and "run" not in kinds:
+                run = run_file.read_run(store)
+                if run is not None:  # what is written about the run is mended, too
+                    finish.finish(store, finish.settings_of(store, run))
         for finding in report.findings:
             note = "mended" if finding.repaired else "notice" if finding.is_notice else "WRONG"
             where = finding.key or finding.clip_id
@@ -523,10 +530,17 @@ def run_job(job: Callable[[], Any]) -> int:
     except Exception as error:
         print(f"error: {in_a_line(error)}\n{_log_of(error)}", file=sys.stderr)
         return 1
-    if not result.ended:
+    if not result.ended and not result.without_latents:
         console.print("Nothing to do: every candidate of these prompts has ended before.")
         if result.total.get("failed"):
             console.print(f"{result.total['failed']} of them failed; --retry failed takes them up again.")
+    if result.without_latents:
+        console.print(
+            f"{result.without_latents:,} candidates are wanted whose latents were removed: "
+            f"`flashvideo-ray render PROMPTS {result.output}` makes their previews anew and renders them.",
+            markup=False,
+            soft_wrap=True,
+        )
     print_result(result)
     for fault in result.left_out:
         print(f"left out: {fault}", file=sys.stderr)
@@ -570,12 +584,13 @@ def print_result(result: Any) -> None:
 
 def _run_settings(output: str, config: str | None, overrides: list[str]) -> Settings:
     """The settings of the run at OUTPUT with overrides, unless a config is named."""
+    from flashvideo_ray.ledger import jobs
     from flashvideo_ray.ledger.store import Store
 
     if config is not None:
         return Settings.load(config, overrides)
-    run = _existing_run(Store(output))
-    return Settings.of_tree(run["settings"], overrides, "run.json")
+    store = Store(output)
+    return Settings.of_tree(jobs.newest_settings(store, _existing_run(store)), overrides, "run.json")
 
 
 def _branch(old: str, new: str, settings: Settings, takeover: bool) -> Settings:

@@ -82,7 +82,7 @@ def read(store: Store) -> dict[str, Any] | None:
     """The content of `audit.json`, or None where no audit was made."""
     try:
         return dict(json.loads(store.get(FILE)))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, TypeError):  # `verify` tells of one that is damaged
         return None
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashvideo_ray.graph.recipe import about, recipe_of
-from flashvideo_ray.ledger import parquet_log, run_file, tables
+from flashvideo_ray.ledger import jobs, parquet_log, run_file, tables
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings
@@ -65,7 +65,7 @@ def _copy(
             progress(done, len(keys))
     record = {**about(settings, previews), "command": shlex.join(sys.argv), "from": old.url}
     record["candidates"] = previews.num_rows + len(known)
-    run_file.open_run(new, recipe, record)
+    jobs.note(new, run_file.open_run(new, recipe, record))
     # Rows after their objects, and none of the old run's seconds: this run did not pay for them.
     for name in ("text_seconds", "preview_seconds", "score_seconds", "rate_seconds"):
         if name in previews.column_names:

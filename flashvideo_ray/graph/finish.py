@@ -12,7 +12,7 @@ import pyarrow as pa
 from flashvideo_ray.accounting import billing, report
 from flashvideo_ray.accounting.summary import statuses, summarise
 from flashvideo_ray.graph import audit, remaining
-from flashvideo_ray.ledger import decisions, run_file, tables
+from flashvideo_ray.ledger import decisions, jobs, run_file, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings
 
@@ -20,22 +20,20 @@ _IN = ("previewed", "approved")
 _VERDICT = ("status", "reason", "stage", "error_class", "error")
 
 
-def finish(
-    store: Store, settings: Settings, seconds: float = 0.0, usage: Mapping[str, Mapping[str, float]] | None = None
-) -> dict[str, int]:
-    """Write summary.json and report.html from the ledger, after a job of so many seconds of wall time.
+def settings_of(store: Store, run: Mapping[str, Any]) -> Settings:
+    """The settings of a run, as its newest job was told them."""
+    return Settings.of_tree(jobs.newest_settings(store, run), where="run.json")
 
-    `usage` is what the job's pools held and used, by stage, in seconds of actors. Returns how many candidates have each
-    status.
-    """
+
+def finish(store: Store, settings: Settings) -> dict[str, int]:
+    """Write summary.json and report.html from the ledger. Returns how many candidates have each status."""
     run = run_file.read_run(store)
     if run is None:
         raise run_file.NoRunError(f"{store.url}: no run here (no run.json)")
     previews, clips = present(store, settings)
-    before = _summary(store)
+    jobs.take_up(store, run)
     summary = summarise(previews, clips)
-    summary["wall_seconds"] = before.get("wall_seconds", 0.0) + seconds
-    summary["pools"] = _added(before.get("pools", {}), usage or {})
+    summary["wall_seconds"], summary["pools"] = jobs.usage(jobs.read(store))
     from flashvideo_ray.accounting import estimates
 
     operations = estimates.known_operations(settings)
@@ -96,25 +94,6 @@ def _decided(table: pa.Table, verdicts: Mapping[str, Mapping[str, Any]]) -> pa.T
             index = table.schema.get_field_index(name)
             table = table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type))
     return table
-
-
-def _added(before: Mapping[str, Any], now: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """What the pools held and used in all jobs of the run."""
-    return {
-        stage: {
-            name: round(before.get(stage, {}).get(name, 0.0) + now.get(stage, {}).get(name, 0.0), 3)
-            for name in ("held_seconds", "busy_seconds")
-        }
-        for stage in dict.fromkeys([*before, *now])
-    }
-
-
-def _summary(store: Store) -> dict[str, Any]:
-    """Of the jobs before this one."""
-    try:
-        return dict(json.loads(store.get("summary.json")))
-    except (FileNotFoundError, ValueError):
-        return {}
 
 
 def _bytes(store: Store, key: str) -> bytes | None:

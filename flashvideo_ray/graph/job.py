@@ -29,7 +29,7 @@ from flashvideo_ray.graph.progress import Progress
 from flashvideo_ray.graph.quota import Gate, Quota
 from flashvideo_ray.graph.remaining import Until
 from flashvideo_ray.graph.tracker import StageState, Tracker, TrackerClient
-from flashvideo_ray.ledger import prune, run_file, tables
+from flashvideo_ray.ledger import jobs, prune, run_file, tables
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store
@@ -55,6 +55,7 @@ class RunResult:
     ended: dict[str, int]  # by status, in this job
     total: dict[str, int]  # by status, in the run
     seconds: float
+    without_latents: int = 0  # candidates that only `render` can take further: their latents were pruned
     left_out: tuple[Fault, ...] = ()  # nodes that a stage could not work on
     stopped: Fault | None = None  # the stage that failed alike until the job ended; what it had not begun is open
 
@@ -94,7 +95,6 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
     """
     trouble, lost = _Trouble(), None
     ended: Counter[str] = Counter()
-    usage: dict[str, Any] = {}
     work = _wanted(job, job.next_work(job.retry))
     if work:
         stages_ = _pools(job.settings, "refine")
@@ -106,31 +106,34 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
         with Claim(job.store, identity, job.settings.ledger.lease_seconds, job.takeover) as claim:
             # Read again: another job may have worked on the run until just now.
             work = _wanted(job, job.next_work(job.retry))
-            run_file.open_run(job.store, job.recipe, job.about)
-            while work:
-                before = len(trouble.left_out)
-                enough = _do(job, graph, work, claim, ended, usage, trouble)
-                done, work = work, job.next_work(None)
-                if trouble.stopped is not None:
-                    break
-                if work and len(trouble.left_out) > before:
-                    gc.collect()  # of the round that broke off: what it held of the cluster
-                    lost = cluster.nowhere(job.settings, trouble.left_out)
-                    if lost is not None:
+            run = run_file.open_run(job.store, job.recipe, job.about)
+            with jobs.Record(job.store, run, started) as record:
+                while work:
+                    before = len(trouble.left_out)
+                    enough = _do(job, graph, work, claim, ended, record, trouble)
+                    done, work = work, job.next_work(None)
+                    if trouble.stopped is not None:
                         break
-                    continue  # a new round does what the actors there held
-                if enough or work.rows["clip_id"].equals(done.rows["clip_id"]):
-                    break  # or nothing came of it, and would not the next time
+                    if work and len(trouble.left_out) > before:
+                        gc.collect()  # of the round that broke off: what it held of the cluster
+                        lost = cluster.nowhere(job.settings, trouble.left_out)
+                        if lost is not None:
+                            break
+                        continue  # a new round does what the actors there held
+                    if enough or work.rows["clip_id"].equals(done.rows["clip_id"]):
+                        break  # or nothing came of it, and would not the next time
             if not set(job.settings.keep) >= _KEPT:
                 prune.prune(job.store, prune.plan(job.store, job.settings.keep))
             tables.compact(job.store)
-            total = finish.finish(job.store, job.settings, time.monotonic() - started, usage)
+            jobs.merge(job.store)
     else:
-        total = finish.finish(job.store, job.settings)
+        _note_settings(job)
+    total = finish.finish(job.store, job.settings)
     if lost is not None:
         raise JobError("\n".join(str(fault) for fault in trouble.left_out if fault.stage == lost))
     seconds = time.monotonic() - started
-    return RunResult(job.store.url, dict(ended), total, seconds, tuple(trouble.left_out), trouble.stopped)
+    faults = tuple(trouble.left_out)
+    return RunResult(job.store.url, dict(ended), total, seconds, work.without_latents, faults, trouble.stopped)
 
 
 def _pools(settings: Settings, until: Until) -> tuple[Stage, ...]:
@@ -145,7 +148,7 @@ def _do(
     work: remaining.Work,
     claim: Claim,
     ended: Counter[str],
-    usage: dict[str, Any],
+    record: jobs.Record,
     trouble: _Trouble,
 ) -> bool:
     """One round: what is decided becomes ledger rows, the rest goes through the graph. True if the job has enough."""
@@ -158,7 +161,7 @@ def _do(
     gate = _gate(job, work)
     why = gate.over if gate is not None else None
     if why is None:
-        why = _run_graph(job, graph, work, gate, claim, ended, came, usage, trouble)
+        why = _run_graph(job, graph, work, gate, claim, ended, came, record, trouble)
     if why is not None:
         ids = work.rows["clip_id"]
         left = work.rows.filter(pc.invert(pc.is_in(ids, pa.array(sorted(came), pa.string()))))
@@ -179,7 +182,7 @@ def _run_graph(
     claim: Claim,
     ended: Counter[str],
     came: set[str],
-    usage: dict[str, Any],
+    record: jobs.Record,
     trouble: _Trouble,
 ) -> str | None:
     """Run the graph over the rows and bring what comes out of it into the ledger.
@@ -201,7 +204,7 @@ def _run_graph(
     dataset = graph(work.rows, patient, settings, job.recipe, events, work.until)
     progress = Progress(settings, _totals(work, settings.select.keep), _pools(settings, work.until))
     placement = Placement(settings.pools, _pools(settings, work.until), settings.placement_patience_seconds)
-    heartbeat = _Heartbeat(tracker, clips, progress, ended, placement)
+    heartbeat = _Heartbeat(tracker, clips, progress, ended, record, placement)
     rendered, lost, over = 0, 0, None
     try:
         with progress, heartbeat:
@@ -245,7 +248,8 @@ def _run_graph(
             last.callback(lambda: _insist(clips.flush))
             # The last one first: a clip's row follows its preview's.
             last.callback(lambda: _insist(lambda: ray.get(writing(tracker.flush).remote())))
-            last.callback(lambda: _use(usage, ray.get(tracker.tick.remote())))
+            last.callback(record.round_over)
+            last.callback(lambda: record.used(_used(ray.get(tracker.tick.remote()))))
     return over[0] if over is not None else None
 
 
@@ -269,12 +273,17 @@ def _gate(job: Job, work: remaining.Work) -> Gate | None:
     return Gate(job.quota, job.settings.pools, rendered, set(waiting))
 
 
-def _use(usage: dict[str, Any], states: Mapping[Stage, StageState]) -> None:
-    """Add what the pools of one graph held and used."""
-    for stage, state in states.items():
-        own = usage.setdefault(stage, {"held_seconds": 0.0, "busy_seconds": 0.0})
-        own["held_seconds"] += state.held_seconds
-        own["busy_seconds"] += state.busy_seconds
+def _used(states: Mapping[Stage, StageState]) -> jobs.Used:
+    """What the pools of one graph held and used."""
+    return {stage: (state.held_seconds, state.busy_seconds) for stage, state in states.items()}
+
+
+def _note_settings(job: Job) -> None:
+    """Other prices than the last job was told of are worth a row of their own: nothing else was to be done."""
+    run = run_file.read_run(job.store)
+    told = job.settings.model_dump(mode="json")
+    if run is not None and jobs.newest_settings(job.store, run) != told:
+        jobs.note(job.store, run, told)
 
 
 def start_tracker(store: Store, *arguments: Any) -> Any:
@@ -305,8 +314,17 @@ def _insist(flush: Callable[[], None]) -> None:
 class _Heartbeat:
     """Once a second rows that are due become durable, and progress is shown: that does not wait for the store."""
 
-    def __init__(self, tracker: Any, clips: Writer, progress: Progress, ended: Mapping[str, int], placement: Placement):
+    def __init__(
+        self,
+        tracker: Any,
+        clips: Writer,
+        progress: Progress,
+        ended: Mapping[str, int],
+        record: jobs.Record,
+        placement: Placement,
+    ):
         self._tracker, self._clips, self._progress, self._ended = tracker, clips, progress, ended
+        self._record = record
         self._placement = placement
         self.no_place: str | None = None  # for a pool, which ends the job
         self._waits = threading.current_thread()
@@ -343,9 +361,11 @@ class _Heartbeat:
     def _write(self) -> None:
         ray.get(writing(self._tracker.flush_if_due).remote())  # first: a clip's row follows its preview's
         self._clips.flush_if_due()
+        self._record.flush_if_due()
 
     def _show(self, last: bool = False) -> None:
         states = ray.get(self._tracker.tick.remote())
+        self._record.used(_used(states))
         self._progress.update(states, self._ended, last)
         self._wait_for_places(states)
         self.over = ray.get(self._tracker.over.remote())

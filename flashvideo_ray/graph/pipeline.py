@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 import ray.data
 
 from flashvideo_ray import identity, prompts
-from flashvideo_ray.graph import checks, cluster, remaining, scoring, stages
+from flashvideo_ray.graph import checks, cluster, finish, remaining, scoring, stages
 from flashvideo_ray.graph.job import Job, RunResult, run_job
 from flashvideo_ray.graph.quota import Quota
-from flashvideo_ray.graph.recipe import about, provenance, recipe_of, sizes
+from flashvideo_ray.graph.recipe import about, provenance, recipe_of, sizes, with_added_scorers
 from flashvideo_ray.graph.remaining import Until
 from flashvideo_ray.graph.stage import PAYLOAD, row_schema
 from flashvideo_ray.graph.tracker import TrackerClient
@@ -46,8 +46,10 @@ def render(
     PlacementError, ClaimedError) before anything is started.
     """
     started = time.monotonic()
+    store = Store(output)
     checks.check_retry(retry)
-    settings = checks.check(settings or Settings(), [s for s in STAGES if s != "refine" or until == "refine"])
+    settings = with_added_scorers(settings or Settings(), run_file.read_run(store))
+    settings = checks.check(settings, [s for s in STAGES if s != "refine" or until == "refine"])
     recipe = recipe_of(settings)
     rows = prompts.read_prompts(
         prompt_url,
@@ -64,7 +66,6 @@ def render(
         return made.filter(pc.greater_equal(made["candidate"], first))
 
     table = candidates(0, settings.candidates)
-    store = Store(output)
     run_file.check_recipe(store, recipe)
     extra = [field for field in table.schema if field.name not in row_schema().names]
     schema = row_schema(extra)
@@ -110,7 +111,8 @@ def refine(
     run = run_file.read_run(store)
     if run is None:
         raise run_file.NoRunError(f"{output}: no run here (no run.json); start one with render or preview")
-    settings = checks.check(settings or Settings.of_tree(run["settings"], where="run.json"), ("text", "refine"))
+    settings = with_added_scorers(settings or finish.settings_of(store, run), run)
+    settings = checks.check(settings, ("text", "refine"))
     recipe = recipe_of(settings)
     run_file.check_recipe(store, recipe)
     own = {*row_schema().names, "at"}

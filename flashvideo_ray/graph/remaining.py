@@ -24,13 +24,15 @@ class Work:
     """What is left to do: one round of a job.
 
     `rows` go through the graph, those that have a preview first. `context` holds previews of further candidates of
-    their prompts, to be compared with. `decided` need nothing more than their row in the ledger.
+    their prompts, to be compared with. `decided` need nothing more than their row in the ledger. `without_latents` are
+    wanted, and cannot be refined from what is kept: only `render`, which has the prompts, makes their previews anew.
     """
 
     rows: pa.Table
     context: pa.Table
     decided: pa.Table
     until: Until
+    without_latents: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.rows.num_rows or self.decided.num_rows)
@@ -63,7 +65,10 @@ def next_work(
     over = _ended(previews, clips, settings, retry)
     if table is not None and more is not None and settings.select.draw:
         table = _with_more(table, more, previews, over, clips)
-    previews = previews.filter(pc.or_(previews["latents"].is_valid(), pc.is_in(previews["clip_id"], over)))
+    usable = pc.or_(previews["latents"].is_valid(), pc.is_in(previews["clip_id"], over))
+    wanted = pc.or_(pc.is_in(previews["status"], pa.array(["previewed", "approved"])), previews["audit"])
+    gone = 0 if table is not None else pc.sum(pc.and_(wanted, pc.invert(usable))).as_py() or 0
+    previews = previews.filter(usable)
     if table is not None:
         previews_here = previews.filter(pc.is_in(previews["clip_id"], table["clip_id"].combine_chunks()))
         fresh = _without(_without(table, previews["clip_id"]), over)
@@ -83,7 +88,7 @@ def next_work(
     if fresh.num_rows and settings.select.needs_whole_run:
         until, survivors, decided = "preview", survivors.slice(0, 0), decided.slice(0, 0)
     rows = [as_rows(survivors, schema), as_rows(_grouped(fresh, context), schema)]
-    return Work(pa.concat_tables(rows), context, as_rows(decided, schema), until)
+    return Work(pa.concat_tables(rows), context, as_rows(decided, schema), until, gone)
 
 
 def judged(previews: pa.Table, settings: Settings, people: Mapping[str, Opinion]) -> pa.Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from flashvideo_ray import scorers, video
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph import cluster
 from flashvideo_ray.graph.stage import message_of, say
-from flashvideo_ray.ledger import run_file, tables
+from flashvideo_ray.ledger import jobs, run_file, tables
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store
@@ -65,6 +66,7 @@ def rescore(output: str, specs: Sequence[ScorerSettings], settings: Settings, *,
     run = run_file.read_run(store)
     if run is None:
         raise run_file.NoRunError(f"{output}: no run here (no run.json)")
+    started = time.monotonic()
     names = _new_names(specs, settings)
     previews = tables.read(store, "previews")
     have = [name for name in names if name in previews.column_names]
@@ -83,7 +85,10 @@ def rescore(output: str, specs: Sequence[ScorerSettings], settings: Settings, *,
         more = [spec.model_dump(mode="json") for spec in specs if spec.name not in known]
         for tree in (run["settings"]["score"], run["recipe"]["score"]):
             tree["scorers"] = [*tree["scorers"], *more]
+        run["added_scorers"] = [*run.get("added_scorers", []), *more]
         store.put("run.json", json.dumps(run, indent=2).encode())
+        told = jobs.newest_settings(store, run) | {"score": run["settings"]["score"]}
+        jobs.note(store, run, told, time.monotonic() - started)
     return rows.num_rows
 
 

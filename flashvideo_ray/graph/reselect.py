@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from flashvideo_ray.accounting.summary import with_clip
 from flashvideo_ray.graph import remaining
-from flashvideo_ray.ledger import decisions, run_file, tables
+from flashvideo_ray.ledger import decisions, jobs, run_file, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings
 
@@ -72,6 +72,8 @@ def reselect(store: Store, settings: Settings, *, write: bool = True) -> Selecti
         assert run is not None, "the previews of a run stand beside its run.json"
         run["settings"]["select"] = settings.select.model_dump(mode="json")
         store.put("run.json", json.dumps(run, indent=2).encode())
+        told = jobs.newest_settings(store, run) | {"select": run["settings"]["select"]}
+        jobs.note(store, run, told)
     return selection
 
 

@@ -71,6 +71,7 @@ class Preview(StageBase):
     def load(self) -> None:
         """The preview model."""
         self.model = engines.of(self.settings, "preview").load_preview()
+        self.device_name = self.model.device_name
 
     def takes(self, row: Mapping[str, Any]) -> bool:
         """Rows without a preview."""
@@ -91,7 +92,7 @@ class Preview(StageBase):
             "preview_latents": packed,
             "preview_frames": pack({"frames": torch.from_numpy(pixels)}),
             "preview_seconds": seconds if kept is None else None,
-            "device": self.model.device_name,
+            "device": self.device_name,
             "host": socket.gethostname(),
         }
 
@@ -130,6 +131,7 @@ class Refine(StageBase):
         """The refine model, and the encoder of its clips."""
         video.check_encoder(self.settings.video.codec, self.settings.video.encoder_preset)
         self.model = engines.of(self.settings, "refine").load_refine()
+        self.device_name = self.model.device_name
 
     def takes(self, row: Mapping[str, Any]) -> bool:
         """Survivors, and those of the rejected that are audited."""
@@ -179,7 +181,7 @@ class Refine(StageBase):
             "fps": self.fps,
             "bytes": len(mp4),
             "sha256": hashlib.sha256(mp4).hexdigest(),
-            "device": self.model.device_name,
+            "device": self.device_name,
             "host": socket.gethostname(),
         }
 

@@ -1,4 +1,4 @@
-"""The ledger's two tables: their schemas, their state at one moment, and newer versions of their rows.
+"""The ledger's tables of candidates (of jobs: `jobs`): schemas, their state at one moment, and newer versions of rows.
 
 Parts of the ledger are added, never rewritten; `compact` merges them into new ones. The newest row of a candidate
 counts, and one with status `open` takes back what was before it. Media come first and their row after, so whatever a
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from flashvideo_ray.ledger import parquet_log
 from flashvideo_ray.ledger.parquet_log import Compaction
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.settings import STAGES
 
 Table = Literal["previews", "clips"]
 _CANDIDATE = [
@@ -71,6 +72,23 @@ CLIPS = pa.schema(
         pa.field("audit", pa.bool_()),  # rejected, and refined all the same
         pa.field("device", pa.string()),
         pa.field("host", pa.string()),
+        pa.field("at", pa.timestamp("ms", tz="UTC"), nullable=False),
+    ]
+)
+JOBS = pa.schema(
+    [
+        pa.field("job_id", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),  # running, ended, stopped or failed
+        pa.field("started", pa.timestamp("ms", tz="UTC"), nullable=False),
+        pa.field("seconds", pa.float64(), nullable=False),  # of wall time
+        pa.field("error", pa.string()),
+        pa.field("command", pa.string()),
+        pa.field("host", pa.string()),
+        pa.field("user", pa.string()),
+        # Of actors: from an actor's first work to the job's end, and at work.
+        *(pa.field(f"{stage}_{name}_seconds", pa.float64()) for stage in STAGES for name in ("held", "busy")),
+        pa.field("settings", pa.string(), nullable=False),  # JSON, with the prices
+        pa.field("run", pa.string(), nullable=False),  # run.json as the job left it
         pa.field("at", pa.timestamp("ms", tz="UTC"), nullable=False),
     ]
 )
