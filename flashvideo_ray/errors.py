@@ -14,4 +14,5 @@ def in_a_line(error: BaseException) -> str:
     cause = getattr(error, "cause", None)
     own = cause if isinstance(cause, BaseException) else error
     lines = str(own).strip().splitlines() or [repr(own)]
+    lines[0] = lines[0].encode(errors="backslashreplace").decode()
     return f"{type(own).__name__}: {lines[0]}"

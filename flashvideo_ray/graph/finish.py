@@ -33,7 +33,9 @@ def finish(store: Store, settings: Settings) -> dict[str, int]:
     previews, clips = present(store, settings)
     jobs.take_up(store, run)
     summary = summarise(previews, clips)
-    summary["wall_seconds"], summary["pools"] = jobs.usage(jobs.read(store))
+    done = jobs.read(store)
+    summary["wall_seconds"], summary["pools"] = jobs.usage(done)
+    summary["troubles"] = [row["error"] for row in done if row["error"]]
     from flashvideo_ray.accounting import estimates
 
     operations = estimates.known_operations(settings)

@@ -111,8 +111,11 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
                 while work:
                     before = len(trouble.left_out)
                     enough = _do(job, graph, work, claim, ended, record, trouble)
+                    for fault in trouble.left_out[before:]:
+                        record.met(f"left out: {fault}")
                     done, work = work, job.next_work(None)
                     if trouble.stopped is not None:
+                        record.met(f"stopped: {trouble.stopped}")
                         break
                     if work and len(trouble.left_out) > before:
                         gc.collect()  # of the round that broke off: what it held of the cluster

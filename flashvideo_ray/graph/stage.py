@@ -7,16 +7,19 @@ import json
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from flashvideo_ray.errors import in_a_line
 from flashvideo_ray.graph.tracker import StageEvents
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.settings import Pool, Settings, Stage
@@ -84,6 +87,17 @@ def _free_memory() -> None:
     torch = sys.modules.get("torch")  # a stage that only measures pixels has not loaded it
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _keep_traceback(error: Exception, name: str) -> str:
+    """Where on this host it is kept, in words; nothing where it cannot be."""
+    with suppress(Exception):  # a disk that is full, an error that cannot be shown
+        folder = Path(tempfile.gettempdir()) / "flashvideo-ray"
+        folder.mkdir(exist_ok=True)
+        with open(folder / name, "a", errors="backslashreplace") as log:
+            log.write("".join(traceback.format_exception(error)))
+        return f" (all of it in {folder / name} on {socket.gethostname()})"
+    return ""
 
 
 class LoadError(RuntimeError):
@@ -184,7 +198,7 @@ class StageBase(ABC):
                 try:
                     return self.load()
                 except Exception as error:
-                    cause = f"{type(error).__name__}: {message_of(error)}"
+                    cause = in_a_line(error)
                     self._log_error(error, "loading")
             self.events.not_loaded(self.name, str(cause))
         while not self.events.dismissed(self.name):
@@ -262,8 +276,9 @@ class StageBase(ABC):
         return answer == "go"
 
     def _log_error(self, error: Exception, clip_id: str) -> None:
-        """One line for each failure in the worker's log; where it came from only for the first of its class."""
-        say(f"{self.name} failed on {clip_id}: {type(error).__name__}: {message_of(error)}")
+        """One line for each failure, on the job's console; where the first of its class came from, in a file."""
+        where = ""
         if type(error) not in self._logged:
             self._logged.add(type(error))
-            say("".join(traceback.format_exception(error)))
+            where = _keep_traceback(error, f"{self.name}-{os.getpid()}.log")
+        say(f"{self.name} failed on {clip_id}: {type(error).__name__}: {message_of(error)}{where}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def test_a_node_that_breaks_is_left_out_and_without_another_the_job_ends_with_it
     assert (tmp_path / "broken").exists()
     assert [fault.stage for fault in result.left_out] == ["refine"]
     assert "the card has fallen off the bus" in result.left_out[0].cause
+    [told] = json.loads((tmp_path / "run" / "summary.json").read_text())["troubles"]
+    assert str(result.left_out[0]) in told
 
     cluster.remove_node(cluster.sound)
     with pytest.raises(JobError, match=r"refine on .*: OSError: the card has fallen off the bus"):
