@@ -11,7 +11,6 @@ import logging
 import sys
 import tempfile
 import threading
-from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -44,6 +43,9 @@ RetryOption = Annotated[
     str | None, typer.Option(help="Take up candidates again: failed, or failed:ErrorClass for one class.")
 ]
 TakeoverOption = Annotated[bool, typer.Option("--takeover", help="Take the run from a job that still holds it.")]
+RelabelOption = Annotated[
+    bool, typer.Option("--relabel", help="Give candidates of the run the ids and other columns that PROMPTS has now.")
+]
 AcceptOption = Annotated[int | None, typer.Option(help="End when the run has so many rendered clips.")]
 BudgetOption = Annotated[
     str | None, typer.Option(help="End when this job's pools held cards for so long: '200 gpu-hours' (or cpu-hours).")
@@ -70,6 +72,7 @@ def render(
     until: Annotated[Until, typer.Option(help="Stop after this stage.")] = Until.refine,
     retry: RetryOption = None,
     takeover: TakeoverOption = False,
+    relabel: RelabelOption = False,
     accept: AcceptOption = None,
     budget: BudgetOption = None,
 ) -> None:
@@ -80,7 +83,14 @@ def render(
         settings = Settings.load(config, set_ or [])
         quota = Quota.parse(accept, budget)
         return pipeline.render(
-            prompts, output, settings, until=until.value, retry=retry, takeover=takeover, quota=quota
+            prompts,
+            output,
+            settings,
+            until=until.value,
+            retry=retry,
+            takeover=takeover,
+            quota=quota,
+            relabel=relabel,
         )
 
     raise typer.Exit(run_job(job))
@@ -94,13 +104,14 @@ def preview(
     set_: SetOption = None,
     retry: RetryOption = None,
     takeover: TakeoverOption = False,
+    relabel: RelabelOption = False,
 ) -> None:
     """Stage 1 and scores only; `refine` goes on from there."""
     from flashvideo_ray.graph import pipeline
 
     def job() -> Any:
         settings = Settings.load(config, set_ or [])
-        return pipeline.preview(prompts, output, settings, retry=retry, takeover=takeover)
+        return pipeline.preview(prompts, output, settings, retry=retry, takeover=takeover, relabel=relabel)
 
     raise typer.Exit(run_job(job))
 
@@ -256,18 +267,15 @@ def status(output: OutputArgument) -> None:
     """How far a run is, from its ledger."""
 
     def show() -> None:
-        from flashvideo_ray.accounting.summary import statuses
         from flashvideo_ray.graph import finish
         from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
         run = _existing_run(store)
-        settings = finish.settings_of(store, run)
-        counts = Counter(statuses(*finish.present(store, settings)).values())
-        open_ = max(0, run["candidates"] - sum(counts.values()))
+        counts = finish.standing(store, finish.settings_of(store, run), run["candidates"])
         console.print(store.url, markup=False, soft_wrap=True)
         table = Table("status", "candidates")
-        for name, count in {**counts, "open": open_}.items():
+        for name, count in counts.items():
             table.add_row(name, str(count))
         console.print(table)
 
@@ -490,7 +498,11 @@ def serve(
             refine_approved=refine_approved,
             queue_limit=queue_limit,
         )
-        with local.running(options, host, port) as address:
+
+        def say(text: str) -> None:
+            console.print(text, markup=False, soft_wrap=True)
+
+        with local.running(options, host, port, say) as address:
             console.print(f"{output} at {address} (Ctrl-C stops it)", markup=False, soft_wrap=True)
             threading.Event().wait()
 
@@ -595,11 +607,11 @@ def _run_settings(output: str, config: str | None, overrides: list[str]) -> Sett
 
 def _branch(old: str, new: str, settings: Settings, takeover: bool) -> Settings:
     """Bring the previews of a run to another one."""
-    from flashvideo_ray.engines import weights
+    from flashvideo_ray.graph import checks
     from flashvideo_ray.graph.branch import branch
     from flashvideo_ray.ledger.store import Store
 
-    settings = weights.with_model_defaults(settings)
+    settings = checks.check(settings, ("text", "refine"))
     with console.status("copying previews") as status:
         count = branch(
             Store(old),

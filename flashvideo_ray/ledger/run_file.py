@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flashvideo_ray import video
+from flashvideo_ray import scorers, video
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.tables import now
@@ -47,7 +47,18 @@ def read_run(store: Store) -> dict[str, Any] | None:
         raise DamagedRunError(f"{store.url}: its run.json is damaged ({error}); {mend}") from None
     if not isinstance(run, dict) or not {"recipe", "settings", "candidates"} <= set(run):
         raise DamagedRunError(f"{store.url}: its run.json is not one of this program; use another OUTPUT, or {mend}")
+    for part in ("settings", "recipe"):
+        _name_scorers_once(run[part].get("score", {}))
     return run
+
+
+def _name_scorers_once(score: dict[str, Any]) -> None:
+    """Runs were once let have a scorer twice, by its short name and by its path: the first one gave the numbers."""
+    if "scorers" in score:
+        first: dict[str, Any] = {}
+        for spec in score["scorers"]:
+            first.setdefault(scorers.path_of(spec["name"]), spec)
+        score["scorers"] = [*first.values()]
 
 
 def check_recipe(store: Store, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
