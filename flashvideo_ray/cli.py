@@ -11,7 +11,6 @@ import logging
 import sys
 import tempfile
 import threading
-from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -43,6 +42,9 @@ RetryOption = Annotated[
     str | None, typer.Option(help="Take up candidates again: failed, or failed:ErrorClass for one class.")
 ]
 TakeoverOption = Annotated[bool, typer.Option("--takeover", help="Take the run from a job that still holds it.")]
+RelabelOption = Annotated[
+    bool, typer.Option("--relabel", help="Give candidates of the run the ids and other columns that PROMPTS has now.")
+]
 AcceptOption = Annotated[int | None, typer.Option(help="End when the run has so many rendered clips.")]
 BudgetOption = Annotated[
     str | None, typer.Option(help="End when this job's pools held cards for so long: '200 gpu-hours' (or cpu-hours).")
@@ -69,6 +71,7 @@ def render(
     until: Annotated[Until, typer.Option(help="Stop after this stage.")] = Until.refine,
     retry: RetryOption = None,
     takeover: TakeoverOption = False,
+    relabel: RelabelOption = False,
     accept: AcceptOption = None,
     budget: BudgetOption = None,
 ) -> None:
@@ -79,7 +82,14 @@ def render(
         settings = Settings.load(config, set_ or [])
         quota = Quota.parse(accept, budget)
         return pipeline.render(
-            prompts, output, settings, until=until.value, retry=retry, takeover=takeover, quota=quota
+            prompts,
+            output,
+            settings,
+            until=until.value,
+            retry=retry,
+            takeover=takeover,
+            quota=quota,
+            relabel=relabel,
         )
 
     raise typer.Exit(run_job(job))
@@ -93,13 +103,14 @@ def preview(
     set_: SetOption = None,
     retry: RetryOption = None,
     takeover: TakeoverOption = False,
+    relabel: RelabelOption = False,
 ) -> None:
     """Stage 1 and scores only; `refine` goes on from there."""
     from flashvideo_ray.graph import pipeline
 
     def job() -> Any:
         settings = Settings.load(config, set_ or [])
-        return pipeline.preview(prompts, output, settings, retry=retry, takeover=takeover)
+        return pipeline.preview(prompts, output, settings, retry=retry, takeover=takeover, relabel=relabel)
 
     raise typer.Exit(run_job(job))
 
@@ -255,18 +266,15 @@ def status(output: OutputArgument) -> None:
     """How far a run is, from its ledger."""
 
     def show() -> None:
-        from flashvideo_ray.accounting.summary import statuses
         from flashvideo_ray.graph import finish
         from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
         run = _existing_run(store)
-        settings = finish.settings_of(store, run)
-        counts = Counter(statuses(*finish.present(store, settings)).values())
-        open_ = max(0, run["candidates"] - sum(counts.values()))
+        counts = finish.standing(store, finish.settings_of(store, run), run["candidates"])
         console.print(store.url, markup=False, soft_wrap=True)
         table = Table("status", "candidates")
-        for name, count in {**counts, "open": open_}.items():
+        for name, count in counts.items():
             table.add_row(name, str(count))
         console.print(table)
 

@@ -36,13 +36,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """One Ray on this machine for the tests of a module."""
+def local_ray() -> None:
+    """A Ray on this machine, the same for all modules until a test starts one of its own (`support.own_ray`)."""
     import ray
 
-    ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="warning")
-    yield
-    ray.shutdown()
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="warning")
+
+
+@pytest.fixture
+def inline(local_ray: None) -> Iterator[None]:
+    """Stages run in this process, not in actors: see `inline`."""
+    from inline import stages_inline
+
+    with stages_inline():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,11 @@ def test_status_counts_candidates(tmp_path: Path, tiny_model: Path) -> None:
     store = Store(str(tmp_path / "run"))
     settings = Settings.load("nano", tiny_overrides(tiny_model))
     run_file.open_run(store, {"seed": 0}, {"settings": settings.model_dump(mode="json"), "candidates": 5})
+    earlier = {"clip_id": "e", "id": "p", "prompt": "the text before", "seed": 0, "candidate": 0, "status": "previewed"}
+    writer = Writer(store, "previews", tables.PREVIEWS, LedgerSettings())
+    writer.append(earlier)
+    writer.flush()
+    time.sleep(0.002)  # the ledger's clock has milliseconds
     for table, statuses in {
         "previews": ["previewed", "rejected", "previewed"],
         "clips": ["rendered", "rejected"],
@@ -152,6 +159,7 @@ def test_status_counts_candidates(tmp_path: Path, tiny_model: Path) -> None:
     result = run("status", store.url)
     assert result.exit_code == 0
     words = result.output.split()
+    assert "earlier text │ 1" in " ".join(words)
     counts = {
         word: words[index + 2]
         for index, word in enumerate(words)
@@ -159,7 +167,11 @@ def test_status_counts_candidates(tmp_path: Path, tiny_model: Path) -> None:
     }
     assert counts == {"rendered": "1", "rejected": "1", "previewed": "1", "open": "2"}
     assert run("report", store.url).exit_code == 0
-    assert "<html" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<html" in page
+    assert "the text before" not in page
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["candidates"], summary["prompts"], summary["earlier_texts"]) == (3, 1, 1)
 
     # Rows without media, and two parts that need not be two.
     wrong = run("verify", store.url)

@@ -15,6 +15,7 @@ from flashvideo_ray.graph.recipe import about, recipe_of
 from flashvideo_ray.ledger import jobs, parquet_log, run_file, tables
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.texts import Texts
 from flashvideo_ray.settings import Settings, SettingsError
 
 _THREADS = 16
@@ -56,7 +57,7 @@ def branch(
 def _copy(
     old: Store, new: Store, settings: Settings, recipe: Mapping[str, Any], progress: Callable[[int, int], None]
 ) -> int:
-    previews = tables.read(old, "previews")
+    previews = Texts.read(old).present(tables.read(old, "previews"))
     previews = previews.filter(previews["latents"].is_valid())
     known = tables.read(new, "previews", ["clip_id"])["clip_id"].combine_chunks()
     previews = previews.filter(pc.invert(pc.is_in(previews["clip_id"], known)))

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flashvideo_ray.accounting import billing, report
 from flashvideo_ray.accounting.summary import statuses, summarise
 from flashvideo_ray.graph import audit, remaining
 from flashvideo_ray.ledger import decisions, jobs, run_file, tables
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.texts import COLUMNS, Texts, still_open
 from flashvideo_ray.settings import Settings
 
 _IN = ("previewed", "approved")
@@ -33,11 +35,15 @@ def finish(store: Store, settings: Settings) -> dict[str, int]:
     previews, clips = present(store, settings)
     jobs.take_up(store, run)
     summary = summarise(previews, clips)
+    old = earlier(store)
+    summary["earlier_texts"] = len(statuses(*old))
     summary["wall_seconds"], summary["pools"] = jobs.usage(jobs.read(store))
     from flashvideo_ray.accounting import estimates
 
     operations = estimates.known_operations(settings)
-    bill = billing.bill(previews, clips, settings, summary["pools"], operations)
+    # What earlier texts took was paid all the same.
+    paid = [pa.concat_tables(pair, promote_options="permissive") for pair in ((previews, old[0]), (clips, old[1]))]
+    bill = billing.bill(paid[0], paid[1], settings, summary["pools"], operations)
     for stage, numbers in summary["stages"].items():
         cards = [line.device_seconds for line in bill.lines if (line.stage, line.unit) == (stage, "GPU")]
         numbers["gpu_seconds"] = round(sum(cards), 3)
@@ -57,12 +63,14 @@ def finish(store: Store, settings: Settings) -> dict[str, int]:
 
 
 def present(store: Store, settings: Settings) -> tuple[pa.Table, pa.Table]:
-    """The ledger's previews and clips, with what selection and people say of the candidates now.
+    """Previews and clips of the prompts as they are now, with what selection and people say of the candidates now.
 
     A clip stays, and so does a failure of a stage. A rejection does not outlive what it came of: where `select` or a
     person decided anew, its row says so here, as the next job will.
     """
     previews, clips = tables.read(store, "previews"), tables.read(store, "clips")
+    texts = Texts.of(tables.read(store, "candidates"), previews, clips)
+    previews, clips = texts.present(previews), texts.present(clips)
     people = decisions.opinions(store)
     verdicts = remaining.judged(previews, settings, people).select([*_VERDICT, "clip_id"]).to_pylist()
     # Rules about the whole run come after a preview's row: what nobody said in person counts if row and rules agree.
@@ -80,6 +88,25 @@ def present(store: Store, settings: Settings) -> tuple[pa.Table, pa.Table]:
         and (now[row["clip_id"]]["status"] in _IN) != (row["status"] == "skipped")
     }
     return _decided(previews, {clip_id: now[clip_id] for clip_id in people if clip_id in now}), _decided(clips, anew)
+
+
+def earlier(store: Store) -> tuple[pa.Table, pa.Table]:
+    """Previews and clips of texts that prompts had before."""
+    texts = Texts.read(store)
+    previews, clips = (tables.read(store, table) for table in ("previews", "clips"))
+    return tuple(rows.filter(pc.invert(texts.holds(rows))) for rows in (previews, clips))
+
+
+def standing(store: Store, settings: Settings, wanted: int) -> dict[str, int]:
+    """How many candidates have each status, those that are `open`, and those of an `earlier text`.
+
+    `wanted` is what run.json says of their number, for runs whose ledger does not.
+    """
+    found = statuses(*present(store, settings))
+    candidates = tables.read(store, "candidates", COLUMNS)
+    open_ = still_open(candidates, found) if candidates.num_rows else max(0, wanted - len(found))
+    before = len(statuses(*earlier(store)))
+    return {**Counter(found.values()), "open": open_, **({"earlier text": before} if before else {})}
 
 
 def _decided(table: pa.Table, verdicts: Mapping[str, Mapping[str, Any]]) -> pa.Table:

@@ -110,6 +110,7 @@ def _pools(settings: Settings, until: Until) -> tuple[Stage, ...]:
 
 def _do(job: Job, graph: Graph, work: remaining.Work, claim: Claim, ended: Counter[str], record: jobs.Record) -> bool:
     """One round: what is decided becomes ledger rows, the rest goes through the graph. True if the job has enough."""
+    work.news.write(job.store)
     schema = tables.extended(tables.CLIPS, job.extra)
     Writer(job.store, "clips", schema, job.settings.ledger).write(work.decided)
     ended.update(work.decided["status"].to_pylist())
@@ -203,11 +204,9 @@ def _wanted(job: Job, work: remaining.Work) -> remaining.Work:
 def _gate(job: Job, work: remaining.Work) -> Gate | None:
     if job.quota is None:
         return None
-    clips = tables.read(job.store, "clips", ["status"])
-    rendered = pc.sum(pc.equal(clips["status"], "rendered")).as_py() or 0
     rows = work.rows
     waiting = rows.filter(pc.is_in(rows["status"], pa.array(["previewed", "approved"])))["clip_id"].to_pylist()
-    return Gate(job.quota, job.settings.pools, rendered, set(waiting))
+    return Gate(job.quota, job.settings.pools, work.rendered, set(waiting))
 
 
 def _used(states: Mapping[Stage, StageState]) -> jobs.Used:

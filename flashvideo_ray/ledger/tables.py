@@ -19,8 +19,8 @@ from flashvideo_ray.ledger.parquet_log import Compaction
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import STAGES
 
-Table = Literal["previews", "clips"]
-_CANDIDATE = [
+Table = Literal["candidates", "previews", "clips"]
+_WANTED = [
     pa.field("clip_id", pa.string(), nullable=False),
     pa.field("id", pa.string(), nullable=False),
     pa.field("prompt", pa.string(), nullable=False),
@@ -28,8 +28,10 @@ _CANDIDATE = [
     pa.field("seed", pa.int64(), nullable=False),
     pa.field("candidate", pa.int32(), nullable=False),
     pa.field("status", pa.string(), nullable=False),
-    pa.field("reason", pa.string()),
 ]
+_CANDIDATE = [*_WANTED, pa.field("reason", pa.string())]
+_AT = pa.field("at", pa.timestamp("ms", tz="UTC"), nullable=False)
+CANDIDATES = pa.schema([*_WANTED, _AT])  # what jobs were started for; the status is `wanted`
 PREVIEWS = pa.schema(
     [
         *_CANDIDATE,
@@ -44,7 +46,7 @@ PREVIEWS = pa.schema(
         pa.field("scorer_errors", pa.string()),
         pa.field("device", pa.string()),
         pa.field("host", pa.string()),
-        pa.field("at", pa.timestamp("ms", tz="UTC"), nullable=False),
+        _AT,
     ]
 )
 CLIPS = pa.schema(
@@ -72,7 +74,7 @@ CLIPS = pa.schema(
         pa.field("audit", pa.bool_()),  # rejected, and refined all the same
         pa.field("device", pa.string()),
         pa.field("host", pa.string()),
-        pa.field("at", pa.timestamp("ms", tz="UTC"), nullable=False),
+        _AT,
     ]
 )
 JOBS = pa.schema(
@@ -89,11 +91,11 @@ JOBS = pa.schema(
         *(pa.field(f"{stage}_{name}_seconds", pa.float64()) for stage in STAGES for name in ("held", "busy")),
         pa.field("settings", pa.string(), nullable=False),  # JSON, with the prices
         pa.field("run", pa.string(), nullable=False),  # run.json as the job left it
-        pa.field("at", pa.timestamp("ms", tz="UTC"), nullable=False),
+        _AT,
     ]
 )
 MISSING_SCORE = "MissingScoreError"  # the error class of a candidate that failed for want of a score
-SCHEMAS: dict[Table, pa.Schema] = {"previews": PREVIEWS, "clips": CLIPS}
+SCHEMAS: dict[Table, pa.Schema] = {"candidates": CANDIDATES, "previews": PREVIEWS, "clips": CLIPS}
 
 
 def read(

@@ -107,6 +107,7 @@ class _Check:
         self.forget: dict[str, set[str]] = defaultdict(set)  # columns whose objects are gone: preview rows by clip_id
         self.lost: set[str] = set()  # candidates whose preview row is to be restored
         # The ledger first: whatever a row names was in the store before the row.
+        tables.read(store, "candidates", ["clip_id"], damaged=self._damaged_part)
         self.previews = tables.read(store, "previews", damaged=self._damaged_part)
         self.clips = tables.read(store, "clips", damaged=self._damaged_part)
         self.ended = dict(zip(self.clips["clip_id"].to_pylist(), self.clips["status"].to_pylist(), strict=True))

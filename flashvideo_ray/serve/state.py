@@ -2,6 +2,7 @@
 
 `RunState.refresh` reads the parts that came since the last look and makes a new `View`, which never changes: whoever
 holds one reads it without a lock. Selection is asked anew whenever previews change, as a batch `refine` would ask it.
+Candidates whose prompt has another text by now are not in a view.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from flashvideo_ray.selection.rules import SCORE, select
 from flashvideo_ray.serve.view import Candidate, View
 from flashvideo_ray.settings import Settings
 
+_CANDIDATES = "ledger/candidates-"
 _TABLES = {
     "previews": "ledger/previews-",
     "clips": "ledger/clips-",
@@ -66,6 +68,9 @@ class RunState:
         self.settings = settings
         self.view = View({}, ())
         self._tables = {name: _Table(prefix) for name, prefix in _TABLES.items()}
+        self._wanted = _Table(_CANDIDATES)
+        self._texts: dict[str, tuple[dt.datetime, tuple[str, str]]] = {}  # of each prompt id, and since when
+        self._of: dict[str, set[str]] = {}  # candidates by prompt id
         self._verdicts: dict[str, tuple[str, str | None, float | None]] = {}
         self._scores: tuple[str, ...] = ()
         self._lock = threading.Lock()
@@ -76,7 +81,9 @@ class RunState:
         with self._lock:
             touched = {name: table.read(self.store) for name, table in self._tables.items()}
             changed = set().union(*touched.values())
-            if touched["previews"]:
+            edited = self._read_texts(touched)
+            changed |= edited
+            if touched["previews"] or edited:
                 changed |= self._judge()
             if changed:
                 candidates = dict(self.view.candidates)
@@ -89,9 +96,29 @@ class RunState:
                 self.view = View(candidates, self._scores)
             return self.view
 
+    def _read_texts(self, touched: Mapping[str, set[str]]) -> set[str]:
+        """Take in which text each prompt id has now; the candidates of those that have another one than before."""
+        edited = set[str]()
+        rows = [self._wanted.rows[clip_id] for clip_id in self._wanted.read(self.store)]
+        for name in ("previews", "clips", "requests"):
+            rows += [self._tables[name].rows[clip_id] for clip_id in touched[name]]
+        for row in rows:
+            prompt, text = row["id"], _text(row)
+            self._of.setdefault(prompt, set()).add(row["clip_id"])
+            since, before = self._texts.get(prompt, (row["at"], text))
+            if row["at"] >= since:
+                self._texts[prompt] = row["at"], text
+                edited |= self._of[prompt] if text != before else set()
+        return edited
+
+    def _is_present(self, row: Mapping[str, Any]) -> bool:
+        return self._texts[row["id"]][1] == _text(row)
+
     def _judge(self) -> set[str]:
         """Ask selection about all previews; the clip_ids of which it now says something else."""
-        rows = [row for row in self._tables["previews"].rows.values() if row["status"] != "open"]
+        rows = [
+            row for row in self._tables["previews"].rows.values() if row["status"] != "open" and self._is_present(row)
+        ]
         names = dict.fromkeys(name for row in rows for name in row if name.startswith(SCORE))
         names.pop("score_seconds", None)
         self._scores = tuple(name.removeprefix(SCORE) for name in names)
@@ -110,7 +137,7 @@ class RunState:
     def _candidate(self, clip_id: str) -> Candidate | None:
         preview, clip, decision, request = (self._tables[name].get(clip_id) for name in _TABLES)
         own = preview or clip or request
-        if own is None:
+        if own is None or not self._is_present(own):
             return None
         word = decision["status"] if decision is not None and decision["status"] != "cleared" else None
         by = decision["by"] if decision is not None else ""
@@ -170,6 +197,10 @@ def _status(
     if request is not None:
         return ("cancelled" if request["status"] == "cancelled" else "queued"), None
     return (clip["status"], clip["reason"]) if clip is not None else ("skipped", None)
+
+
+def _text(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["prompt"], row.get("negative_prompt") or ""
 
 
 def _asked_again(request: Mapping[str, Any] | None, clip: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inline import stages_inline
 from support import PROMPTS, tiny_overrides, write_prompts
 from typer.testing import CliRunner
 
@@ -18,15 +19,14 @@ from flashvideo_ray.ledger.keys import latents_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.verify import verify
 
-pytestmark = pytest.mark.usefixtures("local_ray")
-
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, local_ray: None) -> Path:
     """Three prompts, two candidates each, of which the better one was rendered. Tests go on where the one before ended."""  # noqa: E501
     folder = tmp_path_factory.mktemp("reselect")
     settings = Settings.load("nano", [*tiny_overrides(tiny_model), *BEST_OF_TWO])
-    flashvideo_ray.render(write_prompts(folder / "prompts.parquet", PROMPTS[:3]), str(folder / "run"), settings)
+    with stages_inline():
+        flashvideo_ray.render(write_prompts(folder / "prompts.parquet", PROMPTS[:3]), str(folder / "run"), settings)
     return folder / "run"
 
 
@@ -51,6 +51,7 @@ def test_other_rules_are_tried_without_changing_anything(run: Path) -> None:
     assert rows(run, "previews") == before
 
 
+@pytest.mark.usefixtures("inline")
 def test_other_rules_are_written_and_only_what_they_admit_is_refined(run: Path) -> None:
     rendered = {name: row["at"] for name, row in rows(run, "clips").items() if row["status"] == "rendered"}
     motions = sorted(row["score_motion"] for row in rows(run, "previews").values())
@@ -77,6 +78,7 @@ def test_more_scores_for_previews_that_are_there(run: Path) -> None:
     assert "previews survive" in command("select", str(run), "--rank", "alignment", "--keep", "1", "--dry-run")
 
 
+@pytest.mark.usefixtures("inline")
 def test_another_stage_2_over_the_same_previews(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     command("refine", str(other), "--from", str(run), "--set", "refine.noise_step=30", "--set", "select.require=[]")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
@@ -24,6 +25,7 @@ from flashvideo_ray.serve import local
 from flashvideo_ray.serve.app import ServeSettings, build, with_disconnects
 from flashvideo_ray.serve.queue import queue
 from flashvideo_ray.serve.security import Tokens
+from flashvideo_ray.serve.service import Service
 from flashvideo_ray.serve.state import RunState
 from flashvideo_ray.serve.view import Filter, QueryError
 from flashvideo_ray.settings import LedgerSettings, SelectSettings, Settings, SettingsError
@@ -108,6 +110,27 @@ def test_selection_is_asked_as_a_batch_refine_would_ask_it(tmp_path: Path) -> No
     assert "not among the best 1" in (found[clip_id(1)].reason or "")
 
 
+def test_a_prompt_whose_text_was_edited_has_candidates_of_its_present_text_alone(tmp_path: Path) -> None:
+    store, old, new = Store(str(tmp_path)), candidate(1), candidate(2, "a blue star")
+    state = RunState(store, Settings.load("nano", ["select.rank=motion", "select.keep=1"]))
+    write_previews(store, [{**old, "score_motion": 9.0}])
+    wish(store, old, "refine")
+    assert set(state.refresh().candidates) == {clip_id(1)}
+    time.sleep(0.002)
+    writer = Writer(store, "candidates", tables.CANDIDATES, LedgerSettings())
+    writer.append({**new, "status": "wanted"})  # a job has begun with the edited text
+    writer.flush()
+    assert state.refresh().candidates == {}
+    time.sleep(0.002)
+    write_previews(store, [new])
+    assert {c.clip_id: c.status for c in state.refresh().candidates.values()} == {clip_id(2): "previewed"}
+    assert {c.prompt for c in RunState(store, state.settings).refresh().prompts["p0"]} == {"a blue star"}
+    time.sleep(0.002)
+    writer.append({**old, "status": "wanted"})  # the earlier text is back
+    writer.flush()
+    assert {c.clip_id: c.status for c in state.refresh().candidates.values()} == {clip_id(1): "previewed"}
+
+
 def test_the_queue_waits_for_those_that_are_compared(tmp_path: Path) -> None:
     store, select = Store(str(tmp_path)), SelectSettings(rank="motion", keep=1)
     state = RunState(store, Settings.load("nano", ["select.rank=motion", "select.keep=1"]))
@@ -127,7 +150,10 @@ def test_ten_thousand_candidates_are_filtered_sorted_and_paged(tmp_path: Path) -
     prompts = ("a red star", "A Blue Square", "a green circle")
     write_previews(
         store,
-        [candidate(n, prompts[n % 3], score_motion=None if n % 10 == 0 else float(n % 1000)) for n in range(10_000)],
+        [
+            candidate(n, prompts[n % 3], id=f"p{n % 3}", score_motion=None if n % 10 == 0 else float(n % 1000))
+            for n in range(10_000)
+        ],
     )
     view = RunState(store, Settings()).refresh()
 
@@ -237,3 +263,15 @@ def test_the_files_for_a_cluster_fit_ray_s_schema() -> None:
         groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
         tiers = {group["labels"]["gpu-tier"] for group in groups}
         assert {settings.pools.preview.labels["gpu-tier"], settings.pools.refine.labels["gpu-tier"]} == tiers
+
+
+def test_a_clip_is_quoted_at_the_price_of_the_card_it_would_be_made_on() -> None:
+    """`L4` is a part of `L40S`, and another card."""
+    prices = "prices.devices={L4: {on_demand: 1.0}, L40S: {on_demand: 2.0}}"
+    quoting = object.__new__(Service)  # only what an estimate needs
+    quoting.settings = Settings.load(None, [prices, "pools.refine.num_gpus=1"])
+    seconds = {"preview": {}, "refine": {"NVIDIA L40S": (1, 3600.0)}}
+    view = SimpleNamespace(seconds=seconds, total=lambda stage: 3600.0, mean=lambda stage: 3600.0)
+    quoting.state = cast(Any, SimpleNamespace(view=view))
+    found = quoting.estimate([cast(Any, SimpleNamespace(clip=None))] * 3)
+    assert (found["clips"], found["money"]) == (3, 6.0)
