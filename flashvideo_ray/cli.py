@@ -497,7 +497,11 @@ def serve(
             refine_approved=refine_approved,
             queue_limit=queue_limit,
         )
-        with local.running(options, host, port) as address:
+
+        def say(text: str) -> None:
+            console.print(text, markup=False, soft_wrap=True)
+
+        with local.running(options, host, port, say) as address:
             console.print(f"{output} at {address} (Ctrl-C stops it)", markup=False, soft_wrap=True)
             threading.Event().wait()
 
