@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import script, tiny_overrides, write_prompts
+from support import ROOT, script, tiny_overrides, write_prompts
 from typer.testing import CliRunner
 
 from flashvideo_ray import Settings
@@ -181,6 +182,14 @@ def test_status_counts_candidates(tmp_path: Path, tiny_model: Path) -> None:
     assert wrong.exit_code == 1
     assert "WRONG" in wrong.output
     assert "clips: 2 rows, 1 parts before" in run("compact", store.url).output
+
+
+def test_what_a_cluster_runs_takes_the_options_of_render(tmp_path: Path) -> None:
+    script_ = [sys.executable, str(ROOT / "jobs" / "render.py"), "--prompts", str(tmp_path / "no.parquet")]
+    own = ["--output", str(tmp_path / "run"), "--until", "preview", "--set", "seed=3", "--relabel", "--accept", "3"]
+    result = subprocess.run([*script_, *own], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {tmp_path}/no.parquet: no such file"), result.stderr
 
 
 def test_the_console_script_is_there() -> None:
