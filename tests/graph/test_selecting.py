@@ -16,6 +16,7 @@ from flashvideo_ray.ledger import decisions, run_file, tables
 from flashvideo_ray.ledger.decisions import Decision
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.verify import verify
+from flashvideo_ray.prompts import PromptError
 
 
 def rows(output: Path, table: tables.Table) -> list[dict[str, Any]]:
@@ -55,6 +56,29 @@ def test_the_best_candidate_of_each_prompt_is_refined(tmp_path: Path, tiny_model
     run = run_file.read_run(Store(str(output)))
     assert run is not None
     assert run["settings"]["select"]["keep"] == 2  # as the last job had it
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_prompt_that_was_edited_is_previewed_and_rendered_anew(tmp_path: Path, tiny_model: Path) -> None:
+    output, best = tmp_path / "run", load(tiny_model, "candidates=2", "select.rank=motion", "select.keep=1")
+    prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:2], id=[*"ab"], seed=[1, 1], mood=["calm", None])
+    assert flashvideo_ray.preview(prompts, str(output), best).total == {"previewed": 2, "rejected": 2}
+    write_prompts(
+        tmp_path / "prompts.parquet", PROMPTS[2:3] + PROMPTS[1:2], id=[*"ab"], seed=[1, 1], mood=["calm", None]
+    )
+    assert flashvideo_ray.preview(prompts, str(output), best).total == {"previewed": 2, "rejected": 2}
+    result = flashvideo_ray.refine(str(output))
+    assert result.total == {"rendered": 2, "rejected": 2}
+    rendered = {row["prompt"] for row in rows(output, "clips") if row["status"] == "rendered"}
+    assert rendered == {PROMPTS[2], PROMPTS[1]}
+
+    other = write_prompts(tmp_path / "other.parquet", PROMPTS[2:3] + PROMPTS[1:2], id=[*"xy"], seed=[1, 1])
+    with pytest.raises(PromptError, match="--relabel"):
+        flashvideo_ray.render(other, str(output), best)
+    assert flashvideo_ray.render(other, str(output), best, relabel=True).ended == {}
+    labels = {(row["id"], row["mood"]) for row in rows(output, "clips") if row["prompt"] in rendered}
+    assert labels == {("x", None), ("y", None)}
+    assert verify(Store(str(output))).problems == []
 
 
 @pytest.mark.usefixtures("inline")
