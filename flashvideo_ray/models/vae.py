@@ -10,6 +10,7 @@ width]` as the VAE has them, without a scaling factor.
 
 from dataclasses import dataclass
 from itertools import pairwise, product
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -101,6 +102,24 @@ class SplitConv3d(CogVideoXSafeConv3d):
     into parts that can be shorter than the kernel: it cannot decode 1072x1920 whole. The numbers are the same.
     """
 
+    @classmethod
+    def of(cls, conv: nn.Conv3d) -> Self:
+        """The same convolution, with the very same parameters."""
+        with torch.device("meta"):
+            split = cls(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,  # type: ignore[arg-type]
+                conv.stride,  # type: ignore[arg-type]
+                conv.padding,  # type: ignore[arg-type]
+                conv.dilation,  # type: ignore[arg-type]
+                conv.groups,
+                conv.bias is not None,
+                conv.padding_mode,
+            )
+        split.weight, split.bias = conv.weight, conv.bias
+        return split.train(conv.training)
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Convolve `[batch, channels, frames, height, width]`; time is neither padded nor strided."""
         kernel = self.kernel_size[0]
@@ -119,10 +138,11 @@ class SplitConv3d(CogVideoXSafeConv3d):
 
 
 def split_convolutions(vae: AutoencoderKLCogVideoX) -> None:
-    """Make a VAE's convolutions `SplitConv3d`, in place; its weights stay as they are."""
-    for module in vae.modules():
-        if type(module) is CogVideoXSafeConv3d:
-            module.__class__ = SplitConv3d
+    """Put a `SplitConv3d` in the place of each of a VAE's convolutions; it takes over the weights as they are."""
+    for parent in list(vae.modules()):
+        for name, module in parent.named_children():
+            if type(module) is CogVideoXSafeConv3d:
+                setattr(parent, name, SplitConv3d.of(module))
 
 
 @torch.no_grad()
