@@ -33,11 +33,11 @@ _HOME = {
     "FlashVideoPreviewPipeline": "models",
     "FlashVideoRefinePipeline": "models",
     "FlashVideoTransformer3DModel": "models",
-    "RunResult": "pipeline",
+    "RunResult": "graph.pipeline",
     "Settings": "settings",
-    "preview": "pipeline",
-    "refine": "pipeline",
-    "render": "pipeline",
+    "preview": "graph.pipeline",
+    "refine": "graph.pipeline",
+    "render": "graph.pipeline",
 }
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -14,13 +15,14 @@ from flashvideo_ray.errors import InputError
 
 MAX_LENGTH = 500
 MAX_NODES = 100
+_LARGEST = 1e300
+_SHOWN = 80
 
 Column = NDArray[np.float64]
 _ARITHMETIC: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Add: np.add,
     ast.Sub: np.subtract,
     ast.Mult: np.multiply,
-    # Compares false with everything, so that a requirement about it does not hold.
     ast.Div: lambda a, b: np.where(b == 0, np.nan, np.divide(a, b)),
 }
 _COMPARISON: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
@@ -62,12 +64,9 @@ class Expression:
             raise RuleError(f"rule with {len(nodes)} parts; at most {MAX_NODES} are read")
         for node in nodes:
             _refuse_unless_allowed(node, text)
+        for node in nodes:
+            _refuse_without_a_value(node, text)
         return cls(text.strip(), tree, frozenset(node.id for node in nodes if isinstance(node, ast.Name)))
-
-    def over(self, scores: Mapping[str, Column]) -> NDArray[Any]:
-        """Its value for each row of the columns. Raises KeyError for a score that is missing."""
-        with np.errstate(all="ignore"):
-            return np.asarray(_evaluate(self.tree, scores))
 
 
 class Requirement(Expression):
@@ -80,6 +79,15 @@ class Requirement(Expression):
         if not _is_condition(found.tree):
             raise RuleError(f"the requirement {text!r} is a number, not a condition; compare it with something")
         return found
+
+    def over(self, scores: Mapping[str, Column]) -> NDArray[np.bool_]:
+        """Whether it holds, for each row of the columns. Raises KeyError for a score that is missing.
+
+        A comparison with what has no value (a division by zero) is neither true nor false, nor is its opposite; a
+        requirement that rests on one does not hold.
+        """
+        with np.errstate(all="ignore"):
+            return np.asarray(_truth(self.tree, scores)[0])
 
     def holds(self, scores: Mapping[str, Any]) -> bool:
         """Whether the scores of one preview meet it."""
@@ -95,7 +103,14 @@ class Rank(Expression):
         found = super().parse(text)
         if not _is_number(found.tree):
             raise RuleError(f"the rank {text!r} is a condition, not a number; write it like: alignment + 0.1 * motion")
+        if not found.names:
+            raise RuleError(f"the rank {text!r} is the same for all; write it like: alignment + 0.1 * motion")
         return found
+
+    def over(self, scores: Mapping[str, Column]) -> Column:
+        """Its value for each row of the columns; NaN where it divides by zero. Raises KeyError for a missing score."""
+        with np.errstate(all="ignore"):
+            return np.asarray(_value(self.tree, scores))
 
 
 def check_names(rules: Iterable[Expression], known: Iterable[str]) -> None:
@@ -113,6 +128,8 @@ def check_names(rules: Iterable[Expression], known: Iterable[str]) -> None:
 def _refuse_unless_allowed(node: ast.AST, text: str) -> None:
     if isinstance(node, ast.Constant):
         if isinstance(node.value, int | float) and not isinstance(node.value, bool):
+            if abs(node.value) > _LARGEST:
+                raise RuleError(f"the rule {text[:_SHOWN]!r} holds a number that is too large")
             return
         raise RuleError(f"the rule {text!r} holds {node.value!r}; only numbers are allowed")
     allowed = (
@@ -126,7 +143,7 @@ def _refuse_unless_allowed(node: ast.AST, text: str) -> None:
         )
 
 
-def _is_condition(node: ast.expr) -> bool:
+def _is_condition(node: ast.AST) -> bool:
     """Conditions of conditions, and comparisons of numbers: `motion > (flicker > 1)` means nothing to anybody."""
     match node:
         case ast.BoolOp(values=values):
@@ -138,7 +155,7 @@ def _is_condition(node: ast.expr) -> bool:
     return False
 
 
-def _is_number(node: ast.expr) -> bool:
+def _is_number(node: ast.AST) -> bool:
     match node:
         case ast.Constant() | ast.Name():
             return True
@@ -149,28 +166,55 @@ def _is_number(node: ast.expr) -> bool:
     return False
 
 
-def _evaluate(node: ast.expr, scores: Mapping[str, Column]) -> Any:
+def _refuse_without_a_value(node: ast.AST, text: str) -> None:
+    """A part that has no value whatever the scores are: it would reject everything, or rank nothing."""
+    divisor = node.right if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) else None
+    if divisor is not None and _is_constant(divisor) and _value(divisor, {}) == 0:
+        raise RuleError(f"the rule {text!r} divides by zero")
+    if isinstance(node, ast.BinOp) and _is_constant(node):
+        with np.errstate(all="ignore"):
+            if not math.isfinite(_value(node, {})):
+                raise RuleError(f"the rule {text!r} holds a number that is too large")
+
+
+def _is_constant(node: ast.AST) -> bool:
+    return _is_number(node) and not any(isinstance(part, ast.Name) for part in ast.walk(node))
+
+
+def _value(node: ast.AST, scores: Mapping[str, Column]) -> Any:
+    """A number for each row."""
     match node:
         case ast.Constant(value=value):
-            return float(value)  # type: ignore[arg-type]
+            return np.float64(value)  # type: ignore[arg-type]
         case ast.Name(id=name):
             return scores[name]
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            return np.logical_not(_evaluate(operand, scores))
         case ast.UnaryOp(operand=operand):
-            return np.negative(_evaluate(operand, scores))
+            return np.negative(_value(operand, scores))
         case ast.BinOp(left=left, op=op, right=right):
-            return _ARITHMETIC[type(op)](_evaluate(left, scores), _evaluate(right, scores))
+            return _ARITHMETIC[type(op)](_value(left, scores), _value(right, scores))
+    raise AssertionError(f"unreachable: {node}")  # parse() let nothing else through
+
+
+def _truth(node: ast.AST, scores: Mapping[str, Column]) -> tuple[Any, Any]:
+    """For each row whether it is true and whether it is false: neither, where a number in it has no value."""
+    match node:
+        case ast.UnaryOp(operand=operand):
+            true, false = _truth(operand, scores)
+            return false, true
         case ast.BoolOp(op=op, values=values):
-            combine = np.logical_and if isinstance(op, ast.And) else np.logical_or
-            result = _evaluate(values[0], scores)
-            for other in values[1:]:
-                result = combine(result, _evaluate(other, scores))
-            return result
+            true, false = _truth(values[0], scores)
+            for value in values[1:]:
+                also_true, also_false = _truth(value, scores)
+                if isinstance(op, ast.And):
+                    true, false = true & also_true, false | also_false
+                else:
+                    true, false = true | also_true, false & also_false
+            return true, false
         case ast.Compare(left=left, ops=ops, comparators=comparators):
-            operands = [_evaluate(operand, scores) for operand in (left, *comparators)]
-            compared = np.True_
+            operands = [_value(operand, scores) for operand in (left, *comparators)]
+            known: Any = ~np.any([np.isnan(operand) for operand in np.broadcast_arrays(*operands)], axis=0)
+            holds: Any = np.True_
             for a, comparison, b in zip(operands, ops, operands[1:], strict=False):
-                compared = np.logical_and(compared, _COMPARISON[type(comparison)](a, b))
-            return compared
+                holds = np.logical_and(holds, _COMPARISON[type(comparison)](a, b))
+            return known & holds, known & ~holds
     raise AssertionError(f"unreachable: {node}")  # parse() let nothing else through

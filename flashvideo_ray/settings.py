@@ -17,21 +17,38 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib.resources
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from flashvideo_ray.errors import InputError
+
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is needed; yes, no, on, off, true and false are none")
+    return value
+
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 GuidanceBatching = Literal["together", "apart"]
 Stage = Literal["text", "preview", "score", "rate", "refine"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Integer = Annotated[int, BeforeValidator(_no_truth_value)]
+Real = Annotated[float, BeforeValidator(_no_truth_value), Field(allow_inf_nan=False)]
+# The upper limits are beyond all use: what is above them is a slip that would otherwise be found by filling the memory.
+Positive = Annotated[Integer, Field(gt=0, le=1_000_000)]
+Pixels = Annotated[Integer, Field(gt=0, le=16_384)]
+Candidates = Annotated[Integer, Field(le=10_000)]  # of one prompt
+Steps = Annotated[Integer, Field(gt=0, lt=1000)]
+NonNegative = Annotated[Real, Field(ge=0, le=1e9)]
+Seconds = Annotated[Real, Field(gt=0, le=1e9)]  # 30 years
+
+_SHOWN = 80  # characters of a wrong value
 
 
 class SettingsError(InputError):
@@ -79,10 +96,10 @@ class PreviewSettings(Frozen):
     model: str = Field("nano", description="`nano`, a folder, or a hub id (`org/name` or `org/name@revision`)")
     dtype: Dtype = "float32"
     vae_dtype: Dtype | None = Field(None, description="null: the same as dtype")
-    height: Positive | None = None
-    width: Positive | None = None
+    height: Pixels | None = None
+    width: Pixels | None = None
     num_frames: Positive | None = None
-    num_inference_steps: Annotated[int, Field(gt=0, lt=1000)] | None = None
+    num_inference_steps: Steps | None = None
     guidance_scale: NonNegative | None = None
     guidance_batching: GuidanceBatching = "together"
     optimize: OptimizeSettings = OptimizeSettings()
@@ -95,11 +112,11 @@ class RefineSettings(Frozen):
     model: str = Field("nano", description="`nano`, a folder, or a hub id (`org/name` or `org/name@revision`)")
     dtype: Dtype = "float32"
     vae_dtype: Dtype | None = Field(None, description="null: the same as dtype")
-    height: Positive | None = None
-    width: Positive | None = None
-    num_inference_steps: Annotated[int, Field(gt=0, lt=1000)] | None = None
+    height: Pixels | None = None
+    width: Pixels | None = None
+    num_inference_steps: Steps | None = None
     guidance_scale: NonNegative | None = None
-    noise_step: Annotated[int, Field(ge=0, le=999)] | None = None
+    noise_step: Annotated[Integer, Field(ge=0, le=999)] | None = None
     guidance_batching: GuidanceBatching = "together"
     encode_chunk_frames: Positive | None = Field(None, description="16 is the reference; fewer need less memory")
     encode_tiles: tuple[Positive, Positive] | None = Field(None, description="rows, columns; more need less memory")
@@ -118,6 +135,15 @@ class ScorerSettings(Frozen):
         "score",
         description="`rate` is the pool for scorers with large models; it only sees what the others let through",
     )
+
+    @field_validator("options")
+    @classmethod
+    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(value, allow_nan=False, default=str)
+        except (TypeError, ValueError) as error:  # NaN is not even equal to itself: the run could not be taken up again
+            raise ValueError(f"options are plain finite values, as JSON has them: {error}") from None
+        return value
 
 
 class ScoreSettings(Frozen):
@@ -145,22 +171,22 @@ class SelectSettings(Frozen):
     """Which previews are worth refining. Rules are expressions over scores, such as `motion >= 0.5`."""
 
     require: tuple[str, ...] = Field((), description="conditions; all must hold")
-    percentiles: dict[str, Annotated[float, Field(gt=0, lt=100)]] = Field(
+    percentiles: dict[str, Annotated[Real, Field(gt=0, lt=100)]] = Field(
         {}, description="`{alignment: 50}` rejects what is below the run's median; decided when all previews are there"
     )
     rank: str | None = Field(None, description="a number to compare candidates by, such as `alignment + 0.1 * motion`")
     keep: Positive | None = Field(None, description="how many candidates of a prompt survive, the best by rank")
-    draw: Annotated[int, Field(ge=0)] = Field(
+    draw: Annotated[Candidates, Field(ge=0)] = Field(
         0, description="further candidates for a prompt none of whose candidates survived"
     )
-    duplicates: Annotated[int, Field(ge=0, le=24)] | None = Field(
+    duplicates: Annotated[Integer, Field(ge=0, le=24)] | None = Field(
         None, description="of previews whose `hash` differs in at most so many bits of 48, only the best survives"
     )
     duplicates_within: Literal["prompt", "run"] = "prompt"
     missing: Literal["reject", "keep", "fail"] = Field(
         "reject", description="what becomes of a preview without a score that a rule needs"
     )
-    audit: Annotated[float, Field(ge=0, le=1)] = Field(
+    audit: Annotated[Real, Field(ge=0, le=1)] = Field(
         0.0, description="share of the rejected that is refined all the same, to measure what selection is worth"
     )
 
@@ -176,6 +202,14 @@ class SelectSettings(Frozen):
 
         for text in value:
             Requirement.parse(text)
+        return value
+
+    @field_validator("percentiles")
+    @classmethod
+    def _scores(cls, value: dict[str, float]) -> dict[str, float]:
+        for name in value:
+            if not name.isidentifier():
+                raise ValueError(f"{name!r} is not the name of a score; a percentile is of one score, not of a rule")
         return value
 
     @field_validator("rank")
@@ -196,8 +230,8 @@ class SelectSettings(Frozen):
 class VideoSettings(Frozen):
     """How MP4s are written (H.264, yuv420p, bt709). A lower crf is larger and better."""
 
-    preview_crf: Annotated[int, Field(ge=0, le=51)] = 23
-    clip_crf: Annotated[int, Field(ge=0, le=51)] = 18
+    preview_crf: Annotated[Integer, Field(ge=0, le=51)] = 23
+    clip_crf: Annotated[Integer, Field(ge=0, le=51)] = 18
     codec: Literal["libx264", "h264_nvenc"] = Field("libx264", description="of clips; NVENC needs a card that has it")
     encoder_preset: str | None = Field(None, description="the codec's own speed preset; null: its default")
 
@@ -220,7 +254,7 @@ class Pool(Frozen):
     resources: dict[str, NonNegative] = {}
     batch_size: Positive = Field(1, description="rows a call; each row is still computed by itself")
     in_flight: Positive = Field(2, description="calls sent to an actor at once; 1 leaves a gap between calls")
-    time_limit_seconds: Annotated[float, Field(gt=0)] = Field(3600.0, description="for one row; then it is tried anew")
+    time_limit_seconds: Seconds = Field(3600.0, description="for one row; then it is tried anew")
     offload: Literal["none", "model", "group"] = Field("none", description="diffusers' CPU offload, for small cards")
     spot: bool = Field(False, description="whether its nodes are paid at the spot price")
 
@@ -239,8 +273,10 @@ class LedgerSettings(Frozen):
     """How often finished rows become durable (by rows or by seconds), and how long a silent job keeps its run."""
 
     flush_rows: Positive = 256
-    flush_seconds: Annotated[float, Field(gt=0)] = 5.0
-    lease_seconds: Annotated[float, Field(ge=1)] = Field(60.0, description="after which a job that died frees its run")
+    flush_seconds: Seconds = 5.0
+    lease_seconds: Annotated[Seconds, Field(ge=1)] = Field(
+        60.0, description="after which a job that died frees its run"
+    )
 
 
 class DevicePrice(Frozen):
@@ -260,8 +296,10 @@ class Prices(Frozen):
 class Settings(Frozen):
     """Everything that one run is told."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    candidates: Positive = Field(1, description="candidates for each prompt, each with a seed of its own")
+    seed: Annotated[Integer, Field(ge=0, lt=2**63)] = 0
+    candidates: Annotated[Candidates, Field(gt=0)] = Field(
+        1, description="candidates for each prompt, each with a seed of its own"
+    )
     text: TextSettings = TextSettings()
     preview: PreviewSettings = PreviewSettings()
     score: ScoreSettings = ScoreSettings()
@@ -276,7 +314,7 @@ class Settings(Frozen):
     prices: Prices = Prices()
     max_attempts: Positive = Field(3, description="times a candidate may kill the process of a stage before it fails")
     store_patience_seconds: NonNegative = Field(600.0, description="how long a run waits for a store that is away")
-    progress_seconds: Annotated[float, Field(gt=0)] = Field(15.0, description="between progress lines in a job's log")
+    progress_seconds: Seconds = Field(15.0, description="between progress lines in a job's log")
 
     @classmethod
     def load(cls, source: str | Path | None = None, overrides: Sequence[str] = ()) -> Self:
@@ -336,8 +374,10 @@ def _read(source: str | Path) -> dict[str, Any]:
     else:
         raise SettingsError(f"{source}: neither a file nor a preset (presets: {', '.join(presets())})")
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        tree = _parse(text)
+    except _TwiceError as error:
+        raise SettingsError(f"{source}: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SettingsError(f"{source}: not valid YAML: {error}") from None
     if tree is None:
         return {}
@@ -346,14 +386,40 @@ def _read(source: str | Path) -> dict[str, Any]:
     return tree
 
 
+class _TwiceError(Exception):
+    """A key that a mapping has twice: YAML would silently keep the last."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which refuses a key that is given twice."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            line, name = key.start_mark.line + 1, (key.tag, str(key.value))
+            if name in first and key.tag != "tag:yaml.org,2002:merge":
+                raise _TwiceError(
+                    f"line {line}: the key {key.value} is given twice (first in line {first[name]}); drop one"
+                )
+            first[name] = line
+        return node
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
 def _apply(tree: dict[str, Any], override: str) -> None:
     """Set `a.b=c` in the tree; the value is read as YAML, so `null`, numbers, lists and quotes work."""
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise SettingsError(f"--set {override}: expected key=value, for example --set pools.refine.size=4")
     try:
-        value = yaml.safe_load(text) if text.strip() else ""
-    except yaml.YAMLError:
+        value = _parse(text) if text.strip() else ""
+    except _TwiceError as error:
+        raise SettingsError(f"--set {override}: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
         value = text  # an expression such as `motion > 0.5: ...` that YAML cannot read is a plain string
     *parents, leaf = key.strip().split(".")
     for name in parents:
@@ -374,8 +440,16 @@ def _explain(issue: Any, root: type[BaseModel], where: str) -> str:
         hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"known keys: {', '.join(sorted(known))}"
         return f"{where}: unknown key {key}; {hint}"
     message = issue["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(issue["input"], dict) else f" (found {issue['input']!r})"
+    shown = "" if isinstance(issue["input"], dict) else f" (found {_short(issue['input'])})"
     return f"{where}: {key}: {message}{shown}"
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -1,9 +1,12 @@
 """Settings: presets, files, overrides, and errors that say what to do."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from flashvideo_ray.settings import Settings, SettingsError, presets
 
@@ -44,12 +47,91 @@ def test_a_file_and_overrides(tmp_path: Path) -> None:
         ("preview=3", "preview"),
         ("colour", "expected key=value"),
         ("seed.low=3", "seed: Input should be a valid integer"),
+        ("select.percentiles={motion + flicker: 50}", "'motion + flicker' is not the name of a score"),
+        ("select.rank=motion / 0", "divides by zero"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(override: str, message: str) -> None:
     with pytest.raises(SettingsError) as error:
         Settings.load("nano", [override])
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fits", "beyond"),
+    [
+        ("candidates=10000", "candidates=10001"),
+        ("candidates=1", f"candidates={'9' * 400}"),
+        ("select.draw=10000", "select.draw=30000000"),
+        ("preview.height=16384", "preview.height=16385"),
+        ("pools.refine.size=1000000", f"pools.refine.size=0x{'f' * 9000}"),
+        ("refine.guidance_scale=1e9", "refine.guidance_scale=.inf"),
+        ("refine.guidance_scale=0", f"refine.guidance_scale={'9' * 400}"),
+        ("store_patience_seconds=1e9", "store_patience_seconds=1e300"),
+        ("pools.refine.time_limit_seconds=1e9", "pools.refine.time_limit_seconds=.inf"),
+        ("progress_seconds=0.1", "progress_seconds=nan"),
+        ("prices.devices={H100: {on_demand: 4}}", "prices.devices={H100: {on_demand: .nan}}"),
+        ("select.percentiles={motion: 99}", "select.percentiles={motion: .nan}"),
+        ("score.scorers=[{name: motion, options: {a: [1.5]}}]", "score.scorers=[{name: motion, options: {a: [.nan]}}]"),
+    ],
+)
+def test_every_number_is_finite_and_within_what_can_be_used(fits: str, beyond: str) -> None:
+    Settings.load("nano", [fits])
+    with pytest.raises(SettingsError) as error:
+        Settings.load("nano", [beyond])
+    assert beyond.partition("=")[0] in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "candidates={}",
+        "pools.text.num_cpus={}",
+        "pools.text.resources={{renderer: {}}}",
+        "refine.encode_tiles=[{}, 2]",
+        "refine.guidance_scale={}",
+        "select.keep={}",
+        "select.audit={}",
+        "select.percentiles={{motion: {}}}",
+        "video.clip_crf={}",
+        "prices.devices={{cpu: {{on_demand: {}}}}}",
+        "ledger.lease_seconds={}",
+    ],
+)
+def test_yes_and_off_are_no_numbers(override: str) -> None:
+    for word in ("yes", "off", "true"):
+        with pytest.raises(SettingsError, match="a number is needed"):
+            Settings.load("nano", [override.format(word)])
+
+
+def test_no_number_of_the_settings_takes_a_truth_value() -> None:
+    def numbers(model: type[BaseModel], tree: dict[str, Any], path: str = "") -> Iterator[str]:
+        for name, value in tree.items():
+            if isinstance(value, dict) and name in model.model_fields:
+                inner = model.model_fields[name].annotation
+                if isinstance(inner, type) and issubclass(inner, BaseModel):
+                    yield from numbers(inner, value, f"{path}{name}.")
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                yield f"{path}{name}"
+
+    found = list(numbers(Settings, Settings().model_dump()))
+    assert len(found) > 40
+    for name in found:
+        with pytest.raises(SettingsError, match="a number is needed"):
+            Settings.of_tree({}, [f"{name}=yes"])
+
+
+def test_a_key_that_is_given_twice_is_refused_with_its_lines(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: 1\npools:\n  text: {size: 1}\n  score: {size: 1}\n  'text': {size: 2}\n")
+    with pytest.raises(SettingsError, match=r"line 5: the key text is given twice \(first in line 3\)"):
+        Settings.load(file)
+    with pytest.raises(SettingsError, match="the key cpu is given twice"):
+        Settings.load("nano", ["prices.devices={cpu: {on_demand: 1}, cpu: {on_demand: 2}}"])
+    # What YAML merges is no repetition, and what is written out goes first.
+    file.write_text("pools:\n  text: &a {size: 1}\n  score: &b {<<: *a, size: 2}\n  rate: {<<: *b, size: 3}\n")
+    assert Settings.load(file).pools.rate.size == 3
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ import pyarrow as pa
 import yaml
 from PIL import Image
 
+from flashvideo_ray import engines
 from flashvideo_ray.accounting import terminal
 from flashvideo_ray.accounting.summary import Row, joined, score_names, usable
-from flashvideo_ray.nano import vocabulary
 
 _CARDS = 120  # a section
 _PROMPTS = 40  # side by side
@@ -81,8 +81,7 @@ def write_report(
         alone={status: [row for row in group if row["clip_id"] not in compared] for status, group in by_status.items()},
         contests=contests,
         audit=audit,
-        unknown=_unknown_words(rows, run),
-        example=vocabulary.EXAMPLES[0],
+        **_unknown_words(rows, run),
         scores=scores,
         failures=_failures(by_status.get("failed", [])),
         histograms=[_histogram(f"score_{name}", by_status) for name in scores],
@@ -131,13 +130,15 @@ def _contests(rows: Iterable[Row]) -> list[dict[str, Any]]:
     return contests
 
 
-def _unknown_words(rows: Iterable[Row], run: Mapping[str, Any]) -> list[str]:
-    """Words of the prompts that the nano model does not know, the most frequent first; none for other models."""
-    if run.get("settings", {}).get("preview", {}).get("model") != "nano":
-        return []
+def _unknown_words(rows: Iterable[Row], run: Mapping[str, Any]) -> dict[str, Any]:
+    """Words of the prompts that the model does not know, the most frequent first, and a prompt that it can follow."""
+    model = run.get("settings", {}).get("preview", {}).get("model", "")
+    known = engines.vocabulary_of(model)
+    if known is None:
+        return {"unknown": [], "model": model, "example": ""}
     prompts = {row["id"]: row["prompt"] for row in rows}
-    words = Counter(word for prompt in prompts.values() for word in vocabulary.unknown_words(prompt))
-    return [word for word, _ in words.most_common()]
+    words = Counter(word for prompt in prompts.values() for word in known.unknown_words(prompt))
+    return {"unknown": [word for word, _ in words.most_common()], "model": model, "example": known.examples[0]}
 
 
 def _funnel(summary: Mapping[str, Any]) -> list[tuple[str, int, str]]:

@@ -187,10 +187,9 @@ class _DigestCache:
             pass  # a home folder that cannot be written costs time, nothing else
 
 
-def count_tokens(model: str, prompts: Sequence[str]) -> tuple[list[int], int]:
-    """Tokens of each text as the model's text encoder counts them, and how many it reads."""
+def count_tokens(model: str, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text as the model's text encoder counts them, the end among them, uncut."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(locate(model, "preview") / "tokenizer")
-    lengths = [len(ids) for ids in tokenizer([prompt.strip() for prompt in prompts], verbose=False)["input_ids"]]
-    return lengths, sampling_defaults(model, "preview")["max_sequence_length"]
+    return [len(ids) for ids in tokenizer([text.strip() for text in texts], verbose=False)["input_ids"]]

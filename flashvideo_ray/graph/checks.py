@@ -7,9 +7,7 @@ from collections import Counter
 
 import pyarrow as pa
 
-from flashvideo_ray import prompts, scorers, video
-from flashvideo_ray.engines import weights
-from flashvideo_ray.nano import vocabulary
+from flashvideo_ray import engines, prompts, scorers, video
 from flashvideo_ray.selection.rules import check_rules
 from flashvideo_ray.settings import Settings, SettingsError
 
@@ -39,12 +37,23 @@ def check_video(settings: Settings) -> None:
         raise SettingsError(f"video.encoder_preset: {error}") from None
 
 
+def check_handover(settings: Settings) -> None:
+    """Raise SettingsError if stage 2 cannot take what stage 1 makes."""
+    made, taken = (engines.of(settings, stage).describe() for stage in ("preview", "refine"))
+    if made.latent_space != taken.latent_space:
+        raise SettingsError(
+            f"refine.model: {settings.refine.model} takes previews of {taken.latent_space}, "
+            f"and {settings.preview.model} (preview.model) makes them of {made.latent_space}"
+        )
+
+
 def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
-    """Say what will be cut or have no trained meaning; nothing of it stops a run."""
-    longest = max((_prefix(settings, "preview"), _prefix(settings, "refine")), key=len)
-    texts = [longest + prompt for prompt in table["prompt"].to_pylist()]
-    counts, limit = weights.count_tokens(settings.preview.model, texts)
-    cut = [(row, count) for row, count in enumerate(counts, start=1) if count > limit]
+    """Say what will be cut or has no trained meaning; nothing of it stops a run."""
+    engine = engines.of(settings, "preview")
+    told = engine.describe()
+    longest = max((told.prompt_prefix, engines.of(settings, "refine").describe().prompt_prefix), key=len)
+    counts = engine.count_tokens([longest + prompt for prompt in table["prompt"].to_pylist()])
+    cut = [(row, count) for row, count in enumerate(counts, start=1) if count > told.max_tokens]
     if cut:
         shown = ", ".join(f"row {row} ({count})" for row, count in cut[: prompts.SHOWN])
         more = f" and {len(cut) - prompts.SHOWN} more" if len(cut) > prompts.SHOWN else ""
@@ -52,28 +61,24 @@ def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
             "%d of %d prompts have more than %d tokens and are cut there: %s%s",
             len(cut),
             len(counts),
-            limit,
+            told.max_tokens,
             shown,
             more,
         )
-    if settings.preview.model == "nano":
-        unknown = Counter(word for prompt in table["prompt"].to_pylist() for word in vocabulary.unknown_words(prompt))
+    if engine.vocabulary is not None:
+        known = engine.vocabulary
+        unknown = Counter(word for prompt in table["prompt"].to_pylist() for word in known.unknown_words(prompt))
         if unknown:
             log.warning(
-                "the nano model does not know %d words of these prompts: %s; it was trained on prompts such as: %s",
+                "the %s model does not know %d words of these prompts: %s; it was trained on prompts such as: %s",
+                settings.preview.model,
                 len(unknown),
                 ", ".join(word for word, _ in unknown.most_common(20)) + (" …" if len(unknown) > 20 else ""),
-                vocabulary.EXAMPLES[0],
+                known.examples[0],
             )
     negatives = sum(bool(text) for text in table["negative_prompt"].to_pylist())
-    if negatives:
-        log.warning(
-            "%d prompts have a negative_prompt: FlashVideo was trained without any, its own is all zeros", negatives
-        )
-
-
-def _prefix(settings: Settings, stage: weights.ModelStage) -> str:
-    return weights.sampling_defaults(getattr(settings, stage).model, stage).get("prompt_prefix", "")
+    if negatives and engine.ignores_negative_prompt:
+        log.warning("%d prompts have a negative_prompt: this model was trained without any", negatives)
 
 
 def check_retry(retry: str | None) -> None:

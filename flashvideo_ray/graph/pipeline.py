@@ -54,6 +54,7 @@ def render(
     checks.check_scoring(settings)
     checks.check_video(settings)
     weights.check_sizes(settings)
+    checks.check_handover(settings)
     recipe = recipe_of(settings)
     rows = prompts.read_prompts(prompt_url, base_seed=settings.seed, reserved=[*row_schema().names, "at"])
     checks.warn_of_prompts(rows, settings)

@@ -36,7 +36,7 @@ class Quota:
         if budget is None:
             return cls(accept)
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gpu|cpu)-hours?\s*", budget)
-        if found is None or float(found[1]) <= 0:
+        if found is None or not 0 < float(found[1]) <= 1e9:
             raise QuotaError(f"--budget {budget!r}: write it like '200 gpu-hours', or '8 cpu-hours'")
         return cls(accept, float(found[1]), "gpu" if found[2] == "gpu" else "cpu")
 

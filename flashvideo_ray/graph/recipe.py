@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from flashvideo_ray.engines import weights
+from flashvideo_ray import engines
+from flashvideo_ray.engines.weights import ModelStage
 from flashvideo_ray.settings import Settings
 
 
@@ -18,10 +19,11 @@ def recipe_of(settings: Settings) -> dict[str, Any]:
     """What a run has exactly one of. Models stand in it by fingerprint: where their files are does not matter."""
     recipe = settings.recipe()
     fingerprints = {}
+    stage: ModelStage
     for stage in ("preview", "refine"):
         del recipe[stage]["model"]
-        fingerprints[stage] = weights.fingerprint(getattr(settings, stage).model, stage)
-    fps = weights.sampling_defaults(settings.preview.model, "preview")["fps"]
+        fingerprints[stage] = engines.of(settings, stage).fingerprint()
+    fps = engines.of(settings, "preview").describe().fps
     return {**recipe, "fps": fps, "fingerprints": fingerprints}
 
 

@@ -52,10 +52,6 @@ def origin(row: Mapping[str, Any]) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in own.items()}
 
 
-class NonFiniteError(ValueError):
-    """A model gave NaN or infinite values."""
-
-
 class AttemptsError(RuntimeError):
     """A candidate killed the process of a stage too often and is not tried again."""
 
@@ -114,14 +110,9 @@ class StageBase(ABC):
                 watch.cancel()
                 self.events.survived(self.name, row["clip_id"])
 
-    def steps(self, row: Mapping[str, Any]) -> Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]:
-        """A `callback_on_step_end` for a diffusers pipeline that tells how far the row is."""
-
-        def told(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            self.events.step(self.name, row["clip_id"], step + 1, len(pipe.scheduler.timesteps))
-            return tensors
-
-        return told
+    def steps(self, row: Mapping[str, Any]) -> Callable[[int, int], None]:
+        """What a model tells its steps to."""
+        return lambda done, total: self.events.step(self.name, row["clip_id"], done, total)
 
     @property
     def _pool(self) -> Pool:

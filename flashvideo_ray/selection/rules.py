@@ -60,8 +60,7 @@ def select(previews: pa.Table, settings: SelectSettings, people: Mapping[str, Op
 def check_rules(settings: SelectSettings, known: list[str]) -> None:
     """Raise RuleError if a rule uses a score that none of the `known` is."""
     rules = [Requirement.parse(text) for text in settings.require]
-    rules += [Requirement.parse(f"{name} >= 0") for name in settings.percentiles]
-    ranks = [Rank.parse(settings.rank)] if settings.rank is not None else []
+    ranks = [Rank.parse(name) for name in [*settings.percentiles, *filter(None, [settings.rank])]]
     check_names([*rules, *ranks], known)
     if settings.duplicates is not None and "hash" not in known:
         raise RuleError("select.duplicates compares the score `hash`; add the scorer phash to score.scorers")
@@ -110,7 +109,7 @@ class _Rules:
             known = self._known(rule.names)
             holds = np.broadcast_to(rule.over(self._columns(rule.names)), (self.count,))
             for row in np.flatnonzero(self.alive & known & ~holds):
-                seen = ", ".join(f"{name} = {self.scores[name][row]:.4g}" for name in sorted(rule.names))
+                seen = self._seen(rule.names, row)
                 self._reject(row, f"{rule.text} ({seen})" if seen else rule.text)
         for rule in rules:
             self._miss(rule.names, rule.text)
@@ -136,6 +135,10 @@ class _Rules:
         self._miss(rank.names, f"rank {rank.text}")
         values = np.broadcast_to(rank.over(self._columns(rank.names)), (self.count,)).astype(np.float64)
         self.ranks = np.where(np.isfinite(values), values, np.nan)
+        if self.settings.missing != "keep":
+            for row in np.flatnonzero(self.alive & np.isnan(self.ranks)):
+                why = f"rank {rank.text} is no number ({self._seen(rank.names, row)})"
+                self._reject(row, why, failed=self.settings.missing == "fail")
 
     def duplicates(self) -> None:
         """Of previews that look alike keep the best."""
@@ -204,6 +207,9 @@ class _Rules:
         for values in self._columns(names).values():
             known &= np.isfinite(values)
         return known
+
+    def _seen(self, names: Iterable[str], row: int | np.int64) -> str:
+        return ", ".join(f"{name} = {self.scores[name][row]:.4g}" for name in sorted(names))
 
     def _miss(self, names: Iterable[str], rule: str) -> None:
         """Rows without one of these scores are rejected, failed or let pass, as the settings say."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field
 from ray import serve
@@ -22,7 +22,7 @@ from flashvideo_ray.serve.scheduler import Scheduler
 from flashvideo_ray.serve.security import App, Message, Receive, Scope, Send, Tokens
 from flashvideo_ray.serve.service import Service
 from flashvideo_ray.serve.worker import Worker
-from flashvideo_ray.settings import Frozen, Pool, Settings, SettingsError, Stage
+from flashvideo_ray.settings import Frozen, Pool, Positive, Settings, SettingsError, Stage
 
 NAME = "flashvideo"
 _CONNECTIONS = 1000  # requests at once in one replica of the API, streams of events among them
@@ -38,7 +38,7 @@ class ServeSettings(Frozen):
     token_file: str | None = Field(None, description="null: the variable FLASHVIDEO_RAY_TOKENS")
     hosts: tuple[str, ...] = Field((), description="names the service answers for, without ports; empty: any")
     open_to_all: bool = Field(False, description="no tokens; only for a service that is bound to this machine alone")
-    queue_limit: Annotated[int, Field(gt=0)] = Field(1000, description="candidates that may wait")
+    queue_limit: Positive = Field(1000, description="candidates that may wait")
     refine_approved: bool = Field(False, description="whether a candidate is refined as soon as it is approved")
     scale_to_zero: bool = Field(False, description="whether stages without work give their resources back")
 
@@ -140,6 +140,7 @@ def open_run(args: ServeSettings) -> tuple[Settings, dict[str, Any]]:
     settings = weights.with_model_defaults(settings)
     checks.check_scoring(settings)
     weights.check_sizes(settings)
+    checks.check_handover(settings)
     recipe = recipe_of(settings)
     run_file.check_recipe(store, recipe)
     if run is None or run["settings"] != settings.model_dump(mode="json"):

@@ -15,10 +15,10 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from flashvideo_ray import engines
 from flashvideo_ray.ledger import decisions, run_file
 from flashvideo_ray.ledger.keys import clip_key, poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.nano import vocabulary
 from flashvideo_ray.serve.events import Hub
 from flashvideo_ray.serve.problems import Problem
 from flashvideo_ray.serve.queue import Reply, Submission
@@ -47,6 +47,7 @@ class Service:
     def __init__(self, output: str, settings: Settings, scheduler: DeploymentHandle, refine_approved: bool = False):
         self.store = Store(output)
         self.settings = settings
+        self.vocabulary = engines.vocabulary_of(settings.preview.model)
         self.refine_approved = refine_approved
         self.scheduler = scheduler
         self.state = RunState(self.store, settings)
@@ -101,7 +102,7 @@ class Service:
         """A candidate as JSON."""
         own, call = candidate, self._calls.get(candidate.clip_id)
         decision = own.decision if own.decision is not None and own.decision["status"] != "cleared" else None
-        unknown = vocabulary.unknown_words(own.prompt) if self.settings.preview.model == "nano" else []
+        unknown = self.vocabulary.unknown_words(own.prompt) if self.vocabulary is not None else []
         address = f"{BASE}/media/{own.clip_id}/"
         media = {
             "preview": own.preview and f"{address}preview.mp4",
@@ -173,7 +174,7 @@ class Service:
             "accepting": True,
             "refine_approved": self.refine_approved,
             "model": self.settings.preview.model,
-            "example_prompts": list(vocabulary.EXAMPLES) if self.settings.preview.model == "nano" else [],
+            "example_prompts": list(self.vocabulary.examples) if self.vocabulary is not None else [],
         }
 
     def estimate(self, chosen: Sequence[Candidate]) -> dict[str, Any]:

@@ -63,6 +63,15 @@ def test_the_best_of_each_prompt_survive() -> None:
     assert select(table, SelectSettings(rank="alignment * 2"))["rank"].to_pylist() == [0.2, 0.6, 0.4, 0.1]
 
 
+def test_a_rank_that_cannot_be_computed_is_treated_as_a_missing_score() -> None:
+    table = previews({"score_a": 1.0, "score_b": 0.0}, {"score_a": 1.0, "score_b": 2.0})
+    why = "rank a / b is no number (a = 1, b = 0)"
+    assert decide(table, rank="a / b", keep=1) == [("rejected", why), ("previewed", None)]
+    assert decide(table, rank="a / b", keep=1, missing="fail")[0] == ("failed", why)
+    assert decide(table, rank="a / b", keep=2, missing="keep") == [("previewed", None)] * 2
+    assert reasons_without_numbers(why) == "rank a / b is no number"
+
+
 def test_what_a_requirement_drops_takes_no_place_among_the_best() -> None:
     table = previews({"score_a": 9.0, "score_b": 0.0}, {"score_a": 1.0, "score_b": 1.0})
     assert [status for status, _ in decide(table, require="b > 0", rank="a", keep=1)] == ["rejected", "previewed"]

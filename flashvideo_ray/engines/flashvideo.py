@@ -1,0 +1,83 @@
+"""FlashVideo's two stages as engines: model folders of this package, here or on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from flashvideo_ray.engines import weights
+from flashvideo_ray.engines.engine import Description, Vocabulary
+from flashvideo_ray.settings import Settings
+
+if TYPE_CHECKING:
+    from flashvideo_ray.engines.flashvideo_models import Preview, Refine, Text
+
+
+class FlashVideo:
+    """See `engine.Engine`."""
+
+    vocabulary: Vocabulary | None = None
+    ignores_negative_prompt: bool = True  # its own unconditional embedding is all zeros (paper §3.2)
+
+    def __init__(self, settings: Settings, stage: weights.ModelStage):
+        self.settings = settings
+        self.stage = stage
+
+    def describe(self) -> Description:
+        """See Engine."""
+        own, stated = getattr(self.settings, self.stage), weights.sampling_defaults(self._model, self.stage)
+        vae = weights.config(self._model, self.stage, "vae")
+        transformer = weights.config(self._model, self.stage, "transformer")
+        spatial = 2 ** (len(vae["block_out_channels"]) - 1)
+        unit = spatial * transformer["patch_size"]
+        handed = stated["preview_scaling_factor"] if self.stage == "refine" else vae["scaling_factor"]
+        length: dict[str, Any] = {"num_frames": None, "fps": None}
+        if self.stage == "preview":
+            length = {"num_frames": own.num_frames or stated["num_frames"], "fps": stated["fps"]}
+        return Description(
+            height=(own.height or stated["height"]) // unit * unit,
+            width=(own.width or stated["width"]) // unit * unit,
+            **length,
+            num_inference_steps=own.num_inference_steps or stated["num_inference_steps"],
+            prompt_prefix=stated.get("prompt_prefix", ""),
+            max_tokens=stated["max_sequence_length"],
+            latent_space=(
+                f"{vae['latent_channels']} channels, {spatial}x smaller, "
+                f"{vae['temporal_compression_ratio']:g}x shorter, "
+                f"scaled by {handed:g}"
+            ),
+        )
+
+    def fingerprint(self) -> str:
+        """See Engine."""
+        return weights.fingerprint(self._model, self.stage)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """See Engine."""
+        return weights.count_tokens(self._model, texts)
+
+    def load_text(self) -> Text:
+        """See Engine. The preview model's folder holds the one text encoder; nothing else of it is loaded."""
+        from flashvideo_ray.engines import flashvideo_models as models
+
+        return models.Text(self._folder, self.settings.text.dtype, self.describe().max_tokens, self.settings.pools.text)
+
+    def load_preview(self) -> Preview:
+        """See Engine."""
+        from flashvideo_ray.engines import flashvideo_models as models
+
+        return models.Preview(self._folder, self.settings.preview, self.settings.pools.preview)
+
+    def load_refine(self) -> Refine:
+        """See Engine."""
+        from flashvideo_ray.engines import flashvideo_models as models
+
+        return models.Refine(self._folder, self.settings.refine, self.settings.pools.refine)
+
+    @property
+    def _model(self) -> str:
+        return getattr(self.settings, self.stage).model
+
+    @property
+    def _folder(self) -> Any:
+        return weights.locate(self._model, self.stage)
