@@ -77,7 +77,9 @@ class CacheSettings(Frozen):
 class OptimizeSettings(Frozen):
     """What makes a network faster or smaller, and changes its pixels a little. What would do nothing is refused."""
 
-    compile: bool = Field(False, description="compile the transformer's blocks; the first clip of an actor takes longer")
+    compile: bool = Field(
+        False, description="compile the transformer's blocks; the first clip of an actor takes longer"
+    )
     attention: str | None = Field(None, description="diffusers' name of an attention kernel; null: PyTorch's own")
     cache: CacheSettings | None = None
     quantization: Literal["fp8"] | None = Field(None, description="fp8: the blocks' matrices are kept in 8 bits")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flashvideo_ray.engines import weights
 from flashvideo_ray.engines.engine import Description, Vocabulary
-from flashvideo_ray.settings import Settings
+from flashvideo_ray.settings import OptimizeSettings, PreviewSettings, RefineSettings, Settings
 
 if TYPE_CHECKING:
     from flashvideo_ray.engines.flashvideo_models import Preview, Refine, Text
@@ -50,7 +51,25 @@ class FlashVideo:
 
     def fingerprint(self) -> str:
         """See Engine."""
-        return weights.fingerprint(self._model, self.stage)
+        return weights.fingerprint(self._model, self.stage, self._own.adapters)
+
+    def check(self) -> None:
+        """See Engine: what `optimize` would do in vain, and adapters that do not fit. No card is looked for."""
+        if self._own.optimize == OptimizeSettings() and not self._own.adapters:
+            return
+        from flashvideo_ray.engines import flashvideo_models as models
+
+        parts = [weights.config(self._model, self.stage, part) for part in ("transformer", "scheduler")]
+        models.check(self._own, self.stage, *parts)
+
+    def verify(self, fingerprint: str) -> None:
+        """See Engine."""
+        found = self.fingerprint()
+        if found != fingerprint:
+            raise weights.WeightsError(
+                f"{self._model}: this node's {self.stage} weights are not those of the run (fingerprint {found}, the "
+                f"run has {fingerprint}); bring the folder up to date on {socket.gethostname()}"
+            )
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """See Engine."""
@@ -75,8 +94,12 @@ class FlashVideo:
         return models.Refine(self._folder, self.settings.refine, self.settings.pools.refine)
 
     @property
+    def _own(self) -> PreviewSettings | RefineSettings:
+        return getattr(self.settings, self.stage)
+
+    @property
     def _model(self) -> str:
-        return getattr(self.settings, self.stage).model
+        return self._own.model
 
     @property
     def _folder(self) -> Any:

@@ -37,6 +37,12 @@ def check_video(settings: Settings) -> None:
         raise SettingsError(f"video.encoder_preset: {error}") from None
 
 
+def check_models(settings: Settings) -> None:
+    """Raise SettingsError for options and adapters that a model cannot use."""
+    for stage in ("preview", "refine"):
+        engines.of(settings, stage).check()
+
+
 def check_handover(settings: Settings) -> None:
     """Raise SettingsError if stage 2 cannot take what stage 1 makes."""
     made, taken = (engines.of(settings, stage).describe() for stage in ("preview", "refine"))

@@ -55,6 +55,7 @@ def render(
     checks.check_video(settings)
     weights.check_sizes(settings)
     checks.check_handover(settings)
+    checks.check_models(settings)
     recipe = recipe_of(settings)
     rows = prompts.read_prompts(prompt_url, base_seed=settings.seed, reserved=[*row_schema().names, "at"])
     checks.warn_of_prompts(rows, settings)
@@ -114,6 +115,7 @@ def refine(
     settings = weights.with_model_defaults(settings or Settings.of_tree(run["settings"], where="run.json"))
     checks.check_scoring(settings)
     checks.check_video(settings)
+    checks.check_models(settings)
     recipe = recipe_of(settings)
     run_file.check_recipe(store, recipe)
     own = {*row_schema().names, "at"}
@@ -133,8 +135,8 @@ def build_graph(
 ) -> ray.data.Dataset:
     """The graph. Rows have the schema of `row_schema` and never leave the dataset, whatever becomes of them."""
     pools = settings.pools
-    text = {"settings": settings, "events": events}
-    common = {**text, "store": store}
+    text = {"settings": settings, "events": events, "fingerprints": recipe["fingerprints"]}
+    common = {"settings": settings, "events": events, "store": store}
     publishing = {**common, "fps": recipe["fps"], "provenance": provenance(recipe)}
 
     # A block is the unit of streaming: with one row in each, the first clip is done while previews are being made.
@@ -148,7 +150,7 @@ def build_graph(
     # Rows that already have a preview pass through these.
     ds = ds.map_batches(
         stages.Preview,
-        fn_constructor_kwargs=common,
+        fn_constructor_kwargs={**text, "store": store},
         **cluster.map_options(pools.preview, calls=cluster.PUBLISHING_CALLS),
     )
     # Candidates of one prompt leave the last of the scoring stages together, when all of them are judged.

@@ -21,6 +21,7 @@ from safetensors.torch import load as unpack
 from safetensors.torch import save as pack
 
 from flashvideo_ray import engines, video
+from flashvideo_ray.engines.ladder import notes
 from flashvideo_ray.graph.stage import DROPPED, StageBase, origin
 from flashvideo_ray.graph.tracker import StageEvents
 from flashvideo_ray.ledger.keys import clip_key, latents_key, poster_key
@@ -33,8 +34,9 @@ class EncodeText(StageBase):
 
     name = "text"
 
-    def __init__(self, settings: Settings, events: StageEvents):
+    def __init__(self, settings: Settings, events: StageEvents, fingerprints: Mapping[str, str]):
         preview, refine = engines.of(settings, "preview"), engines.of(settings, "refine")
+        preview.verify(fingerprints["preview"])
         self.model = preview.load_text()
         self.prefixes = {"preview": preview.describe().prompt_prefix, "refine": refine.describe().prompt_prefix}
         super().__init__(settings, events)
@@ -64,8 +66,10 @@ class Preview(StageBase):
     name = "preview"
     gated = True
 
-    def __init__(self, settings: Settings, events: StageEvents, store: Store):
-        self.model = engines.of(settings, "preview").load_preview()
+    def __init__(self, settings: Settings, events: StageEvents, store: Store, fingerprints: Mapping[str, str]):
+        engine = engines.of(settings, self.name)
+        engine.verify(fingerprints[self.name])
+        self.model = engine.load_preview()
         self.store = store
         super().__init__(settings, events)
 
@@ -78,8 +82,8 @@ class Preview(StageBase):
         kept = self._kept(row["clip_id"])
         with self.device(row):
             started = time.perf_counter()
-            latents = self._sample(row) if kept is None else kept
-            pixels = self.model.decode(latents)
+            latents, as_sampled = self._sample(row) if kept is None else (kept, None)
+            pixels, as_decoded = self.model.decode(latents)
             seconds = time.perf_counter() - started
         packed = pack({"latents": latents}, {"candidate": json.dumps(origin(row))})
         if kept is None:
@@ -88,11 +92,12 @@ class Preview(StageBase):
             "preview_latents": packed,
             "preview_frames": pack({"frames": torch.from_numpy(pixels)}),
             "preview_seconds": seconds if kept is None else None,
+            "reason": notes(as_sampled, as_decoded),
             "device": self.model.device_name,
             "host": socket.gethostname(),
         }
 
-    def _sample(self, row: Mapping[str, Any]) -> torch.Tensor:
+    def _sample(self, row: Mapping[str, Any]) -> tuple[torch.Tensor, str | None]:
         return self.model.sample(*_embeds(row["prompt_embeds"], self.name), row["seed"], self.steps(row))
 
     def _kept(self, clip_id: str) -> torch.Tensor | None:
@@ -119,7 +124,9 @@ class Refine(StageBase):
         self, settings: Settings, events: StageEvents, store: Store, fps: float, provenance: Mapping[str, str]
     ):
         video.check_encoder(settings.video.codec, settings.video.encoder_preset)
-        self.model = engines.of(settings, "refine").load_refine()
+        engine = engines.of(settings, self.name)
+        engine.verify(json.loads(provenance["model_fingerprints"])[self.name])
+        self.model = engine.load_refine()
         self.store = store
         self.fps = fps
         self.provenance = dict(provenance)

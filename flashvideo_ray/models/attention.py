@@ -24,7 +24,7 @@ class FlashVideoAttnProcessor:
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        image_rotary_emb: Any = None,  # (cos, sin) of the video tokens
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what the video tokens and the text tokens took from one another, each `[batch, length, width]`."""
         if attention_mask is not None:

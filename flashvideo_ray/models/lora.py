@@ -34,7 +34,9 @@ class FlashVideoLoraLoaderMixin(CogVideoXLoraLoaderMixin):
     """`load_lora_weights`, `set_adapters`, `fuse_lora` and the like; see diffusers. Needs `peft`."""
 
     @classmethod
-    def lora_state_dict(cls, pretrained_model_name_or_path_or_dict: Any, **kwargs: Any) -> Any:
+    def lora_state_dict(  # type: ignore[override]
+        cls, pretrained_model_name_or_path_or_dict: Any, **kwargs: Any
+    ) -> Any:
         """Read an adapter and give its tensors the names that our transformer has. Raises AdapterError."""
         with_metadata = kwargs.pop("return_lora_metadata", False)
         tensors, metadata = super().lora_state_dict(
@@ -43,7 +45,9 @@ class FlashVideoLoraLoaderMixin(CogVideoXLoraLoaderMixin):
         tensors = adapter_tensors(tensors)
         return (tensors, metadata) if with_metadata else tensors
 
-    def load_lora_weights(self, pretrained_model_name_or_path_or_dict: Any, *args: Any, **kwargs: Any) -> None:
+    def load_lora_weights(  # type: ignore[override]
+        self, pretrained_model_name_or_path_or_dict: Any, *args: Any, **kwargs: Any
+    ) -> None:
         """See diffusers. Raises AdapterError for one that does not fit, and ImportError without `peft`."""
         if not USE_PEFT_BACKEND:
             raise ImportError("adapters need peft: pip install 'flashvideo-ray[lora]'")
@@ -106,9 +110,7 @@ def check_adapter(tensors: Mapping[str, torch.Tensor], network: nn.Module) -> No
         else:
             a, b = (tensors[key], tensors[other]) if match["factor"] == "A" else (tensors[other], tensors[key])
             if a.ndim != 2 or b.ndim != 2 or (b.shape[0], a.shape[1]) != (layer.out_features, layer.in_features):
-                problems.append(
-                    f"{key} {list(tensor.shape)}: the layer is {[layer.out_features, layer.in_features]}"
-                )
+                problems.append(f"{key} {list(tensor.shape)}: the layer is {[layer.out_features, layer.in_features]}")
             elif a.shape[0] != b.shape[1]:
                 problems.append(f"{key} {list(tensor.shape)}: its rank is not that of {other}")
     if problems:

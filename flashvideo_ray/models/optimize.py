@@ -18,7 +18,7 @@ from diffusers.hooks import (
     MagCacheConfig,
     PyramidAttentionBroadcastConfig,
 )
-from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
 
 from .pipeline_base import FlashVideoPipeline
 
@@ -172,7 +172,9 @@ def _check_cache(
         raise OptionError(f"cache: {name} would skip nothing with a threshold of {options['threshold']}")
     if name == "mag":
         if options.get("mag_ratios") is None:
-            raise OptionError("cache: mag needs mag_ratios that were calibrated for this network (see docs/flashvideo.md)")
+            raise OptionError(
+                "cache: mag needs mag_ratios that were calibrated for this network (see docs/flashvideo.md)"
+            )
         kept = int(options.get("retention_ratio", defaults["retention_ratio"]) * len(times) + 0.5)
         if max(kept, 1) >= len(times):
             raise OptionError(f"cache: mag would skip nothing: it keeps the first {max(kept, 1)} of {len(times)} steps")
@@ -189,10 +191,14 @@ def _cache_config(pipeline: FlashVideoPipeline, name: str, options: Mapping[str,
 
 
 def _set_attention(transformer: Any, attention: str) -> None:
+    before, _ = _AttentionBackendRegistry.get_active_backend()
     try:
         transformer.set_attention_backend(attention)
     except (RuntimeError, ImportError) as error:
         raise OptionError(f"attention: {error}") from error
+    finally:
+        # diffusers also makes it the choice of every other network of the process, which nobody has asked for.
+        _AttentionBackendRegistry.set_active_backend(before)
     chosen = {getattr(block.attn1.processor, "_attention_backend", None) for block in transformer.transformer_blocks}
     if chosen != {AttentionBackendName(attention)}:
         raise OptionError(f"attention: the processors of this network ignore {attention}")

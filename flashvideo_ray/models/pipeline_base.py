@@ -258,6 +258,7 @@ class FlashVideoPipeline(DiffusionPipeline, FlashVideoLoraLoaderMixin):
         scaling_factor: float | None = None,
         tiling: DecodeTiling | None = None,
         tiles: tuple[int, int] | None = None,
+        quantise: bool = False,
     ) -> torch.Tensor:
         """Decode scaled latents `[batch, latent frames, channels, height, width]` into frames.
 
@@ -267,9 +268,11 @@ class FlashVideoPipeline(DiffusionPipeline, FlashVideoLoraLoaderMixin):
             tiling: "none" decodes whole frames; "reference" cuts them into `tiles` with an overlap and a hard border,
                 which is exact for the refine stage; "blend" cross-fades the overlap instead. Default from `config`.
             tiles: (rows, columns) when tiling; the reference uses (1, 2), more tiles need less memory.
+            quantise: see `decode_video`: 8 bits, rounded and checked on the device.
 
         Returns:
-            Frames `[batch, frames, 3, height, width]` float32 in [0, 1], on the CPU, not rounded to 8 bits.
+            Frames `[batch, frames, 3, height, width]` float32 in [0, 1], on the CPU, not rounded to 8 bits; with
+            `quantise` `[batch, frames, height, width, 3]` uint8.
         """
         tiling = tiling or self.config.decode_tiling
         if tiling not in ("none", "reference", "blend"):
@@ -277,7 +280,12 @@ class FlashVideoPipeline(DiffusionPipeline, FlashVideoLoraLoaderMixin):
         rows, columns = (1, 1) if tiling == "none" else (tiles or self.config.decode_tiles)
         factor = scaling_factor or self.vae.config["scaling_factor"]
         return decode_video(
-            self.vae, latents / factor, tiles=(rows, columns), blend=tiling == "blend", device=self._execution_device
+            self.vae,
+            latents / factor,
+            tiles=(rows, columns),
+            blend=tiling == "blend",
+            device=self._execution_device,
+            quantise=quantise,
         )
 
     def _floor_size(self, height: int | None, width: int | None) -> tuple[int, int]:

@@ -131,9 +131,7 @@ class FlashVideoPreviewPipeline(FlashVideoPipeline):
         """Raise ValueError, with what is wrong and what would be right, for a call that cannot be made."""
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         batch = self._check_text(prompt, prompt_embeds, negative_prompt, negative_prompt_embeds)
-        self._check_options(
-            batch, steps, generator, guidance_batching, output_type, callback_on_step_end_tensor_inputs
-        )
+        self._check_options(batch, steps, generator, guidance_batching, output_type, callback_on_step_end_tensor_inputs)
         shape = self._latent_shape(batch, num_frames or self.config.num_frames, *self._floor_size(height, width))
         self._check_shape("latents", latents, shape)
         self._check_shape("step_noise", step_noise, (steps - 1, *shape))

@@ -113,6 +113,8 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
         width: int | None = None,
         generator: Generators = None,
         posterior_noise: torch.Tensor | None = None,
+        chunk_frames: int | None = None,
+        tiles: tuple[int, int] | None = None,
     ) -> torch.Tensor:
         """Upsample low-resolution frames and encode them: the flow's starting point before it is degraded.
 
@@ -122,6 +124,8 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
             width: likewise.
             generator: for the posterior, which is sampled, as in training, and not replaced by its mode.
             posterior_noise: standard normal of the shape of the result, instead of a draw.
+            chunk_frames: see `encode_video`; default from `config`.
+            tiles: likewise.
 
         Returns:
             Scaled latents `[batch, latent frames, channels, height / 8, width / 8]` float32.
@@ -131,8 +135,8 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
             self.vae,
             frames,
             self._floor_size(height, width),
-            chunk_frames=self.config.encode_chunk_frames,
-            tiles=tuple(self.config.encode_tiles),
+            chunk_frames=chunk_frames or self.config.encode_chunk_frames,
+            tiles=tiles or tuple(self.config.encode_tiles),
             device=device,
         ).to(device)
         mean, log_variance = moments.chunk(2, dim=2)
@@ -148,6 +152,7 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
         width: int | None,
         preview_latents: torch.Tensor | None = None,
         frames: torch.Tensor | None = None,
+        encoded: torch.Tensor | None = None,
         num_inference_steps: int | None = None,
         noise_step: int | None = None,
         negative_prompt: str | list[str] | None = None,
@@ -176,20 +181,22 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
         )
         if not 0 <= step < self.scheduler.config.num_train_timesteps:
             raise ValueError(f"noise_step must be 0 to {self.scheduler.config.num_train_timesteps - 1}: {step}")
-        if (preview_latents is None) == (frames is None):
-            raise ValueError("pass either preview_latents or frames")
-        given, name = (frames, "frames") if preview_latents is None else (preview_latents, "preview_latents")
-        assert given is not None
-        channels = 3 if given is frames else self.vae.config["latent_channels"]
-        if given.ndim != 5 or given.shape[2] != channels:
+        given = {"preview_latents": preview_latents, "frames": frames, "encoded": encoded}
+        ways = [(name, tensor) for name, tensor in given.items() if tensor is not None]
+        if len(ways) != 1:
+            raise ValueError("pass either preview_latents, or frames, or encoded")
+        [(name, video)] = ways
+        channels = 3 if name == "frames" else self.vae.config["latent_channels"]
+        if video.ndim != 5 or video.shape[2] != channels:
             raise ValueError(
-                f"{name} must have the shape [batch, frames, {channels}, height, width], got {list(given.shape)}"
+                f"{name} must have the shape [batch, frames, {channels}, height, width], got {list(video.shape)}"
             )
-        if len(given) != batch:
-            raise ValueError(f"{len(given)} videos for {batch} prompts")
+        if len(video) != batch:
+            raise ValueError(f"{len(video)} videos for {batch} prompts")
         ratio = int(self.vae.config["temporal_compression_ratio"])
-        num_frames = len(given[0]) if given is frames else (len(given[0]) - 1) * ratio + 1
+        num_frames = video.shape[1] if name == "frames" else (video.shape[1] - 1) * ratio + 1
         shape = self._latent_shape(batch, num_frames, *self._floor_size(height, width))
+        self._check_shape("encoded", encoded, shape)
         self._check_shape("posterior_noise", posterior_noise, shape)
         self._check_shape("noise", noise, shape)
 
@@ -200,6 +207,7 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
         *,
         preview_latents: torch.Tensor | None = None,
         frames: torch.Tensor | None = None,
+        encoded: torch.Tensor | None = None,
         negative_prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -223,8 +231,9 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
 
         Args:
             prompt: one or several, without the prefix; or give `prompt_embeds`.
-            preview_latents: latents that the preview pipeline returned; or give `frames`.
+            preview_latents: latents that the preview pipeline returned; or give `frames` or `encoded`.
             frames: `[batch, frames, 3, h, w]` float in [0, 1], any low resolution; 4k + 1 frames.
+            encoded: what `encode_frames` returned at this size.
             negative_prompt: None is the reference's behaviour: a zero embedding. A string is encoded, without the
                 prefix, which the network was not trained for.
             height: pixels, rounded down to a multiple of 16.
@@ -253,6 +262,7 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
             width,
             preview_latents,
             frames,
+            encoded,
             num_inference_steps,
             noise_step,
             negative_prompt,
@@ -275,12 +285,16 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
         embeds = self._embed_text(prompt, prompt_embeds, negative_prompt, negative_prompt_embeds)
 
         # 2. The preview in pixels, upsampled, encoded and degraded: x at t = 0
-        if frames is None:
-            assert preview_latents is not None
-            frames = self.decode_latents(preview_latents, scaling_factor=config.preview_scaling_factor, tiling="none")
-        latents = self.encode_frames(
-            frames, height=height, width=width, generator=generator, posterior_noise=posterior_noise
-        )
+        if encoded is None:
+            if frames is None:
+                assert preview_latents is not None
+                frames = self.decode_latents(
+                    preview_latents, scaling_factor=config.preview_scaling_factor, tiling="none"
+                )
+            encoded = self.encode_frames(
+                frames, height=height, width=width, generator=generator, posterior_noise=posterior_noise
+            )
+        latents = encoded.to(device, torch.float32)
         if noise is None:
             noise = draw_noise(latents.shape, generator, device)
         latents = self.scheduler.add_noise(latents, noise.to(device, torch.float32), noise_step)

@@ -15,6 +15,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
+from diffusers.models.attention_processor import Attention
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import CogVideoXPatchEmbed, TimestepEmbedding, Timesteps, get_1d_rotary_pos_embed
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -146,8 +147,9 @@ class FlashVideoTransformer3DModel(  # type: ignore[misc]
             )
             for _ in range(num_layers)
         )
-        for block in self.transformer_blocks:
-            block.attn1.set_processor(FlashVideoAttnProcessor())
+        for module in self.transformer_blocks.modules():
+            if isinstance(module, Attention):
+                module.set_processor(FlashVideoAttnProcessor())  # type: ignore[arg-type]
         self.norm_final = nn.LayerNorm(inner_dim, norm_eps)
         self.norm_out = AdaLayerNorm(
             embedding_dim=time_embed_dim,

@@ -141,6 +141,7 @@ def open_run(args: ServeSettings) -> tuple[Settings, dict[str, Any]]:
     checks.check_scoring(settings)
     weights.check_sizes(settings)
     checks.check_handover(settings)
+    checks.check_models(settings)
     recipe = recipe_of(settings)
     run_file.check_recipe(store, recipe)
     if run is None or run["settings"] != settings.model_dump(mode="json"):
