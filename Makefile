@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-browser chaos check format nano nano-eval constraints clean
+.PHONY: setup demo test test-browser chaos wheel check format nano nano-eval constraints clean
 
 setup: $(READY)
 
@@ -33,6 +33,15 @@ test-browser: $(READY)
 chaos: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m chaos faults $(CHAOS)
 	PYTHONPATH=tests $(BIN)/python -m chaos kills $(CHAOS)
+
+# The package as others get it: a wheel, in an environment that has nothing else, renders the demo.
+wheel:
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(PYTHON) -m venv build/wheel/builder
+	build/wheel/builder/bin/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m venv build/wheel/empty
+	build/wheel/empty/bin/pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/*.whl
+	cd build/wheel && empty/bin/flashvideo-ray demo run --prompts 2 && empty/bin/flashvideo-ray verify run
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ import logging
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -153,7 +154,7 @@ def select(
         rules = {"require": require, "rank": rank, "keep": keep}
         tree["select"] |= {name: value for name, value in rules.items() if value is not None}
         settings = Settings.of_tree(tree, set_ or [], "run.json")
-        checks.check_scoring(settings)
+        checks.check(settings, ())
         held = nullcontext() if dry_run else Claim(store, Identity.of_this_process(), takeover=takeover)
         with held:
             found = reselect.reselect(store, settings, write=not dry_run)
@@ -254,15 +255,14 @@ def status(output: OutputArgument) -> None:
     """How far a run is, from its ledger."""
 
     def show() -> None:
+        from flashvideo_ray.accounting.summary import statuses
         from flashvideo_ray.graph import finish
-        from flashvideo_ray.ledger import tables
         from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
         run = _existing_run(store)
-        previews = tables.read(store, "previews", ["clip_id", "status"])
-        clips = tables.read(store, "clips", ["clip_id", "status"])
-        counts = finish.statuses(previews, clips)
+        settings = Settings.of_tree(run["settings"], where="run.json")
+        counts = Counter(statuses(*finish.present(store, settings)).values())
         open_ = max(0, run["candidates"] - sum(counts.values()))
         console.print(store.url, markup=False, soft_wrap=True)
         table = Table("status", "candidates")
@@ -312,7 +312,7 @@ def plan(
         from flashvideo_ray.prompts import read_prompts
 
         settings = Settings.load(config, set_ or [])
-        count = read_prompts(prompts, base_seed=settings.seed, reserved=[]).num_rows
+        count = read_prompts(prompts, base_seed=settings.seed, duplicates=settings.prompts.duplicates).num_rows
         measures = None
         if run is not None:
             _existing_run(Store(run))
@@ -537,12 +537,7 @@ def print_result(result: Any) -> None:
         if name in result.ended or name in result.total:
             table.add_row(name, str(result.ended.get(name, 0)), str(result.total.get(name, 0)))
     console.print(table)
-    stages = Table("stage", "candidates", "mean", "sum", "GPU-seconds", title="whole run", title_justify="left")
-    for stage, numbers in summary["stages"].items():
-        if numbers["count"]:
-            mean, total = f"{numbers['mean_seconds']:.2f} s", duration(numbers["seconds"])
-            stages.add_row(stage, str(numbers["count"]), mean, total, f"{numbers['gpu_seconds']:.0f}")
-    console.print(stages)
+    console.print(terminal.stages_table(summary))
     terminal.print_lines(console, terminal.bill_lines(summary["bill"]))
     console.print(f"Look at {result.output}/report.html", markup=False, soft_wrap=True)
 

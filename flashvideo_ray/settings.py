@@ -5,8 +5,8 @@ Three kinds of settings live in three places, because they are treated different
 - what decides pixels (`seed`, `candidates`, `text`, `preview`, `refine`, `video`) and numbers (`score`): the *recipe*,
   fixed by the first job that writes to an OUTPUT;
 - what decides who is refined (`select`): may be changed at any time;
-- what decides where and how work runs, what is kept and what it costs (`pools`, `ledger`, `keep`, `prices`,
-  `max_attempts` and the seconds): operational, free.
+- how prompts are read, where and how work runs, what is kept and what it costs (`prompts`, `pools`, `ledger`, `keep`,
+  `prices`, `max_attempts` and the seconds): operational, free.
 
 All models are frozen and refuse unknown keys. A `null` in `preview` or `refine` means "as the model itself says": the
 sizes, steps and guidance stored in its `model_index.json`.
@@ -18,6 +18,7 @@ import copy
 import difflib
 import importlib.resources
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -59,6 +60,14 @@ class Frozen(BaseModel):
     """Immutable, and closed: a key that is not declared is an error, not a silent nothing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PromptSettings(Frozen):
+    """What becomes of prompts that would give the same clips: the same text with the same seed."""
+
+    duplicates: Literal["refuse", "drop", "seed"] = Field(
+        "refuse", description="`drop` keeps the first of them, `seed` gives each of the others a seed of its own"
+    )
 
 
 class TextSettings(Frozen):
@@ -260,6 +269,11 @@ class Pool(Frozen):
     offload: Literal["none", "model", "group"] = Field("none", description="diffusers' CPU offload, for small cards")
     spot: bool = Field(False, description="whether its nodes are paid at the spot price")
 
+    @property
+    def cores(self) -> int:
+        """Cores that one call can use: Ray gives an actor a thread for each whole one of `num_cpus`, at least one."""
+        return max(1, math.floor(self.num_cpus))
+
 
 class Pools(Frozen):
     """The actor pools of the graph. `rate` exists only where a scorer asks for it."""
@@ -302,6 +316,7 @@ class Settings(Frozen):
     candidates: Annotated[Candidates, Field(gt=0)] = Field(
         1, description="candidates for each prompt, each with a seed of its own"
     )
+    prompts: PromptSettings = PromptSettings()
     text: TextSettings = TextSettings()
     preview: PreviewSettings = PreviewSettings()
     score: ScoreSettings = ScoreSettings()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -83,34 +82,67 @@ def encode_mp4(
         raise ValueError(f"fps must be positive, not {fps}")
     if codec not in CODECS:
         raise ValueError(f"unknown codec {codec!r}: use one of {', '.join(CODECS)}")
-    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:  # faststart reopens the file by its name
-        movflags = {"movflags": "+faststart+use_metadata_tags", "fflags": "+bitexact"}
-        with av.open(file.name, "w", options=movflags) as container:
-            container.metadata.update(metadata or {})
-            stream = None
-            height = width = 0
-            for index, pixels in enumerate(frames):
-                _check_frame(pixels, index)
-                if stream is None:
-                    height, width = pixels.shape[:2]
-                    stream = _add_stream(container, codec, fps, height, width, crf, preset)
-                if pixels.shape[:2] != (height, width):
-                    raise ValueError(f"frame {index} is {_size(pixels)}, the frames before it {height}x{width}")
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
-                    format="yuv420p",
-                    dst_colorspace=Colorspace.ITU709,
-                    src_color_range=ColorRange.JPEG,
-                    dst_color_range=ColorRange.MPEG,
-                    interpolation=_SWS,
-                    threads=1,
-                )
-                frame.pts = index
-                container.mux(stream.encode(frame))
+    data = bytearray()
+    options = {"movflags": "+faststart+use_metadata_tags", "fflags": "+bitexact"}
+    # In memory: a clip that was paid for needs no room on a disk of the worker. Faststart opens it a second time.
+    with av.open(_Memory(data), "w", format="mp4", options=options, io_open=lambda *_: _Memory(data)) as container:
+        container.metadata.update(metadata or {})
+        stream = None
+        height = width = 0
+        for index, pixels in enumerate(frames):
+            _check_frame(pixels, index)
             if stream is None:
-                raise ValueError("no frames to encode")
-            container.mux(stream.encode())
-        file.seek(0)
-        return file.read()
+                height, width = pixels.shape[:2]
+                stream = _add_stream(container, codec, fps, height, width, crf, preset)
+            if pixels.shape[:2] != (height, width):
+                raise ValueError(f"frame {index} is {_size(pixels)}, the frames before it {height}x{width}")
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                src_color_range=ColorRange.JPEG,
+                dst_color_range=ColorRange.MPEG,
+                interpolation=_SWS,
+                threads=1,
+            )
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        if stream is None:
+            raise ValueError("no frames to encode")
+        container.mux(stream.encode())
+    return bytes(data)
+
+
+class _Memory(io.RawIOBase):
+    """A file that is a bytearray; several may be open on one, each at a place of its own."""
+
+    def __init__(self, data: bytearray):
+        self._data = data
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._data[self._at : self._at + len(buffer)]
+        buffer[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+    def write(self, piece: Any) -> int:
+        self._data.extend(bytes(max(0, self._at - len(self._data))))
+        self._data[self._at : self._at + len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._data)}[whence]
+        return self._at
 
 
 def _add_stream(

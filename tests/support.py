@@ -1,23 +1,29 @@
-"""What tests share: prompts, settings for the tiny model, an S3 server."""
+"""What tests share: prompts, settings for the tiny model, an S3 server, a Ray head."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent  # of the repository
+_STARTS = 3  # of a server, on other ports each time
 
 PROMPTS = [
     "a red circle moves slowly left over the grey sand",
@@ -41,20 +47,25 @@ def tiny_overrides(model: Path) -> list[str]:
     return [f"preview.model={model}", f"refine.model={model}", "pools.refine.size=1", "ledger.flush_seconds=0.5"]
 
 
+class ServerError(RuntimeError):
+    """A server that tests need does not come up: it has died, or takes too long. The message ends with its log."""
+
+
 class S3:
-    """A SeaweedFS server with one bucket, which can be killed and started again."""
+    """A SeaweedFS server with one bucket, on ten ports, which can be killed and started again at the same address."""
 
     bucket = "renders"
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, ports: Sequence[int] | None = None):
         identity = {
             "name": "tests",
             "actions": ["Admin", "Read", "List", "Tagging", "Write"],
             "credentials": [{"accessKey": "key", "secretKey": "secret"}],
         }
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
         services = ("master", "volume", "filer", "s3", "admin")
-        ports = free_ports(2 * len(services))
+        ports = ports or free_ports(2 * len(services))
         options = [
             option
             for service, port, grpc in zip(services, ports[::2], ports[1::2], strict=True)
@@ -86,28 +97,68 @@ class S3:
         self.process.kill()
         self.process.wait()
 
-    def wait(self) -> None:
-        """Until it takes a put; its address and keys are in the environment."""
+    def wait(self, seconds: float = 60.0) -> None:
+        """Until it takes a put. Raises ServerError as soon as it has died."""
+        import requests
         import s3fs
 
-        for _ in range(120):
+        store: dict[str, Any] = {"key": "key", "secret": "secret", "endpoint_url": self.endpoint}
+        store["config_kwargs"] = {"connect_timeout": 5, "read_timeout": 5, "retries": {"max_attempts": 1}}
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise ServerError(f"the S3 server ended with {self.process.returncode}: {self._told()}")
             try:
-                s3fs.S3FileSystem(skip_instance_cache=True).pipe_file(f"{self.bucket}/ready", b"yes")
+                # Whoever else listens there may never answer: the put comes after an answer.
+                requests.get(self.endpoint, timeout=2)
+                s3fs.S3FileSystem(skip_instance_cache=True, **store).pipe_file(f"{self.bucket}/ready", b"yes")
                 return
             except Exception:
-                time.sleep(0.5)
-        raise RuntimeError(f"the S3 server did not come up: {self._log.read_text()[-2000:]}")
+                time.sleep(0.2)
+        raise ServerError(f"the S3 server took no put for {seconds:g} s: {self._told()}")
+
+    def _told(self) -> str:
+        return self._log.read_text(errors="replace")[-2000:]
+
+
+# Ports for servers: above what Ray gives its workers (10002 to 19999), below what the kernel gives to clients (from
+# 32768). Each process that asks holds a range of its own, whoever else tests on this machine.
+_FIRST_PORT, _RANGE, _RANGES = 20_000, 100, 120
+_own: dict[str, Any] = {}  # the range of this process, and the lock on it
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Ports that nobody listens on now, from a range that no other process of these tests has."""
+    if _own.get("pid") != os.getpid():
+        first, lock = _claim_range()
+        _own.update(pid=os.getpid(), lock=lock, ports=itertools.cycle(range(first, first + _RANGE)))
+    free = (port for port in itertools.islice(_own["ports"], _RANGE) if _is_free(port))
+    found = list(itertools.islice(free, count))
+    if len(found) < count:
+        raise ServerError(f"{len(found)} of {_RANGE} ports are free, not {count}")
+    return found
+
+
+def _claim_range() -> tuple[int, Any]:
+    for number in range(_RANGES):
+        lock = open(Path(tempfile.gettempdir()) / f"flashvideo-ray-tests-ports-{number}.lock", "a")  # noqa: SIM115
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            continue
+        return _FIRST_PORT + number * _RANGE, lock
+    raise ServerError("all ranges of ports are held by other processes")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: what lingers is no obstacle
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def script(name: str) -> str:
@@ -116,16 +167,99 @@ def script(name: str) -> str:
 
 
 @contextmanager
-def serve_s3(folder: Path) -> Iterator[S3]:
-    """Run an S3 server; its address and keys are in the environment while it runs."""
-    server = S3(folder)
+def serve_s3(folder: Path, ports: Callable[[int], list[int]] = free_ports) -> Iterator[S3]:
+    """Run an S3 server; its address and keys are in the environment while it runs.
+
+    One that does not come up (a port of its own may be taken by then) is started again on others.
+    """
+    server = _started_s3(folder, ports)
     before = {name: os.environ.get(name) for name in server.env}
     os.environ.update(server.env)
-    server.start()
     try:
-        server.wait()
         yield server
     finally:
         server.kill()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _started_s3(folder: Path, ports: Callable[[int], list[int]]) -> S3:
+    for number in range(_STARTS):
+        server = S3(folder / str(number), ports(10))
+        server.start()
+        try:
+            server.wait()
+            return server
+        except ServerError:
+            server.kill()
+            if number == _STARTS - 1:
+                raise
+    raise AssertionError
+
+
+@contextmanager
+def serve_head(folder: Path, env: Mapping[str, str], *options: str) -> Iterator[dict[str, str]]:
+    """Run a Ray head with a dashboard, as `ray start --head` and the options make it; gives its clients' environment.
+
+    A head that does not come up is started again on other ports.
+    """
+    for number in range(_STARTS):
+        port, dashboard, client, agent = free_ports(4)
+        theirs = {**env, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+        command = [
+            script("ray"), "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1",
+            "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
+            f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats", *options,
+        ]  # fmt: skip
+        log = folder / f"head-{number}.log"
+        with open(log, "wb") as file:
+            own = {**env, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+            head = subprocess.Popen(command, stdout=file, stderr=file, cwd=folder, env=own)
+        try:
+            if not _comes_up(head, theirs, dashboard):
+                if number < _STARTS - 1:
+                    continue
+                raise ServerError(f"the Ray head ended with {head.poll()} or is silent: {log.read_text()[-2000:]}")
+            yield theirs
+            return
+        finally:
+            _end(head)
+
+
+def _comes_up(head: subprocess.Popen[bytes], env: Mapping[str, str], dashboard: int) -> bool:
+    deadline = time.monotonic() + 120
+    while head.poll() is None and time.monotonic() < deadline:
+        if _is_free(dashboard):  # nobody listens there yet: asking is cheaper than `ray job list`, which imports Ray
+            time.sleep(0.2)
+        elif subprocess.run([script("ray"), "job", "list"], env=env, capture_output=True).returncode == 0:
+            return True
+    return False
+
+
+def _end(head: subprocess.Popen[bytes]) -> None:
+    """The head and all that it started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(head.pid).children(recursive=True)
+        head.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            head.wait(3)
+        for each in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+    head.kill()
+    head.wait()
+
+
+def submit(env: Mapping[str, str], *words: str, seconds: float = 280.0) -> subprocess.CompletedProcess[str]:
+    """`ray job submit` from the repository, until there is an agent to take the job.
+
+    The dashboard answers before its agent does; until then a submission is refused with status 500.
+    """
+    deadline = time.monotonic() + seconds
+    command = [script("ray"), "job", "submit", "--working-dir", ".", "--", *words]
+    while True:
+        left = deadline - time.monotonic()
+        job = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=left)
+        if job.returncode == 0 or "No available agent" not in job.stdout + job.stderr:
+            return job
+        time.sleep(1)

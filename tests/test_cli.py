@@ -61,8 +61,8 @@ def test_wrong_prompts_end_with_status_2_and_leave_no_run(
         (["select.require=motoin > 1"], "uses motoin, but the scorers of this run give"),
         (["score.scorers=[motion, motion]"], "motion, motion_area would be given by two scorers"),
         (["preview.model=/absent"], "/absent: no such folder"),
-        (["preview.height=8"], "preview.height: 8 pixels; this model makes at least 16"),
-        (["preview.num_frames=10"], "preview.num_frames: 10; this model makes 8k + 1"),
+        (["preview.height=8"], "preview.height, preview.width: the smallest size is 16x16, got 8x48"),
+        (["preview.num_frames=10"], "preview.num_frames: a video of 10 frames cannot be decoded; 8k + 1 can"),
         (["pools.preview.num_gpus=64"], "pools.preview asks for 1 times 1 CPU, 64 GPU; there is room for 0"),
     ],
 )

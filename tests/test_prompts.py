@@ -1,6 +1,9 @@
 """Prompts: every form of input, and one clear message for every kind of mistake."""
 
+import datetime as dt
 import io
+import math
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +12,7 @@ import pytest
 from support import S3, write_prompts
 
 from flashvideo_ray.identity import candidates
-from flashvideo_ray.prompts import PromptError, read_prompts
+from flashvideo_ray.prompts import PromptError, checked, read_prompts, visible
 
 
 def test_a_prompt_alone_is_enough(tmp_path: Path) -> None:
@@ -109,6 +112,10 @@ def test_prompts_in_an_object_store(s3: S3) -> None:
         ({"prompt": ["a"], "far": pa.array([2**50], pa.timestamp("s"))}, "column 'far' holds timestamp"),
         ({"prompt": pa.array([], pa.string())}, "no rows"),
         ({"prompt": [""] * 9}, "row 1, row 2, row 3, row 4, row 5 and 4 more: prompt is empty"),
+        ({"prompt": ["a", "b", "a\0b"]}, "row 3: prompt holds a NUL character"),
+        ({"prompt": ["a"], "id": ["x\0"]}, "row 1: id holds a NUL character"),
+        ({"prompt": ["a", "b"], "negative_prompt": [None, "\0"]}, "row 2: negative_prompt holds a NUL character"),
+        ({"prompt": ["a", "a"], "id": [*"xy"], "seed": [3, 3]}, "row 1 and row 2 are the same prompt with the same"),
     ],
 )
 def test_every_mistake_has_its_message(tmp_path: Path, columns: dict[str, list[object]], message: str) -> None:
@@ -129,7 +136,14 @@ def test_rows_are_named_by_file_where_there_are_several(tmp_path: Path) -> None:
     [
         ("p.parquet", b"no parquet", "cannot be read"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": 3}\n', "row 1|row 2"),
-        ("p.jsonl", b'{"prompt": "\xff"}\n', "cannot be read"),
+        (
+            "p.jsonl",
+            b'{"prompt": "a"}\n{"prompt": "\xff"}\n',
+            "row 2: column 'prompt' cannot be read: its text must be UTF-8",
+        ),
+        ("p.csv", b"id,prompt\nx,a\ny,\xff\n", "row 2: column 'prompt' cannot be read: its text must be UTF-8"),
+        ("p.csv", b"prompt,mood,prompt\na,b,c\n", "p.csv: there are several columns named prompt; rename or drop"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "a", "prompt": "b"}\n', "row 2: 'prompt' stands there twice"),
         ("p.txt", b"a cat", "ends with .parquet, .jsonl, .csv"),
     ],
 )
@@ -137,6 +151,117 @@ def test_a_file_that_is_something_else(tmp_path: Path, name: str, content: bytes
     (tmp_path / name).write_bytes(content)
     with pytest.raises(PromptError, match=message):
         read_prompts(str(tmp_path / name))
+
+
+def test_text_that_is_not_utf_8_is_named_by_its_row(tmp_path: Path) -> None:
+    raw = pa.array([b"a", b"\xff\xfe", b"c", b"\xe4"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+    sound = pa.array([*"abcd"])
+    for name, table in {
+        "prompt": pa.table({"prompt": text}),
+        "mood": pa.table({"prompt": sound, "mood": text.dictionary_encode()}),
+        "tags": pa.table({"prompt": sound, "tags": pa.ListArray.from_arrays([0, 1, 2, 3, 4], text)}),
+    }.items():
+        pq.write_table(table, tmp_path / "p.parquet")
+        with pytest.raises(PromptError, match=rf"row 2, row 4: column '{name}' cannot be read: its text must be UTF-8"):
+            read_prompts(str(tmp_path / "p.parquet"))
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"])
+    pq.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(PromptError, match=r"p\.parquet: there are several columns named prompt; rename or drop"):
+        read_prompts(str(tmp_path / "p.parquet"))
+
+
+def test_whatever_arrow_holds_is_carried_unchanged(tmp_path: Path) -> None:
+    moment = dt.datetime(2026, 11, 25, 3, 4, 5, 678901, dt.UTC)
+    columns = {
+        "tags": pa.array([["x", None], [], None]),
+        "weights": pa.array([[0.5, math.nan], [], None]),
+        "camera": pa.array([{"lens": 35.0, "path": ["in", "out"]}, {"lens": math.nan, "path": None}, None]),
+        "labels": pa.array([[("a", math.nan)], [], None], pa.map_(pa.string(), pa.float64())),
+        "price": pa.array([Decimal("1.10"), None, Decimal("0.01")], pa.decimal128(9, 2)),
+        "at_night": pa.array([moment, None, moment], pa.timestamp("us", tz="UTC")),
+        "day": pa.array([moment.date(), None, moment.date()]),
+        "difficulty": pa.array([0.1, math.nan, None]),
+        "half": pa.array([1.5, math.nan, None], pa.float16()),
+        "raw": pa.array([b"\0\xff", b"", None]),
+        "nothing": pa.nulls(3),
+    }
+    pq.write_table(pa.table({"prompt": [*"abc"], **columns}), tmp_path / "p.parquet")
+    table = read_prompts(str(tmp_path / "p.parquet"))
+    for name, column in columns.items():
+        assert table.schema.field(name).type == column.type
+        assert repr(table[name].to_pylist()) == repr(column.to_pylist())
+
+
+def test_a_column_without_any_value_agrees_with_every_type(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "a.parquet", ["a"], mood=["calm"], seed=[3])
+    write_prompts(
+        tmp_path / "b.parquet", ["b"], mood=pa.array([None], pa.float64()), seed=pa.array([None], pa.float64())
+    )
+    (tmp_path / "c.csv").write_text("prompt,mood\nc,\n")
+    table = read_prompts(str(tmp_path))
+    assert table["mood"].to_pylist() == ["calm", None, None]
+    assert table["seed"].to_pylist()[0] == 3
+    empty = {name: pa.array([None], pa.float64()) for name in ("seed", "negative_prompt")}
+    assert read_prompts(write_prompts(tmp_path / "b.parquet", ["b"], **empty)).num_rows == 1
+
+
+def test_keys_of_partitioned_folders_are_carried(tmp_path: Path) -> None:
+    for folder, prompt in (("date=2026-11-25/shot=007", "a"), ("date=a%20b/shot=__HIVE_DEFAULT_PARTITION__", "b")):
+        (tmp_path / folder).mkdir(parents=True)
+        write_prompts(tmp_path / folder / "part.parquet", [prompt])
+    write_prompts(tmp_path / "date=a%20b" / "part.parquet", ["c"], date=["a b"])
+    (tmp_path / "_tmp").mkdir()
+    write_prompts(tmp_path / "_tmp" / "half.parquet", ["half"])
+    found = {row["prompt"]: (row["date"], row["shot"]) for row in read_prompts(str(tmp_path)).to_pylist()}
+    assert found == {"a": ("2026-11-25", "007"), "b": ("a b", None), "c": ("a b", None)}
+    [row] = read_prompts(str(tmp_path / "date=2026-11-25/shot=007/part.parquet")).to_pylist()
+    assert row["date"] == "2026-11-25"
+    write_prompts(tmp_path / "date=a%20b" / "part.parquet", ["c"], date=["another"])
+    with pytest.raises(PromptError, match="column 'date' and the folder date=a b do not agree"):
+        read_prompts(str(tmp_path))
+    write_prompts(tmp_path / "date=a%20b" / "part.parquet", [""])
+    with pytest.raises(PromptError, match=r"date=a%20b/part\.parquet row 1: prompt is empty"):
+        read_prompts(str(tmp_path))
+
+
+def test_duplicates_are_dropped_or_get_seeds_of_their_own_where_one_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = write_prompts(tmp_path / "p.parquet", [*"abaa"], mood=["calm", "wild", "dark", "wild"])
+    with pytest.raises(
+        PromptError, match=r"row 1 and row 3, row 1 and row 4 are the same prompt .* prompts\.duplicates"
+    ):
+        read_prompts(url)
+    dropped = read_prompts(url, duplicates="drop")
+    assert dropped["mood"].to_pylist() == ["calm", "wild"]
+    assert "2 of 4 prompts repeat another one and were dropped: row 1 and row 3, row 1 and row 4" in caplog.text
+    seeded = read_prompts(url, duplicates="seed")
+    assert seeded["prompt"].to_pylist() == [*"abaa"]
+    assert len(set(seeded["id"].to_pylist())) == len(set(seeded["seed"].to_pylist())) == 4
+    assert seeded.slice(0, 2).select(["id", "seed"]).equals(dropped.select(["id", "seed"]))
+    assert candidates(seeded, 4, {}, "")["clip_id"].to_pylist()
+
+    named = write_prompts(tmp_path / "named.parquet", ["a", "a", "b"], id=[*"xyx"], seed=[3, 3, 4])
+    with pytest.raises(PromptError, match="row 3: the id 'x' was used before"):
+        read_prompts(named, duplicates="drop")
+    repeated = write_prompts(tmp_path / "repeated.parquet", ["a", "a", "a"], id=[*"xyx"], seed=[3, 3, 3])
+    assert read_prompts(repeated, duplicates="drop")["id"].to_pylist() == ["x"]
+    with pytest.raises(PromptError, match="row 3: the id 'x' was used before"):
+        read_prompts(repeated, duplicates="seed")
+
+
+def test_what_cannot_be_seen_is_shown() -> None:
+    assert visible("a\x1b[31mb\u202ec\x85\u2066") == "a\\x1b[31mb\\u202ec\\x85\\u2066"
+    assert visible("ein Hund \U0001f469\u200d\U0001f680,\r\nשלום\t") == "ein Hund \U0001f469\u200d\U0001f680,\r\nשלום\t"
+
+
+def test_half_a_surrogate_pair_is_no_text() -> None:
+    with pytest.raises(PromptError, match="surrogate"):
+        checked([{"prompt": "a \ud800"}])
 
 
 @pytest.mark.parametrize("url", ["absent.parquet", "absent/*.parquet", "absent", "nosuch://a/b.parquet"])

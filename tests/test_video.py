@@ -1,6 +1,7 @@
 """Frames become MP4s that any player understands, and come back as they were."""
 
 import io
+import resource
 from fractions import Fraction
 
 import av
@@ -160,3 +161,15 @@ def test_poster_avoids_empty_frames_and_keeps_proportions():
     assert (poster.format, poster.size) == ("JPEG", (400, 240))
     assert np.asarray(poster).std() > 20
     assert Image.open(io.BytesIO(video.poster_jpeg(noise_clip(3)))).size == (80, 48)  # never enlarged
+
+
+def test_a_clip_is_encoded_without_a_byte_on_disk():
+    clip = noise_clip()
+    expected = video.encode_mp4(clip, 8)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # the kernel refuses to let any file grow
+    try:
+        encoded = video.encode_mp4(clip, 8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert encoded == expected

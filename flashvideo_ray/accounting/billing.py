@@ -1,8 +1,9 @@
 """The bill of a run: what each stage cost, what a clip cost, and what selection saved. Pure functions over the ledger.
 
 The unit of work is a second of one device: a card where a stage runs on cards (times the `num_gpus` of its pool, which
-may be a share), a core where it runs on CPUs (times `num_cpus`); wall time, not processor time. The two are never added
-up. Money is that, in hours, times the price of the device in the settings.
+may be a share), a core where it runs on CPUs (times the cores that a call of its pool can use: the whole ones of
+`num_cpus`, and at least one); wall time, not processor time. The two are never added up. Money is that, in hours, times
+the price of the device in the settings.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flashvideo_ray.accounting.summary import statuses, with_clip, without_preview
 from flashvideo_ray.settings import STAGES, DevicePrice, Settings, Stage
 
 if TYPE_CHECKING:
@@ -122,6 +124,8 @@ class Bill:
     rejected_cost: Cost  # their previews and scores
     audited: int
     audit_cost: Cost  # refining rejected ones to see what they would have been
+    failed: int
+    failed_cost: Cost  # their calls that failed, and what it took to get there where no preview came of it
     refine_everything: Saving | None
     single_stage: SingleStage | None
     pools: dict[str, PoolUse]
@@ -144,14 +148,17 @@ def bill(
         operations: `estimates.Operations` of the settings, for the comparison with a single stage.
     """
     devices = _devices(previews, clips, settings)
-    lines = _lines(previews, clips, settings, devices)
+    lost = without_preview(previews, clips)
+    lines = _lines([previews, lost], clips, settings, devices)
     total = _sum(lines)
-    status = dict(zip(clips["clip_id"].to_pylist(), clips["status"].to_pylist(), strict=True))
+    status = statuses(previews, clips)
     rendered = sum(one == "rendered" for one in status.values())
     out = pa.array([clip_id for clip_id, one in status.items() if one == "rejected"], pa.string())
     refused = previews.filter(pc.is_in(previews["clip_id"], out))
-    again = clips.filter(pc.and_(pc.equal(clips["status"], "rejected"), pc.is_valid(_column(clips, "clip"))))
-    refines = [line for line in lines if line.stage == "refine"]
+    again = clips.filter(pc.and_(pc.is_in(clips["clip_id"], out), pc.is_valid(_column(clips, "clip"))))
+    well = with_clip(clips)
+    refines = _lines([], clips.filter(well), settings, devices)
+    failed = clips.filter(pc.and_(pc.equal(clips["status"], "failed"), pc.invert(well)))
     spared = len(out) - again.num_rows
     return Bill(
         currency=settings.prices.currency,
@@ -160,9 +167,11 @@ def bill(
         clips=rendered,
         per_clip=total * (1 / rendered) if rendered else None,
         rejected=len(out),
-        rejected_cost=_sum(_lines(refused, clips.slice(0, 0), settings, devices)),
+        rejected_cost=_sum(_lines([refused], clips.slice(0, 0), settings, devices)),
         audited=again.num_rows,
-        audit_cost=_sum(_lines(previews.slice(0, 0), again, settings, devices)),
+        audit_cost=_sum(_lines([], again, settings, devices)),
+        failed=sum(one == "failed" for one in status.values()),
+        failed_cost=_sum(_lines([lost], failed, settings, devices)),
         refine_everything=saving(total, spared, mean_cost(refines)),
         single_stage=_single_stage(lines, operations, previews.num_rows),
         pools={stage: _use(stage, use, lines, settings) for stage, use in (pools or {}).items() if use["held_seconds"]},
@@ -198,7 +207,7 @@ def line(stage: Stage, device: str | None, seconds: float, count: int, settings:
     """One line of a bill: calls of a stage and their seconds in all, on a device (None: not known) of its pool."""
     pool = getattr(settings.pools, stage)
     on_cpu = device.lower().startswith("cpu") if device is not None else not pool.num_gpus
-    units = pool.num_cpus if on_cpu else pool.num_gpus or 1
+    units = pool.cores if on_cpu else pool.num_gpus or 1
     found = price_of(device, settings.prices.devices)
     price = None
     if found is not None:
@@ -218,13 +227,21 @@ def price_of(device: str | None, prices: Mapping[str, DevicePrice]) -> DevicePri
     return prices[max(fitting, key=len)] if fitting else None
 
 
-def _lines(previews: pa.Table, clips: pa.Table, settings: Settings, devices: Mapping[Stage, str | None]) -> list[Line]:
-    """Stages in their order; one that ran on several kinds of devices has a line for each."""
+def _lines(
+    previewed: Sequence[pa.Table], clips: pa.Table, settings: Settings, devices: Mapping[Stage, str | None]
+) -> list[Line]:
+    """Stages in their order; one that ran on several kinds of devices has a line for each.
+
+    `previewed` are tables with the seconds of all stages but refine. Calls that failed count as others do.
+    """
     found = []
     for stage in STAGES:
-        table = clips if stage == "refine" else previews
-        for device, (count, seconds) in _times(table, stage, devices[stage]).items():
-            found.append(line(stage, device, seconds, count, settings))
+        calls: dict[str | None, tuple[int, float]] = {}
+        for table in [clips] if stage == "refine" else previewed:
+            for device, (count, seconds) in _times(table, stage, devices[stage]).items():
+                before = calls.get(device, (0, 0.0))
+                calls[device] = before[0] + count, before[1] + seconds
+        found += [line(stage, device, seconds, count, settings) for device, (count, seconds) in calls.items()]
     return found
 
 
@@ -246,7 +263,8 @@ def _devices(previews: pa.Table, clips: pa.Table, settings: Settings) -> dict[St
     found: dict[Stage, str | None] = {}
     stage: Stage
     for stage, table in (("preview", previews), ("refine", clips)):
-        names = Counter(name for name in _column(table, "device").to_pylist() if name)
+        timed = table.filter(pc.is_valid(_column(table, f"{stage}_seconds")))
+        names = Counter(name for name in _column(timed, "device").to_pylist() if name)
         found[stage] = names.most_common(1)[0][0] if names else None
     for stage in STAGES:
         pool = getattr(settings.pools, stage)

@@ -240,8 +240,8 @@ def _wall(
 def _balance(settings: Settings, seconds: Mapping[Stage, float], refined: float) -> tuple[tuple[float, float], int]:
     """Cards of preview : cards of refine at which neither waits, t1 : keep x t2; and refine's size for preview's."""
     preview, refine = settings.pools.preview, settings.pools.refine
-    first = seconds["preview"] * (preview.num_gpus or preview.num_cpus or 1)
-    second = refined * seconds["refine"] * (refine.num_gpus or refine.num_cpus or 1)
+    first = seconds["preview"] * (preview.num_gpus or preview.cores)
+    second = refined * seconds["refine"] * (refine.num_gpus or refine.cores)
     least = min(first, second) or max(first, second) or 1.0
     actors = preview.size * refined * seconds["refine"] / seconds["preview"] if seconds["preview"] else refine.size
     return (first / least, second / least), max(1, round(actors))

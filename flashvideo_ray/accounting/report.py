@@ -23,6 +23,7 @@ from PIL import Image
 from flashvideo_ray import engines
 from flashvideo_ray.accounting import terminal
 from flashvideo_ray.accounting.summary import Row, joined, score_names, usable
+from flashvideo_ray.prompts import visible
 
 _CARDS = 120  # a section
 _PROMPTS = 40  # side by side
@@ -56,7 +57,7 @@ def write_report(
         title: the page's title, such as the name of the run.
     """
     scores = score_names(previews)
-    rows = joined(previews, clips)
+    rows = [_visible(row) for row in joined(previews, clips)]
     contests = _contests(rows)
     compared = {row["clip_id"] for contest in contests for row in contest["rows"]}
     by_status: dict[str, list[Row]] = {}
@@ -85,11 +86,16 @@ def write_report(
         scores=scores,
         failures=_failures(by_status.get("failed", [])),
         histograms=[_histogram(f"score_{name}", by_status) for name in scores],
-        recipe=yaml.safe_dump(_plain(run), sort_keys=False, allow_unicode=True, width=100) if run else "",
+        recipe=visible(yaml.safe_dump(_plain(run), sort_keys=False, allow_unicode=True, width=100)) if run else "",
         thumbnail=_Thumbnails(poster),
         limit=_CARDS,
         strips=_PROMPTS,
     )
+
+
+def _visible(row: Row) -> Row:
+    """The row, whose text can be seen for what it is. A prompt may hold anything, and errors quote it."""
+    return {name: visible(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 class _Thumbnails:

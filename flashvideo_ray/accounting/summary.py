@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flashvideo_ray.selection.rules import reasons_without_numbers
 
@@ -30,8 +31,10 @@ def summarise(previews: pa.Table, clips: pa.Table) -> dict[str, Any]:
         - `status`: candidates by their present status; `failures`: failed ones by stage, then by exception class.
         - `rejections`: rejected ones by reason, without the numbers that were seen.
         - `previews`, `survivors`: previews made, those that selection let through; `acceptance_rate`: the ratio.
-        - `stages`: `count`, `seconds` and `mean_seconds` of the candidates' time in each stage.
-        - `devices`: seconds of preview and refine by the device they ran on; `gpu_seconds`: those not on a CPU.
+        - `stages`: `count`, `seconds` and `mean_seconds` of the calls of each stage that went well; `failed_calls`:
+          `count` and `seconds` of the others, of stages that have any.
+        - `devices`: seconds of preview and refine by the device they ran on, `gpu_seconds`: those not on a CPU. Both
+          with the calls that failed.
         - `refine_seconds_saved`: rejected candidates that were not refined, times the mean refine time; an estimate.
         - `media`: `clips`, `bytes`, `frames`, `seconds` of playing time, of rendered clips.
     """
@@ -44,8 +47,13 @@ def summarise(previews: pa.Table, clips: pa.Table) -> dict[str, Any]:
     reasons = Counter(
         reasons_without_numbers(row["reason"] or "no reason") for row in rows if row["status"] == "rejected"
     )
-    stages = {stage: _times(previews if table == "previews" else clips, stage) for stage, table in STAGES.items()}
-    devices = _by_device(previews, "preview") + _by_device(clips, "refine")
+    lost = without_preview(previews, clips)
+    well = with_clip(clips)
+    made = {"previews": previews, "clips": clips.filter(well)}
+    others = {"previews": lost, "clips": clips.filter(pc.invert(well))}
+    stages = {stage: _times(made[table], stage) for stage, table in STAGES.items()}
+    failed = {stage: _times(others[table], stage) for stage, table in STAGES.items()}
+    devices = _by_device(previews, "preview") + _by_device(lost, "preview") + _by_device(clips, "refine")
     kept = [row for row in rows if row["previewed"] and row["status"] != "rejected" and row.get("stage") != "score"]
     mean_refine = stages["refine"]["mean_seconds"]
     rendered = [row for row in rows if row["status"] == "rendered"]
@@ -60,6 +68,11 @@ def summarise(previews: pa.Table, clips: pa.Table) -> dict[str, Any]:
         "survivors": len(kept),
         "acceptance_rate": len(kept) / previews.num_rows if previews.num_rows else None,
         "stages": stages,
+        "failed_calls": {
+            stage: {name: times[name] for name in ("count", "seconds")}
+            for stage, times in failed.items()
+            if times["count"]
+        },
         "devices": {device: round(seconds, 3) for device, seconds in devices.items()},
         "gpu_seconds": round(sum(s for device, s in devices.items() if not device.lower().startswith("cpu")), 3),
         "refine_seconds_saved": round(spared * mean_refine, 3) if mean_refine is not None else None,
@@ -70,6 +83,18 @@ def summarise(previews: pa.Table, clips: pa.Table) -> dict[str, Any]:
             "seconds": round(sum((row.get("frames") or 0) / row["fps"] for row in rendered if row.get("fps")), 3),
         },
     }
+
+
+def statuses(previews: pa.Table, clips: pa.Table) -> dict[str, str]:
+    """The status of each candidate that the ledger knows, by clip_id; what the clips table says goes first."""
+    state = dict(zip(previews["clip_id"].to_pylist(), previews["status"].to_pylist(), strict=True))
+    state |= dict(zip(clips["clip_id"].to_pylist(), clips["status"].to_pylist(), strict=True))
+    return state
+
+
+def without_preview(previews: pa.Table, clips: pa.Table) -> pa.Table:
+    """Clips rows of candidates that failed before they had a preview: what they cost stands in no other table."""
+    return clips.filter(pc.invert(pc.is_in(clips["clip_id"], previews["clip_id"].combine_chunks())))
 
 
 def joined(previews: pa.Table, clips: pa.Table) -> list[Row]:
@@ -94,6 +119,12 @@ def score_names(previews: pa.Table) -> list[str]:
         and field.name not in _TIMINGS
         and (pa.types.is_floating(field.type) or pa.types.is_integer(field.type))
     ]
+
+
+def with_clip(clips: pa.Table) -> pa.Array:
+    """Which rows of clips hold a clip, rendered or refined for the audit: the calls of stage 2 that went well."""
+    rendered = pc.equal(clips["status"], "rendered")
+    return pc.or_(rendered, clips["clip"].is_valid()) if "clip" in clips.column_names else rendered
 
 
 def _times(table: pa.Table, stage: str) -> dict[str, Any]:

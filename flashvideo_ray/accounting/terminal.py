@@ -70,6 +70,26 @@ def bill_lines(bill: Mapping[str, Any]) -> Iterator[str]:
     yield from bill["notes"]
 
 
+def stages_table(summary: Mapping[str, Any]) -> Table:
+    """What each stage took, of summary.json. Columns that would say nothing are left out."""
+    stages, failed = summary["stages"], summary["failed_calls"]
+    cards = any(numbers["gpu_seconds"] for numbers in stages.values())
+    columns = ["stage", "candidates", "mean", "sum", *["failed"] * bool(failed), *["GPU-seconds"] * cards]
+    table = Table(*columns, title="whole run", title_justify="left")
+    for stage, numbers in stages.items():
+        if not numbers["count"] and stage not in failed:
+            continue
+        mean = f"{numbers['mean_seconds']:.2f} s" if numbers["count"] else "–"
+        cells = [stage, str(numbers["count"]), mean, duration(numbers["seconds"])]
+        if failed:
+            lost = failed.get(stage)
+            cells.append(f"{lost['count']:,} in {duration(lost['seconds'])}" if lost else "")
+        if cards:
+            cells.append(f"{numbers['gpu_seconds']:.0f}")
+        table.add_row(*cells)
+    return table
+
+
 def plan_page(plan: Plan, currency: str) -> RenderableType:
     """A plan, to read before deciding."""
     table = Table("stage", "calls", "a call", "actors", "at work", "idle", "pool costs", title_justify="left")

@@ -105,11 +105,11 @@ class Engine(Protocol):
     def describe(self) -> Description:
         """See Description. Raises ModelNotFoundError."""
 
+    def problems(self) -> list[str]:
+        """One line for each setting that it cannot do, with its key. Raises ModelNotFoundError."""
+
     def fingerprint(self) -> str:
         """A hex digest of its weights and configuration: equal content, equal digest. Raises ModelNotFoundError."""
-
-    def check(self) -> None:
-        """Raise SettingsError for settings that it cannot do."""
 
     def verify(self, fingerprint: str) -> None:
         """Raise WeightsError unless the weights that this machine has are those of the fingerprint."""

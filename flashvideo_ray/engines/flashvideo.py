@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flashvideo_ray.engines import weights
 from flashvideo_ray.engines.engine import Description, Vocabulary
+from flashvideo_ray.models import geometry
 from flashvideo_ray.settings import OptimizeSettings, PreviewSettings, RefineSettings, Settings
 
 if TYPE_CHECKING:
@@ -27,10 +28,7 @@ class FlashVideo:
     def describe(self) -> Description:
         """See Engine."""
         own, stated = getattr(self.settings, self.stage), weights.sampling_defaults(self._model, self.stage)
-        vae = weights.config(self._model, self.stage, "vae")
-        transformer = weights.config(self._model, self.stage, "transformer")
-        spatial = 2 ** (len(vae["block_out_channels"]) - 1)
-        unit = spatial * transformer["patch_size"]
+        vae, spatial, unit = self._grid()
         handed = stated["preview_scaling_factor"] if self.stage == "refine" else vae["scaling_factor"]
         length: dict[str, Any] = {"num_frames": None, "fps": None}
         if self.stage == "preview":
@@ -49,18 +47,42 @@ class FlashVideo:
             ),
         )
 
+    def problems(self) -> list[str]:
+        """See Engine."""
+        own, (vae, spatial, unit) = self._own, self._grid()
+        stated = {**weights.sampling_defaults(self._model, self.stage), **own.model_dump(exclude_none=True)}
+        ratio = int(vae["temporal_compression_ratio"])
+        found: list[str] = []
+
+        def ask(keys: str, check: Callable[..., Any], *values: Any) -> Any:
+            try:
+                return check(*values)
+            except ValueError as error:
+                found.append(f"{self.stage}.{keys}: {error}")
+
+        size = ask(f"height, {self.stage}.width", geometry.floor_size, stated["height"], stated["width"], unit)
+        if self.stage == "preview":
+            ask("num_frames", geometry.generated_length, stated["num_frames"], ratio)
+        if "encode_chunk_frames" in stated:
+            ask("encode_chunk_frames", geometry.check_chunk, stated["encode_chunk_frames"], ratio)
+        if size is not None:
+            latent = [pixels // spatial for pixels in size]
+            tiling = stated.get("decode_tiling", "none")
+            if tiling != "none":
+                ask("decode_tiles", geometry.check_tiles, *latent, stated["decode_tiles"], tiling == "blend")
+            if "encode_tiles" in stated:
+                ask("encode_tiles", geometry.check_tiles, *latent, stated["encode_tiles"])
+        if self._own.optimize != OptimizeSettings() or self._own.adapters:
+            # What `optimize` would do in vain, and adapters that do not fit; no card is looked for.
+            from flashvideo_ray.engines import flashvideo_models as models
+
+            parts = [weights.config(self._model, self.stage, part) for part in ("transformer", "scheduler")]
+            found += models.problems(self._own, self.stage, *parts)
+        return found
+
     def fingerprint(self) -> str:
         """See Engine."""
         return weights.fingerprint(self._model, self.stage, self._own.adapters)
-
-    def check(self) -> None:
-        """See Engine: what `optimize` would do in vain, and adapters that do not fit. No card is looked for."""
-        if self._own.optimize == OptimizeSettings() and not self._own.adapters:
-            return
-        from flashvideo_ray.engines import flashvideo_models as models
-
-        parts = [weights.config(self._model, self.stage, part) for part in ("transformer", "scheduler")]
-        models.check(self._own, self.stage, *parts)
 
     def verify(self, fingerprint: str) -> None:
         """See Engine."""
@@ -92,6 +114,12 @@ class FlashVideo:
         from flashvideo_ray.engines import flashvideo_models as models
 
         return models.Refine(self._folder, self.settings.refine, self.settings.pools.refine)
+
+    def _grid(self) -> tuple[dict[str, Any], int, int]:
+        """The VAE's configuration, pixels of a latent pixel on each axis, and those of a patch of the transformer."""
+        vae = weights.config(self._model, self.stage, "vae")
+        spatial = 2 ** (len(vae["block_out_channels"]) - 1)
+        return vae, spatial, spatial * weights.config(self._model, self.stage, "transformer")["patch_size"]
 
     @property
     def _own(self) -> PreviewSettings | RefineSettings:

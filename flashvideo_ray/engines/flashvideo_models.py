@@ -19,24 +19,26 @@ from flashvideo_ray.engines.engine import NonFiniteError, StepTold
 from flashvideo_ray.engines.ladder import Ladder, Rung, notes
 from flashvideo_ray.engines.weights import ModelStage
 from flashvideo_ray.models import optimize
+from flashvideo_ray.models.geometry import check_tiles
 from flashvideo_ray.models.lora import adapter_tensors, check_adapter
 from flashvideo_ray.models.offload import place
 from flashvideo_ray.models.text import TextEncoder
-from flashvideo_ray.settings import AdapterSettings, Pool, PreviewSettings, RefineSettings, SettingsError
+from flashvideo_ray.settings import AdapterSettings, Pool, PreviewSettings, RefineSettings
 
 _NO_TEXT: dict[str, None] = {"text_encoder": None, "tokenizer": None}  # embeddings are given
 
 
-def check(
+def problems(
     own: PreviewSettings | RefineSettings,
     stage: ModelStage,
     transformer: Mapping[str, Any],
     scheduler: Mapping[str, Any],
-) -> None:
-    """Raise SettingsError for options that would do nothing and adapters that do not fit, by configuration alone."""
+) -> list[str]:
+    """Options that would do nothing and adapters that do not fit, as configurations alone show; one line each."""
     solver = models.FlashVideoDPMScheduler if stage == "preview" else models.FlashVideoFlowScheduler
     steps = solver.from_config(dict(scheduler))
     steps.set_timesteps(own.num_inference_steps)
+    found = []
     try:
         optimize.check(
             layers=transformer["num_layers"],
@@ -45,13 +47,11 @@ def check(
             **own.optimize.model_dump(),
         )
     except optimize.OptionError as error:
-        raise SettingsError(f"{stage}.optimize.{error}") from None
-    if not own.adapters:
-        return
-    if not is_peft_available():
-        raise SettingsError(f"{stage}.adapters: adapters need peft: pip install 'flashvideo-ray[lora]'")
+        found.append(f"{stage}.optimize.{error}")
+    if own.adapters and not is_peft_available():
+        return [*found, f"{stage}.adapters: adapters need peft: pip install 'flashvideo-ray[lora]'"]
     with torch.device("meta"):
-        network = models.FlashVideoTransformer3DModel.from_config(dict(transformer))
+        network = models.FlashVideoTransformer3DModel.from_config(dict(transformer)) if own.adapters else None
     for adapter in own.adapters:
         try:
             with safe_open(adapter.path, "pt") as file:
@@ -60,7 +60,8 @@ def check(
                 adapter_tensors({key: torch.empty(shape, device="meta") for key, shape in shapes.items()}), network
             )
         except (OSError, SafetensorError, ValueError) as error:
-            raise SettingsError(f"{stage}.adapters: {adapter.path}: {error}") from None
+            found.append(f"{stage}.adapters: {adapter.path}: {error}")
+    return found
 
 
 class Text:
@@ -87,7 +88,7 @@ class Preview:
         self.device_name = _device_name(self._pipe)
         helps = "a card with more memory, or pools.preview.offload: model,"
         self._denoise = Ladder("denoised", _denoise_rungs(own), helps)
-        self._decode = Ladder("decoded", _decode_rungs(None, None), helps)
+        self._decode = Ladder("decoded", _decode_rungs(self._pipe, own, None, None), helps)
 
     def sample(
         self, prompt_embeds: torch.Tensor, negative_embeds: torch.Tensor | None, seed: int, told: StepTold
@@ -128,7 +129,7 @@ class Refine:
         helps = "a card with more memory, or pools.refine.offload: model,"
         self._encode = Ladder("encoded", _encode_rungs(own, self._pipe), helps)
         self._denoise = Ladder("denoised", _denoise_rungs(own), helps)
-        self._decode = Ladder("decoded", _decode_rungs(own.decode_tiling, own.decode_tiles), helps)
+        self._decode = Ladder("decoded", _decode_rungs(self._pipe, own, own.decode_tiling, own.decode_tiles), helps)
 
     def refine(
         self,
@@ -179,13 +180,14 @@ def _encode_rungs(own: RefineSettings, pipe: Any) -> list[Rung]:
     rows, columns = own.encode_tiles or pipe.config.encode_tiles
     ratio = int(pipe.vae.config["temporal_compression_ratio"])
     half, quarter = (max(chunk // part // ratio, 1) * ratio for part in (2, 4))
-    asked = ("", {"chunk_frames": chunk, "tiles": (rows, columns)})
+    asked: Rung = ("", {"chunk_frames": chunk, "tiles": (rows, columns)})
     less = [(chunk, (rows, 2 * columns)), (half, (2 * rows, 2 * columns)), (quarter, (2 * rows, 4 * columns))]
     return [
         asked,
         *(
             (f"by {frames} frames in {tiles[0]}x{tiles[1]} tiles", {"chunk_frames": frames, "tiles": tiles})
             for frames, tiles in less
+            if _can_be_cut(pipe, own, tiles)
         ),
     ]
 
@@ -198,15 +200,27 @@ def _denoise_rungs(own: PreviewSettings | RefineSettings) -> list[Rung]:
     return [asked, ("with guidance apart", {"guidance_batching": "apart"})]
 
 
-def _decode_rungs(tiling: str | None, tiles: tuple[int, int] | None) -> list[Rung]:
+def _decode_rungs(
+    pipe: Any, own: PreviewSettings | RefineSettings, tiling: str | None, tiles: tuple[int, int] | None
+) -> list[Rung]:
     """Twice as many tiles on each axis, twice: what was paid for is kept."""
     rows, columns = tiles or (1, 1)
     rungs: list[Rung] = [("", {"tiling": tiling, "tiles": tiles})]
+    way = "reference" if tiling in (None, "none") else tiling
     for times in (2, 4):
         more = (times * rows, times * columns)
-        options = {"tiling": "reference" if tiling in (None, "none") else tiling, "tiles": more}
-        rungs.append((f"in {more[0]}x{more[1]} tiles", options))
+        if _can_be_cut(pipe, own, more, blend=way == "blend"):
+            rungs.append((f"in {more[0]}x{more[1]} tiles", {"tiling": way, "tiles": more}))
     return rungs
+
+
+def _can_be_cut(pipe: Any, own: PreviewSettings | RefineSettings, tiles: tuple[int, int], blend: bool = False) -> bool:
+    height, width = (pixels // pipe.vae_scale_factor for pixels in pipe._floor_size(own.height, own.width))
+    try:
+        check_tiles(height, width, tiles, blend)
+    except ValueError:
+        return False
+    return True
 
 
 def _decoded(pipe: Any, ladder: Ladder, latents: torch.Tensor, source: str) -> tuple[np.ndarray, str | None]:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import platformdirs
 
 from flashvideo_ray.errors import InputError
-from flashvideo_ray.settings import AdapterSettings, Settings, SettingsError
+from flashvideo_ray.settings import AdapterSettings, Settings
 
 ModelStage = Literal["preview", "refine"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -96,29 +96,13 @@ def with_model_defaults(settings: Settings) -> Settings:
         defaults = {"vae_dtype": own.dtype, **sampling_defaults(own.model, stage)}
         nulls = [name for name in type(own).model_fields if getattr(own, name) is None]
         known = {name: defaults[name] for name in nulls if name in defaults}
-        resolved[str(stage)] = type(own).model_validate({**own.model_dump(), **known})
+        try:
+            resolved[str(stage)] = type(own).model_validate({**own.model_dump(), **known})
+        except ValueError as error:
+            raise ModelNotFoundError(
+                f"{own.model}: its {stage}/model_index.json states what no model can: {error}"
+            ) from None
     return settings.model_copy(update=resolved)
-
-
-def check_sizes(settings: Settings) -> None:
-    """Raise SettingsError for a size or a length that the models cannot make."""
-    stage: ModelStage
-    for stage in ("preview", "refine"):
-        own = getattr(settings, stage)
-        vae, transformer = config(own.model, stage, "vae"), config(own.model, stage, "transformer")
-        smallest = 2 ** (len(vae["block_out_channels"]) - 1) * transformer["patch_size"]
-        for name in ("height", "width"):
-            if getattr(own, name) < smallest:
-                raise SettingsError(
-                    f"{stage}.{name}: {getattr(own, name)} pixels; this model makes at least {smallest}"
-                )
-        if stage == "preview":
-            ratio = int(vae["temporal_compression_ratio"])
-            latent_frames, rest = divmod(own.num_frames - 1, ratio)
-            if rest or (ratio > 1 and latent_frames % 2):
-                raise SettingsError(
-                    f"preview.num_frames: {own.num_frames}; this model makes {2 * ratio}k + 1, such as {12 * ratio + 1}"
-                )
 
 
 def fingerprint(model: str, stage: ModelStage, adapters: Sequence[AdapterSettings] = ()) -> str:
@@ -166,7 +150,12 @@ def _local(model: str) -> Path | None:
 def _json(model: str, stage: ModelStage, file: str) -> dict[str, Any]:
     """One JSON file of a stage's folder; of a hub model only that file is downloaded."""
     folder = locate(model, stage) if _local(model) is not None else _download(model, [f"{stage}/{file}"]) / stage
-    return json.loads((folder / file).read_text())
+    try:
+        return dict(json.loads((folder / file).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelNotFoundError(
+            f"{model}: {folder / file} cannot be read ({error}); copy or convert it anew"
+        ) from None
 
 
 def _is_component(value: Any) -> bool:

@@ -1,21 +1,54 @@
-"""What is checked before a job starts anything: scorers, rules, encoder, prompts, what to retry."""
+"""What is checked before a job starts anything: one pass over all settings (`check`), prompts, what to retry."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 
 import pyarrow as pa
 
 from flashvideo_ray import engines, prompts, scorers, video
+from flashvideo_ray.engines import weights
+from flashvideo_ray.errors import InputError
+from flashvideo_ray.graph.recipe import sizes
 from flashvideo_ray.selection.rules import check_rules
-from flashvideo_ray.settings import Settings, SettingsError
+from flashvideo_ray.settings import STAGES, Settings, SettingsError, Stage
 
+MOST_CANDIDATES = 1_000_000  # of a run; the driver holds them all
+_MODELS: tuple[weights.ModelStage, ...] = ("preview", "refine")
 log = logging.getLogger("flashvideo_ray")
 
 
+def check(settings: Settings, stages: Collection[Stage] = STAGES) -> Settings:
+    """One pass over all settings against what will be called, before anything is started, written or paid for.
+
+    Args:
+        settings: as they were given.
+        stages: those that will run. Where none of them has a model (`select` has no stage at all, `score` one without),
+            the models need not even be on this machine.
+
+    Returns the settings with what the models themselves state in the place of every null, so that a recipe holds what
+    is really used. Raises an InputError of its kind, or a SettingsError with a line for each problem if there are more.
+    """
+    problems = list(_problems_of(lambda: check_scoring(settings)))
+    models = bool({"text", "preview", "refine"} & {*stages})
+    if models:
+        settings = weights.with_model_defaults(settings)
+        wrong = [line for stage in _MODELS for line in engines.of(settings, stage).problems()]
+        problems += map(SettingsError, wrong)
+        if not wrong:
+            problems += _problems_of(lambda: _check_handover(settings))
+            problems += _problems_of(lambda: _check_video(settings, stages))
+    if problems:
+        raise problems[0] if len(problems) == 1 else SettingsError("\n".join(map(str, problems)))
+    if models:
+        _warn_of_sizes(settings)
+    return settings
+
+
 def check_scoring(settings: Settings) -> None:
-    """Raise SettingsError or RuleError if a scorer or a requirement of the settings cannot be used."""
+    """Raise SettingsError or RuleError if a scorer or a rule of the settings cannot be used."""
     try:
         known = [name for spec in settings.score.scorers for name in scorers.check(spec.name, spec.options)]
     except ValueError as error:
@@ -26,31 +59,66 @@ def check_scoring(settings: Settings) -> None:
     check_rules(settings.select, known)
 
 
-def check_video(settings: Settings) -> None:
-    """Raise SettingsError if clips cannot be encoded so. NVENC is looked for where the clips are made, not here."""
-    own = settings.video
-    if own.codec != "libx264":
-        return
+def check_count(prompts: int, settings: Settings) -> None:
+    """Raise SettingsError for more candidates than one run can hold."""
+    count = prompts * (settings.candidates + settings.select.draw)
+    if count > MOST_CANDIDATES:
+        raise SettingsError(
+            f"candidates: {prompts:,} prompts with {settings.candidates + settings.select.draw:,} candidates each "
+            f"(select.draw included) are {count:,}, and a run holds {MOST_CANDIDATES:,} at most; make several of it"
+        )
+
+
+def _problems_of(check_: Callable[[], None]) -> Iterator[InputError]:
     try:
-        video.check_encoder(own.codec, own.encoder_preset)
-    except RuntimeError as error:
-        raise SettingsError(f"video.encoder_preset: {error}") from None
+        check_()
+    except InputError as error:
+        yield error
 
 
-def check_models(settings: Settings) -> None:
-    """Raise SettingsError for options and adapters that a model cannot use."""
-    for stage in ("preview", "refine"):
-        engines.of(settings, stage).check()
-
-
-def check_handover(settings: Settings) -> None:
+def _check_handover(settings: Settings) -> None:
     """Raise SettingsError if stage 2 cannot take what stage 1 makes."""
-    made, taken = (engines.of(settings, stage).describe() for stage in ("preview", "refine"))
+    made, taken = (engines.of(settings, stage).describe() for stage in _MODELS)
     if made.latent_space != taken.latent_space:
         raise SettingsError(
             f"refine.model: {settings.refine.model} takes previews of {taken.latent_space}, "
             f"and {settings.preview.model} (preview.model) makes them of {made.latent_space}"
         )
+
+
+def _check_video(settings: Settings, stages: Collection[Stage]) -> None:
+    """Raise SettingsError if clips cannot be encoded so, as far as it can be known here: see `cluster.try_encoder`."""
+    from flashvideo_ray.graph import cluster
+
+    for stage in _MODELS:
+        made = engines.of(settings, stage).describe()
+        if made.height % 2 or made.width % 2:
+            raise SettingsError(
+                f"{stage}.height, {stage}.width: {made.height}x{made.width} cannot be encoded; both must be even"
+            )
+    own = settings.video
+    if own.codec == "libx264":
+        try:
+            video.check_encoder(own.codec, own.encoder_preset)
+        except RuntimeError as error:
+            raise SettingsError(f"video.encoder_preset: {error}") from None
+    elif "refine" in stages:
+        if not settings.pools.refine.num_gpus:
+            raise SettingsError(
+                f"video.codec: {own.codec} encodes on the card of a refine actor, and pools.refine.num_gpus is 0; "
+                "give it a card, or set video.codec to libx264"
+            )
+        if cluster.is_this_machine():
+            cluster.open_encoder(own)
+
+
+def _warn_of_sizes(settings: Settings) -> None:
+    for stage, size in sizes(settings).items():
+        if size["asked"] != size["used"]:
+            asked, used = ("x".join(map(str, size[which])) for which in ("asked", "used"))
+            log.warning(
+                "%s: %s is asked for and %s made, the next size below that the model can make", stage, asked, used
+            )
 
 
 def warn_of_prompts(table: pa.Table, settings: Settings) -> None:

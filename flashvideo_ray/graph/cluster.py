@@ -6,24 +6,38 @@ import logging
 import math
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.exceptions import GetTimeoutError, RayTaskError
 
+from flashvideo_ray import video
 from flashvideo_ray.errors import InputError
-from flashvideo_ray.settings import STAGES, Pool, Pools, Stage
+from flashvideo_ray.settings import STAGES, Pool, Pools, Settings, SettingsError, Stage, VideoSettings
 
 # One call computes while the one before it is being encoded and uploaded.
 PUBLISHING_CALLS = 2
-
+_ENCODER_SECONDS = 60.0  # the cards may be another job's
+_CHUNK = 1000  # rows that the driver hands over at once
+# Ray Data's own tasks between the pools move rows and compute nothing. They ask for no CPU, as the pools may hold them
+# all, and few of them run at once.
+GLUE: dict[str, Any] = {"num_cpus": 0, "compute": TaskPoolStrategy(2)}
 
 log = logging.getLogger("flashvideo_ray")
 
 
 class PlacementError(InputError):
     """A pool asks for what the cluster does not have. The message names the pool and what is there."""
+
+
+def is_this_machine() -> bool:
+    """Whether a job of this process would start a Ray of its own, here: no cluster is named, and none is connected."""
+    return not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
 
 
 def connect(pools: Pools, stages: Sequence[Stage] = STAGES) -> None:
@@ -34,7 +48,7 @@ def connect(pools: Pools, stages: Sequence[Stage] = STAGES) -> None:
     Raises PlacementError where a pool can never be placed on this machine; a cluster may still grow, so there it is
     only a warning.
     """
-    if not ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
+    if is_this_machine():
         _start_local(pools, stages)
         return
     if not ray.is_initialized():
@@ -60,6 +74,35 @@ def _start_local(pools: Pools, stages: Sequence[Stage]) -> None:
     if problems:
         ray.shutdown()
         raise PlacementError("\n".join(problems) + "\nSet RAY_ADDRESS to use a cluster, or change these pools.")
+
+
+def open_encoder(video_settings: VideoSettings) -> None:
+    """Open the encoder of clips once, in this process. Raises SettingsError."""
+    try:
+        video.check_encoder(video_settings.codec, video_settings.encoder_preset)
+    except RuntimeError as error:
+        raise SettingsError(
+            f"video.codec, video.encoder_preset: {error}; set video.codec to libx264, or use cards that have NVENC"
+        ) from None
+
+
+def try_encoder(settings: Settings) -> None:
+    """Open an encoder that needs a card on one of the refine pool's, if there is one now that is free.
+
+    Called on a connected Ray before anything is written. Where no such node has come yet, the actors find out. Raises
+    SettingsError.
+    """
+    pool, own = settings.pools.refine, settings.video
+    here = [node for node in ray.nodes() if node["Alive"]]
+    if own.codec == "libx264" or not any(fits(pool, node["Resources"], node.get("Labels", {})) for node in here):
+        return
+    opened = ray.remote(open_encoder).options(**placement(pool), max_retries=0).remote(own)
+    try:
+        ray.get(opened, timeout=_ENCODER_SECONDS)
+    except GetTimeoutError:
+        ray.cancel(opened, force=True)
+    except RayTaskError as error:
+        raise SettingsError(str(error.cause)) from None
 
 
 def misplaced(pools: Pools, stages: Sequence[Stage] = STAGES) -> list[str]:
@@ -153,9 +196,14 @@ def map_options(pool: Pool, calls: int = 1, *, same_rows: bool = True) -> dict[s
             max_concurrent_calls_per_actor=calls,
             enable_true_multi_threading=calls > 1,
         ),
-        "num_cpus": pool.num_cpus,
         "udf_modifying_row_count": not same_rows,
     }
+    return options | placement(pool)
+
+
+def placement(pool: Pool) -> dict[str, Any]:
+    """What one actor of a pool takes and where it may run, as Ray's options."""
+    options: dict[str, Any] = {"num_cpus": pool.num_cpus}
     if pool.num_gpus:
         options["num_gpus"] = pool.num_gpus
     if pool.memory_gib:
@@ -171,12 +219,26 @@ def map_options(pool: Pool, calls: int = 1, *, same_rows: bool = True) -> dict[s
     return options
 
 
+def dataset_of(rows: pa.Table) -> ray.data.Dataset:
+    """A dataset with every row in a block of its own. Call `configure_data` before."""
+    chunks = [rows.slice(start, _CHUNK).combine_chunks() for start in range(0, rows.num_rows, _CHUNK)]
+    return ray.data.from_arrow(chunks).map_batches(_unchanged, batch_size=_CHUNK, batch_format="pyarrow", **GLUE)
+
+
+def _unchanged(batch: pa.Table) -> pa.Table:
+    return batch  # what comes out of a task is cut into blocks
+
+
 def configure_data() -> None:
-    """Ray Data for long rows: keep nothing in order, wait as long as it takes, and leave the talking to us."""
+    """Ray Data for long rows: one in a block, in no order, waiting as long as it takes; the talking is left to us."""
     context = DataContext.get_current()
     context.execution_options.preserve_order = False
+    # In bytes: every row is a block. `repartition` would do it in a task that asks for a whole CPU.
+    context.target_max_block_size = 1
     context.execution_no_progress_timeout_s = 24 * 3600  # waiting for a spot card can take hours
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # It warns of pools that are larger than a small run needs.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it says that its bars are off

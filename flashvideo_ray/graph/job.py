@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -33,6 +33,7 @@ from flashvideo_ray.settings import STAGES, Settings, Stage
 
 _KEPT = frozenset({"latents", "previews"})
 _LAST_FLUSH_SECONDS = 60.0
+_WRITING = "writing"  # the tracker's thread that writes the ledger: stages wait for its answers, and not for the store
 log = logging.getLogger("flashvideo_ray")
 
 Graph = Callable[[pa.Table, Store, Settings, Mapping[str, Any], TrackerClient, Until], ray.data.Dataset]
@@ -79,6 +80,7 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
         run_file.check_writable(job.store)
         if work.rows.num_rows:
             cluster.connect(job.settings.pools, stages_)
+            cluster.try_encoder(job.settings)
         identity = Identity.of_this_process()
         with Claim(job.store, identity, job.settings.ledger.lease_seconds, job.takeover) as claim:
             # Read again: another job may have worked on the run until just now.
@@ -146,24 +148,14 @@ def _run_graph(
     names = [f"score_{name}" for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
     scores = [pa.field(name, pa.float64()) for name in names]
     clips = Writer(store, "clips", tables.extended(tables.CLIPS, job.extra), settings.ledger)
-    # On this node, which the run cannot outlive anyway, and without a CPU: it answers short questions.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    tracker: Any = (
-        ray.remote(Tracker)
-        .options(num_cpus=0, scheduling_strategy=here)
-        .remote(
-            store,
-            tables.extended(tables.PREVIEWS, [*job.extra, *scores]),
-            settings.ledger,
-            remaining.context_rows(work.context),
-            gate,
-        )
-    )
+    previews = tables.extended(tables.PREVIEWS, [*job.extra, *scores])
+    tracker = start_tracker(store, previews, settings.ledger, remaining.context_rows(work.context), gate)
     _stop_on_sigterm()
     cluster.configure_data()
     # The ledger's rows wait in memory when the store is away; only what the stages put and get must wait there.
     patient = PatientStore(store.url, settings.store_patience_seconds)
-    dataset = graph(work.rows, patient, settings, job.recipe, TrackerClient(tracker, ray.get), work.until)
+    events = TrackerClient(tracker, ray.get, gated=gate is not None)
+    dataset = graph(work.rows, patient, settings, job.recipe, events, work.until)
     progress = Progress(settings, _totals(work, settings.select.keep), _pools(settings, work.until))
     rendered, over = 0, None
     try:
@@ -190,7 +182,7 @@ def _run_graph(
             last.callback(ray.kill, tracker)
             last.callback(lambda: _insist(clips.flush))
             # The last one first: a clip's row follows its preview's.
-            last.callback(lambda: _insist(lambda: ray.get(tracker.flush.remote())))
+            last.callback(lambda: _insist(lambda: ray.get(writing(tracker.flush).remote())))
             last.callback(lambda: _use(usage, ray.get(tracker.tick.remote())))
     return over[0] if over is not None else None
 
@@ -223,6 +215,19 @@ def _use(usage: dict[str, Any], states: Mapping[Stage, StageState]) -> None:
         own["busy_seconds"] += state.busy_seconds
 
 
+def start_tracker(store: Store, *arguments: Any) -> Any:
+    """The actor of a Tracker: on this node, which the run cannot outlive anyway, and without a CPU."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    remote: Any = ray.remote  # its types do not know groups
+    actor = remote(num_cpus=0, concurrency_groups={_WRITING: 1}, scheduling_strategy=here)(Tracker)
+    return actor.remote(store, *arguments)
+
+
+def writing(method: Any) -> Any:
+    """A method of the tracker's actor, to be run beside those that answer."""
+    return method.options(concurrency_group=_WRITING)
+
+
 def _insist(flush: Callable[[], None]) -> None:
     """Write the ledger's last rows, against a store that is away for up to a minute."""
     deadline = time.monotonic() + _LAST_FLUSH_SECONDS
@@ -236,36 +241,43 @@ def _insist(flush: Callable[[], None]) -> None:
 
 
 class _Heartbeat:
-    """Once a second: rows that are due become durable, and progress is shown."""
+    """Once a second rows that are due become durable, and progress is shown: that does not wait for the store."""
 
     def __init__(self, tracker: Any, clips: Writer, progress: Progress, ended: Mapping[str, int]):
         self._tracker, self._clips, self._progress, self._ended = tracker, clips, progress, ended
         self.over: tuple[str, int] | None = None  # of the tracker
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        acts = {"ledger not written": self._write, "progress not shown": self._show}
+        self._threads = [threading.Thread(target=self._beat, args=act, daemon=True) for act in acts.items()]
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(_LAST_FLUSH_SECONDS)
-        self._once(last=True)
+        deadline = time.monotonic() + _LAST_FLUSH_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        with suppress(Exception):
+            self._show(last=True)
 
-    def _beat(self) -> None:
-        while not self._stop.wait(1.0):
-            self._once()
-
-    def _once(self, last: bool = False) -> None:
+    def _beat(self, trouble: str, act: Callable[[], None]) -> None:
         """Errors are told and left to the next beat: rows stay in memory until they are written."""
-        try:
-            states = ray.get(self._tracker.tick.remote())  # first: a clip's row follows its preview's
-            self._clips.flush_if_due()
-            self._progress.update(states, self._ended, last)
-            self.over = ray.get(self._tracker.over.remote())
-        except Exception as error:
-            log.warning("ledger not written, trying again: %s: %s", type(error).__name__, error)
+        while not self._stop.wait(1.0):
+            try:
+                act()
+            except Exception as error:
+                log.warning("%s, trying again: %s: %s", trouble, type(error).__name__, error)
+
+    def _write(self) -> None:
+        ray.get(writing(self._tracker.flush_if_due).remote())  # first: a clip's row follows its preview's
+        self._clips.flush_if_due()
+
+    def _show(self, last: bool = False) -> None:
+        self._progress.update(ray.get(self._tracker.tick.remote()), self._ended, last)
+        self.over = ray.get(self._tracker.over.remote())
 
 
 def _stop_on_sigterm() -> None:

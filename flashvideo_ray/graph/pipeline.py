@@ -11,21 +11,18 @@ import pyarrow.compute as pc
 import ray.data
 
 from flashvideo_ray import identity, prompts
-from flashvideo_ray.engines import weights
 from flashvideo_ray.graph import checks, cluster, remaining, scoring, stages
 from flashvideo_ray.graph.job import Job, RunResult, run_job
 from flashvideo_ray.graph.quota import Quota
-from flashvideo_ray.graph.recipe import about, provenance, recipe_of
+from flashvideo_ray.graph.recipe import about, provenance, recipe_of, sizes
 from flashvideo_ray.graph.remaining import Until
 from flashvideo_ray.graph.stage import PAYLOAD, row_schema
 from flashvideo_ray.graph.tracker import TrackerClient
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.settings import Settings
+from flashvideo_ray.settings import STAGES, Settings
 
 __all__ = ["RunResult", "build_graph", "preview", "refine", "render"]
-
-_CHUNK = 1000  # candidates in one block of the input
 
 
 def render(
@@ -49,15 +46,16 @@ def render(
     PlacementError, ClaimedError) before anything is started.
     """
     started = time.monotonic()
-    settings = weights.with_model_defaults(settings or Settings())
     checks.check_retry(retry)
-    checks.check_scoring(settings)
-    checks.check_video(settings)
-    weights.check_sizes(settings)
-    checks.check_handover(settings)
-    checks.check_models(settings)
+    settings = checks.check(settings or Settings(), [s for s in STAGES if s != "refine" or until == "refine"])
     recipe = recipe_of(settings)
-    rows = prompts.read_prompts(prompt_url, base_seed=settings.seed, reserved=[*row_schema().names, "at"])
+    rows = prompts.read_prompts(
+        prompt_url,
+        base_seed=settings.seed,
+        reserved=[*row_schema().names, "at"],
+        duplicates=settings.prompts.duplicates,
+    )
+    checks.check_count(rows.num_rows, settings)
     checks.warn_of_prompts(rows, settings)
     fingerprint = recipe["fingerprints"]["preview"]
 
@@ -112,10 +110,7 @@ def refine(
     run = run_file.read_run(store)
     if run is None:
         raise run_file.NoRunError(f"{output}: no run here (no run.json); start one with render or preview")
-    settings = weights.with_model_defaults(settings or Settings.of_tree(run["settings"], where="run.json"))
-    checks.check_scoring(settings)
-    checks.check_video(settings)
-    checks.check_models(settings)
+    settings = checks.check(settings or Settings.of_tree(run["settings"], where="run.json"), ("text", "refine"))
     recipe = recipe_of(settings)
     run_file.check_recipe(store, recipe)
     own = {*row_schema().names, "at"}
@@ -125,8 +120,8 @@ def refine(
     def next_work(again: str | None) -> remaining.Work:
         return remaining.next_work(store, None, row_schema(extra), settings, retry=again)
 
-    about = {"settings": settings.model_dump(mode="json")}
-    job = Job(store, settings, recipe, about, next_work, extra, takeover, retry, quota)
+    record = {"settings": settings.model_dump(mode="json"), "sizes": sizes(settings)}
+    job = Job(store, settings, recipe, record, next_work, extra, takeover, retry, quota)
     return run_job(job, build_graph, started)
 
 
@@ -140,9 +135,7 @@ def build_graph(
     publishing = {**common, "fps": recipe["fps"], "provenance": provenance(recipe)}
 
     # A block is the unit of streaming: with one row in each, the first clip is done while previews are being made.
-    chunks = [rows.slice(start, _CHUNK) for start in range(0, rows.num_rows, _CHUNK)]
-    ds: ray.data.Dataset = ray.data.from_arrow([chunk.combine_chunks() for chunk in chunks])
-    ds = ds.repartition(target_num_rows_per_block=1)
+    ds = cluster.dataset_of(rows)
 
     # Text is encoded once, for both stages.
     ds = ds.map_batches(stages.EncodeText, fn_constructor_kwargs=text, **cluster.map_options(pools.text))
@@ -161,7 +154,7 @@ def build_graph(
             **cluster.map_options(getattr(pools, name), same_rows=name != settings.score.stages[-1]),
         )
     if until == "preview":
-        return ds.drop_columns(list(PAYLOAD))
+        return ds.drop_columns(list(PAYLOAD), **cluster.GLUE)
 
     # Only survivors cost anything here. 1080p frames stay in the actor: what leaves it is an MP4, for the store.
     return ds.map_batches(

@@ -71,7 +71,7 @@ class Gate:
     def joined(self, stage: Stage) -> None:
         """An actor of the stage has come and holds its card until the job ends."""
         pool = getattr(self._pools, stage)
-        self._actors.append((self._clock(), pool.num_gpus if self._quota.unit == "gpu" else pool.num_cpus))
+        self._actors.append((self._clock(), pool.num_gpus if self._quota.unit == "gpu" else pool.cores))
 
     def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:
         """Whether a call of `preview` or `refine` may begin; it is to ask again after `wait`."""

@@ -26,10 +26,21 @@ def recipe_of(settings: Settings) -> dict[str, Any]:
     return {**recipe, "fps": fps, "fingerprints": fingerprints}
 
 
+def sizes(settings: Settings) -> dict[str, dict[str, list[int]]]:
+    """Height and width of each stage, as asked and as they come out: what is asked for is rounded down to a grid."""
+    found = {}
+    stage: ModelStage
+    for stage in ("preview", "refine"):
+        own, made = getattr(settings, stage), engines.of(settings, stage).describe()
+        found[str(stage)] = {"asked": [own.height, own.width], "used": [made.height, made.width]}
+    return found
+
+
 def about(settings: Settings, candidates: int) -> dict[str, Any]:
     """What run.json records beside the recipe."""
     return {
         "settings": settings.model_dump(mode="json"),
+        "sizes": sizes(settings),
         "candidates": candidates,
         "command": shlex.join(sys.argv),
         "versions": {

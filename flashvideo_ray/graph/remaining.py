@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashvideo_ray import prompts
-from flashvideo_ray.graph.stage import MISSING_SCORE
 from flashvideo_ray.ledger import decisions, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.selection.rules import SCORE, Opinion, audited, select
@@ -104,7 +103,7 @@ def judged(previews: pa.Table, settings: Settings, people: Mapping[str, Opinion]
     return (
         previews.append_column("stage", pc.if_else(out, settings.score.stages[-1], null))
         .append_column("audit", pa.array(by_rule, pa.bool_()))
-        .append_column("error_class", pc.if_else(failed, MISSING_SCORE, null))
+        .append_column("error_class", pc.if_else(failed, tables.MISSING_SCORE, null))
         .append_column("error", pc.if_else(failed, verdicts["reason"], null))
     )
 
@@ -121,7 +120,7 @@ def _ended(previews: pa.Table, clips: pa.Table, settings: Settings, retry: str |
             done = True
         elif was == "rejected":
             done = now in ("rejected", "failed", None) and bool(row["clip"] or not audit.get(clip_id))
-        elif was == "failed" and row["error_class"] == MISSING_SCORE:
+        elif was == "failed" and row["error_class"] == tables.MISSING_SCORE:
             done = now == "failed"
         elif was == "failed":
             done = retry is None or bool(wanted_class and wanted_class != row["error_class"])

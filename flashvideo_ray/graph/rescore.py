@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
 
 from flashvideo_ray import scorers, video
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph import cluster
+from flashvideo_ray.graph.stage import message_of, say
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.selection.rules import SCORE
 from flashvideo_ray.settings import ScorerSettings, Settings
-
-_ROWS = 8  # a block: scores are quick, and a preview is small
 
 
 class ScorerError(InputError):
@@ -45,13 +42,16 @@ class Rescore:
         try:
             frames, _ = video.decode_mp4(self.store.get(row["preview"]))
         except Exception as error:
-            print(f"{row['clip_id']}: {type(error).__name__}: {error}", file=sys.stderr)
-            return {**found, "scorer_errors": f"its preview cannot be read: {type(error).__name__}: {error}"}
+            say(f"{row['clip_id']}: {type(error).__name__}: {message_of(error)}")
+            return {
+                **found,
+                "scorer_errors": f"its preview cannot be read: {type(error).__name__}: {message_of(error)}",
+            }
         for name, scorer in self.scorers:
             try:
                 found |= {f"{SCORE}{key}": float(value) for key, value in scorer(frames, row["prompt"]).items()}
             except Exception as error:
-                errors.append(f"{name}: {type(error).__name__}: {error}")
+                errors.append(f"{name}: {type(error).__name__}: {message_of(error)}")
         return {**found, "scorer_errors": "; ".join(errors) or None}
 
 
@@ -111,8 +111,7 @@ def _scored(
     table = rows.select(["clip_id", "prompt", "preview"]).combine_chunks()
     for pool in dict.fromkeys(spec.pool for spec in specs):
         own = [spec for spec in specs if spec.pool == pool]
-        ds: ray.data.Dataset = ray.data.from_arrow(table).repartition(target_num_rows_per_block=_ROWS)
-        ds = ds.map_batches(
+        ds = cluster.dataset_of(table).map_batches(
             Rescore,
             fn_constructor_kwargs={"specs": own, "store": patient, "fps": fps},
             **cluster.map_options(getattr(settings.pools, pool)),

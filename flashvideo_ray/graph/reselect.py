@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flashvideo_ray.accounting.summary import with_clip
 from flashvideo_ray.graph import remaining
 from flashvideo_ray.ledger import decisions, run_file, tables
 from flashvideo_ray.ledger.store import Store
@@ -63,7 +64,7 @@ def reselect(store: Store, settings: Settings, *, write: bool = True) -> Selecti
         admitted=pc.sum(admitted).as_py() or 0,
         pruned=pc.sum(pc.and_(admitted, now["latents"].is_null())).as_py() or 0,
         spared=pc.sum(pc.and_(pc.invert(survives), has_clip)).as_py() or 0,
-        refine_seconds=pc.mean(clips["refine_seconds"]).as_py() if "refine_seconds" in clips.column_names else None,
+        refine_seconds=_mean_refine(clips),
     )
     if write:
         tables.supersede(store, "previews", now.filter(differs))
@@ -72,3 +73,11 @@ def reselect(store: Store, settings: Settings, *, write: bool = True) -> Selecti
         run["settings"]["select"] = settings.select.model_dump(mode="json")
         store.put("run.json", json.dumps(run, indent=2).encode())
     return selection
+
+
+def _mean_refine(clips: pa.Table) -> float | None:
+    """Seconds, of the calls that made a clip."""
+    if "refine_seconds" not in clips.column_names:
+        return None
+    mean: float | None = pc.mean(clips.filter(with_clip(clips))["refine_seconds"]).as_py()
+    return mean

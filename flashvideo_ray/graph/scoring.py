@@ -6,7 +6,6 @@ Apart from the stages that run FlashVideo: an actor that measures pixels need no
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -17,10 +16,11 @@ from safetensors.numpy import load as unpack
 
 from flashvideo_ray import scorers, video
 from flashvideo_ray.expressions import Requirement
-from flashvideo_ray.graph.stage import BULKY, DROPPED, MISSING_SCORE, PAYLOAD, StageBase, origin
+from flashvideo_ray.graph.stage import BULKY, DROPPED, PAYLOAD, StageBase, message_of, origin, say
 from flashvideo_ray.graph.tracker import StageEvents
 from flashvideo_ray.ledger.keys import latents_key, poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.tables import MISSING_SCORE
 from flashvideo_ray.selection.rules import SCORE, audited, select
 from flashvideo_ray.settings import SelectSettings, Settings, Stage
 
@@ -97,9 +97,9 @@ class Score(StageBase):
                 if wrong:
                     errors.append(f"{name}: {', '.join(wrong)} is not finite")
             except Exception as error:
-                print(f"scorer {name} failed: {type(error).__name__}: {error}", file=sys.stderr)
+                say(f"scorer {name} failed: {type(error).__name__}: {message_of(error)}")
                 scores |= dict.fromkeys(scorer.names)
-                errors.append(f"{name}: {type(error).__name__}: {error}")
+                errors.append(f"{name}: {type(error).__name__}: {message_of(error)}")
         return scores, errors
 
     def _judged(self, row: dict[str, Any]) -> list[dict[str, Any]]:

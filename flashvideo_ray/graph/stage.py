@@ -11,7 +11,7 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -30,7 +30,6 @@ _PAYLOAD = [
 ]
 PAYLOAD = tuple(field.name for field in _PAYLOAD)
 BULKY = ("prompt_embeds", "preview_latents", "preview_frames")
-MISSING_SCORE = "MissingScoreError"  # the error class of a candidate that failed for want of a score
 DROPPED = dict.fromkeys(PAYLOAD)
 # A process can also die outside the part of a call that has the device (out of memory while encoding, say). There it is
 # not known whose fault that is, so more deaths are let pass.
@@ -52,6 +51,21 @@ def origin(row: Mapping[str, Any]) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in own.items()}
 
 
+def say(text: str) -> None:
+    """A line in the worker's log. A log that cannot be written, on a disk that is full, costs no candidate."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def message_of(error: BaseException) -> str:
+    """What an error says, as text that any table and any log can hold."""
+    try:
+        text = str(error) or repr(error)
+    except Exception:  # of a library that fails even in saying what failed
+        text = "an error that cannot be shown"
+    return text.encode(errors="backslashreplace").decode()
+
+
 class AttemptsError(RuntimeError):
     """A candidate killed the process of a stage too often and is not tried again."""
 
@@ -66,10 +80,13 @@ class StageBase(ABC):
     name: ClassVar[Stage]
     gated: ClassVar[bool] = False
     """Whether a job that has enough skips it."""
+    device_name: str | None = None
+    """What its calls run on, as the ledger says it."""
 
     def __init__(self, settings: Settings, events: StageEvents):
         self.settings = settings
         self.events = events
+        self._turn = threading.Lock()
         self._device_lock = threading.Lock()
         self._logged: set[type[Exception]] = set()
         events.joined(self.name)
@@ -92,10 +109,12 @@ class StageBase(ABC):
         """The part of a call that has the device to itself, within the pool's time limit.
 
         If the process dies in here, it dies of this row, and the row is not tried more than `max_attempts` times. The
-        calls beside it are only bystanders.
+        calls beside it are only bystanders. The row gets the seconds, for what becomes of it after: they are paid for.
         """
-        with self._device_lock:
+        with self._turn:  # marked before the device is free, so that it waits for no answer; in the order of the marks
             attempt = self.events.attempt(self.name, row["clip_id"])
+            self._device_lock.acquire()
+        try:
             row["attempts"] = attempt.count
             watch = threading.Timer(self._pool.time_limit_seconds, self._give_up, [row["clip_id"]])
             watch.daemon = True
@@ -105,10 +124,16 @@ class StageBase(ABC):
                     if attempt.overdue:
                         raise TimeLimitError(f"{attempt.count - 1} times over {self._pool.time_limit_seconds:g} s")
                     raise AttemptsError(f"the process died {attempt.count - 1} times on this candidate")
-                yield
+                started = time.perf_counter()
+                try:
+                    yield
+                finally:
+                    row[f"{self.name}_seconds"] = time.perf_counter() - started
             finally:
                 watch.cancel()
-                self.events.survived(self.name, row["clip_id"])
+        finally:
+            self.events.survived(self.name, row["clip_id"])
+            self._device_lock.release()
 
     def steps(self, row: Mapping[str, Any]) -> Callable[[int, int], None]:
         """What a model tells its steps to."""
@@ -120,7 +145,7 @@ class StageBase(ABC):
 
     def _give_up(self, clip_id: str) -> None:
         """End this process: a call that hangs in a kernel cannot be stopped otherwise. Ray starts another one."""
-        print(f"{self.name} ran over {self._pool.time_limit_seconds:g} s on {clip_id}: process ends", file=sys.stderr)
+        say(f"{self.name} ran over {self._pool.time_limit_seconds:g} s on {clip_id}: process ends")
         self.events.overdue(self.name, clip_id)
         os._exit(1)
 
@@ -148,7 +173,8 @@ class StageBase(ABC):
                 "stage": self.name,
                 "reason": f"{self.name}: {type(error).__name__}",
                 "error_class": type(error).__name__,
-                "error": str(error) or repr(error),
+                "error": message_of(error),
+                "device": self.device_name or row["device"],
                 "host": socket.gethostname(),
             }
         finally:
@@ -161,7 +187,7 @@ class StageBase(ABC):
 
     def _log_error(self, error: Exception, clip_id: str) -> None:
         """One line for each failure in the worker's log; where it came from only for the first of its class."""
-        print(f"{self.name} failed on {clip_id}: {type(error).__name__}: {error}", file=sys.stderr)
+        say(f"{self.name} failed on {clip_id}: {type(error).__name__}: {message_of(error)}")
         if type(error) not in self._logged:
             self._logged.add(type(error))
-            traceback.print_exception(error)
+            say("".join(traceback.format_exception(error)))

@@ -8,6 +8,7 @@ wait for one another to be judged together. This module knows no Ray: a handle i
 from __future__ import annotations
 
 import time
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,10 @@ class StageState:
 
 @dataclass(frozen=True)
 class Attempt:
-    """How many times a call got the device and did not give it back, and whether it ever ran over its time limit."""
+    """How many times a call had the device, this time included, and whether it ever ran over its time limit.
+
+    The times before ended with the death of the process.
+    """
 
     count: int
     overdue: bool
@@ -62,7 +66,7 @@ class StageEvents(Protocol):
         """A call starts. Returns how many times it was started without an end, this time included."""
 
     def attempt(self, stage: Stage, clip_id: str) -> Attempt:
-        """A call gets the device."""
+        """A call is next to get the device. The calls of a process get it in the order in which they tell this."""
 
     def step(self, stage: Stage, clip_id: str, done: int, total: int) -> None:
         """A call that has the device has made so many of its steps."""
@@ -96,8 +100,11 @@ class _Group:
     last: str | None = None
 
 
+_Call = tuple[Stage, str]  # the stage, and the candidate's clip_id
+
+
 class Tracker:
-    """Counts and remembers; see the module's text. Not thread-safe: it lives in an actor.
+    """Counts and remembers; see the module's text. Not thread-safe, but for writing: it lives in an actor.
 
     `context` holds, by prompt id, previews of candidates that this job does not make, to be compared with those that
     it makes. Without a `gate` everything may begin.
@@ -114,11 +121,14 @@ class Tracker:
         self._context = context or {}
         self._groups: dict[str, _Group] = {}
         self._gate = gate
-        self._devices: dict[tuple[Stage, str], float] = {}
+        # By process: the calls that wait for its device in their order, the first of which has it, and since when.
+        self._lines: dict[str, list[_Call]] = {}
+        self._since: dict[str, float] = {}
+        self._process: dict[_Call, str] = {}  # in whose line a call is
+        self._deaths: Counter[_Call] = Counter()
         self._previews = Writer(store, "previews", previews, settings)
-        self._begins: Counter[tuple[Stage, str]] = Counter()
-        self._attempts: Counter[tuple[Stage, str]] = Counter()
-        self._overdue: set[tuple[Stage, str]] = set()
+        self._begins: Counter[_Call] = Counter()
+        self._overdue: set[_Call] = set()
         self._joined: dict[Stage, list[float]] = defaultdict(list)
         self._stages: dict[Stage, StageState] = defaultdict(StageState)
 
@@ -143,11 +153,25 @@ class Tracker:
             state.open += 1
         return self._begins[stage, clip_id]
 
-    def attempt(self, stage: Stage, clip_id: str) -> Attempt:
-        """See StageEvents."""
-        self._attempts[stage, clip_id] += 1
-        self._devices[stage, clip_id] = time.time()
-        return Attempt(self._attempts[stage, clip_id], (stage, clip_id) in self._overdue)
+    def attempt(self, stage: Stage, clip_id: str, process: str) -> Attempt:
+        """See StageEvents. A call that is still in the line of a process comes again because that process died."""
+        call = (stage, clip_id)
+        if call in self._process:
+            self._died(self._process[call])
+        line = self._lines.setdefault(process, [])
+        if not line:
+            self._since[process] = time.time()
+        line.append(call)
+        self._process[call] = process
+        return Attempt(self._deaths[call] + 1, call in self._overdue)
+
+    def _died(self, process: str) -> None:
+        """It died of the call that had its device; those that waited for it are bystanders."""
+        del self._since[process]
+        line = self._lines.pop(process)
+        self._deaths[line[0]] += 1
+        for call in line:
+            del self._process[call]
 
     def overdue(self, stage: Stage, clip_id: str) -> None:
         """See StageEvents."""
@@ -155,9 +179,19 @@ class Tracker:
 
     def survived(self, stage: Stage, clip_id: str) -> None:
         """See StageEvents."""
-        self._attempts.pop((stage, clip_id), None)
-        self._stages[stage].busy_seconds += time.time() - self._devices.pop((stage, clip_id), time.time())
-        self._overdue.discard((stage, clip_id))
+        call, now = (stage, clip_id), time.time()
+        self._deaths.pop(call, None)
+        self._overdue.discard(call)
+        process = self._process.pop(call, None)
+        if process is None:
+            return
+        line = self._lines[process]
+        line.remove(call)
+        self._stages[stage].busy_seconds += now - self._since.pop(process)
+        if line:
+            self._since[process] = now
+        else:
+            del self._lines[process]
 
     def end(self, stage: Stage, clip_id: str, status: str) -> None:
         """See StageEvents."""
@@ -201,12 +235,15 @@ class Tracker:
         return why, self._gate.rendered
 
     def tick(self) -> dict[Stage, StageState]:
-        """Make preview rows durable if that is due; return the state of all stages."""
-        self._previews.flush_if_due()
+        """The state of all stages."""
         now = time.time()
         for stage, since in self._joined.items():
             self._stages[stage].held_seconds = sum(now - at for at in since)
         return {stage: self._stages[stage] for stage in STAGES}
+
+    def flush_if_due(self) -> None:
+        """Make preview rows durable if that is due. As `flush`, it may run in a thread beside the other methods."""
+        self._previews.flush_if_due()
 
     def flush(self) -> None:
         """Make all preview rows durable now."""
@@ -214,11 +251,19 @@ class Tracker:
 
 
 class TrackerClient:
-    """A stage's end of the line to the tracker's actor. `get` waits for a remote result (`ray.get`)."""
+    """A stage's end of the line to the tracker's actor.
 
-    def __init__(self, handle: Any, get: Callable[[Any], Any]):
+    `get` waits for a remote result (`ray.get`). Where the tracker has no gate (`gated`), it is not asked about it.
+    """
+
+    def __init__(self, handle: Any, get: Callable[[Any], Any], gated: bool):
         self._handle = handle
         self._get = get
+        self._gated = gated
+        self._process = uuid.uuid4().hex  # of each copy its own, and a process has one
+
+    def __reduce__(self) -> tuple[type[TrackerClient], tuple[Any, ...]]:
+        return TrackerClient, (self._handle, self._get, self._gated)
 
     def joined(self, stage: Stage) -> None:
         """See StageEvents."""
@@ -230,7 +275,7 @@ class TrackerClient:
 
     def attempt(self, stage: Stage, clip_id: str) -> Attempt:
         """See StageEvents. Waits, as `begin` does."""
-        return self._get(self._handle.attempt.remote(stage, clip_id))
+        return self._get(self._handle.attempt.remote(stage, clip_id, self._process))
 
     def step(self, stage: Stage, clip_id: str, done: int, total: int) -> None:
         """See StageEvents. Nobody watches the single steps of a batch job."""
@@ -249,7 +294,7 @@ class TrackerClient:
 
     def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:
         """See StageEvents."""
-        return self._get(self._handle.admit.remote(stage, clip_id, prompt))
+        return self._get(self._handle.admit.remote(stage, clip_id, prompt)) if self._gated else "go"
 
     def gather(self, row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """See StageEvents."""

@@ -61,6 +61,11 @@ CLIPS = pa.schema(
         pa.field("fps", pa.float64()),
         pa.field("bytes", pa.int64()),
         pa.field("sha256", pa.string()),
+        # Of calls that failed, too. The four before stage 2 count where no row of previews has them.
+        pa.field("text_seconds", pa.float64()),
+        pa.field("preview_seconds", pa.float64()),
+        pa.field("score_seconds", pa.float64()),
+        pa.field("rate_seconds", pa.float64()),
         pa.field("refine_seconds", pa.float64()),
         pa.field("publish_seconds", pa.float64()),
         pa.field("audit", pa.bool_()),  # rejected, and refined all the same
@@ -69,6 +74,7 @@ CLIPS = pa.schema(
         pa.field("at", pa.timestamp("ms", tz="UTC"), nullable=False),
     ]
 )
+MISSING_SCORE = "MissingScoreError"  # the error class of a candidate that failed for want of a score
 SCHEMAS: dict[Table, pa.Schema] = {"previews": PREVIEWS, "clips": CLIPS}
 
 

@@ -21,8 +21,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from .geometry import decode_chunks, encode_chunks, tile_axis
 from .transformer import FlashVideoTransformer3DModel
-from .vae import decode_chunks, encode_chunks, split_convolutions, tile_axis
+from .vae import split_convolutions
 
 GIB = 1024**3
 CONTEXT_BYTES = GIB

@@ -9,6 +9,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from .geometry import floor_size, generated_length
 from .lora import FlashVideoLoraLoaderMixin
 from .noise import Generators
 from .text import encode_text
@@ -192,12 +193,13 @@ class FlashVideoPipeline(DiffusionPipeline, FlashVideoLoraLoaderMixin):
     def _latent_shape(self, batch: int, num_frames: int, height: int, width: int) -> tuple[int, int, int, int, int]:
         """Shape of the latents of a video: `[batch, latent frames, channels, height, width]`."""
         ratio, scale = int(self.vae.config["temporal_compression_ratio"]), self.vae_scale_factor
-        if (num_frames - 1) % ratio:
-            raise ValueError(f"num_frames must be {ratio}k + 1, got {num_frames}")
-        frames = (num_frames - 1) // ratio + 1
-        if ratio > 1 and frames > 1 and frames % 2 == 0:
-            raise ValueError(f"the VAE decodes an odd number of latent frames: num_frames {num_frames} gives {frames}")
-        return batch, frames, self.transformer.config.in_channels, height // scale, width // scale
+        return (
+            batch,
+            generated_length(num_frames, ratio),
+            self.transformer.config.in_channels,
+            height // scale,
+            width // scale,
+        )
 
     def _guided(
         self,
@@ -291,10 +293,7 @@ class FlashVideoPipeline(DiffusionPipeline, FlashVideoLoraLoaderMixin):
     def _floor_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Round a size down to what latents and patches can hold: 270 x 480 becomes 256 x 480, as in the reference."""
         multiple = self.vae_scale_factor * self.transformer.config.patch_size
-        height, width = height or self.config.height, width or self.config.width
-        if height < multiple or width < multiple:
-            raise ValueError(f"the smallest size is {multiple}x{multiple}, got {height}x{width}")
-        return height // multiple * multiple, width // multiple * multiple
+        return floor_size(height or self.config.height, width or self.config.width, multiple)
 
 
 def convert_frames(frames: torch.Tensor, output_type: OutputType) -> torch.Tensor | np.ndarray | list:

@@ -8,8 +8,7 @@ Frames are `[batch, frames, 3, height, width]` float32 in [0, 1]; latents are `[
 width]` as the VAE has them, without a scaling factor.
 """
 
-from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from typing import Self
 
 import torch
@@ -18,46 +17,19 @@ from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKL
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from .geometry import (
+    Span,
+    can_decode,
+    check_chunk,
+    check_tiles,
+    decode_chunks,
+    encode_chunks,
+    latent_length,
+    tile_axis,
+)
+
 PART_ELEMENTS = 2**30
 """Most input elements of one convolution: 2 GB in bfloat16."""
-
-REFERENCE_OVERLAP = 16
-"""Latent pixels by which the reference extends a tile beyond its inner borders."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """One tile on one axis, in latent pixels: it reads [start, stop) and owns [own_start, own_stop)."""
-
-    start: int
-    stop: int
-    own_start: int
-    own_stop: int
-
-
-def tile_axis(size: int, tiles: int, overlap: int = REFERENCE_OVERLAP) -> list[Span]:
-    """Cut an axis into equal parts, each extended by `overlap` on every side where that stays within the axis."""
-    borders = [k * size // tiles for k in range(tiles + 1)]
-    return [
-        Span(
-            start=start - overlap if start >= overlap else start,
-            stop=stop + overlap if stop + overlap <= size else stop,
-            own_start=start,
-            own_stop=stop,
-        )
-        for start, stop in pairwise(borders)
-    ]
-
-
-def encode_chunks(num_frames: int, chunk_frames: int) -> list[tuple[int, int]]:
-    """(start, stop) of each chunk of frames; the first has one more: 17, 16, 16 of 49."""
-    return list(pairwise([0, *range(1 + chunk_frames, num_frames, chunk_frames), num_frames]))
-
-
-def decode_chunks(latent_frames: int, chunk_frames: int = 2) -> list[tuple[int, int]]:
-    """(start, stop) of each chunk of latent frames; the first takes the odd one: 3, 2, 2, 2, 2, 2 of 13."""
-    first = latent_frames % chunk_frames + chunk_frames
-    return list(pairwise([0, *range(first, latent_frames, chunk_frames), latent_frames]))
 
 
 def axis_weights(spans: list[Span], scale: int, blend: bool) -> list[torch.Tensor]:
@@ -173,15 +145,13 @@ def encode_video(
     batch, num_frames = frames.shape[:2]
     scale, ratio = spatial_factor(vae), int(vae.config["temporal_compression_ratio"])
     height, width = size or (int(frames.shape[-2]), int(frames.shape[-1]))
-    if (num_frames - 1) % ratio:
-        raise ValueError(f"the VAE takes {ratio}k + 1 frames, got {num_frames}")
-    if chunk_frames % ratio or chunk_frames < 1:
-        raise ValueError(f"chunk_frames must be a multiple of {ratio}, got {chunk_frames}")
+    latent_frames = latent_length(num_frames, ratio)
+    check_chunk(chunk_frames, ratio)
     if height % scale or width % scale:
         raise ValueError(f"the VAE takes sizes that are multiples of {scale}, got {height}x{width}")
+    check_tiles(height // scale, width // scale, tiles)
     chunks = encode_chunks(num_frames, chunk_frames)
     rows, columns = tile_axis(height // scale, tiles[0]), tile_axis(width // scale, tiles[1])
-    latent_frames = (num_frames - 1) // ratio + 1
     moments = torch.empty(batch, latent_frames, 2 * vae.config["latent_channels"], height // scale, width // scale)
 
     for sample, row, column in product(range(batch), rows, columns):
@@ -232,8 +202,9 @@ def decode_video(
     """
     batch, latent_frames = latents.shape[:2]
     scale, ratio = spatial_factor(vae), int(vae.config["temporal_compression_ratio"])
-    if ratio > 1 and latent_frames > 1 and latent_frames % 2 == 0:
+    if not can_decode(latent_frames, ratio):
         raise ValueError(f"the VAE decodes an odd number of latent frames, got {latent_frames}")
+    check_tiles(int(latents.shape[-2]), int(latents.shape[-1]), tiles, blend)
     device = torch.device(device or vae.device)
     kept = device if quantise else torch.device("cpu")
     chunks = decode_chunks(latent_frames, vae.num_latent_frames_batch_size)

@@ -12,8 +12,7 @@ from ray.exceptions import TaskCancelledError
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from flashvideo_ray.engines import weights
-from flashvideo_ray.graph import checks
+from flashvideo_ray.graph import checks, cluster
 from flashvideo_ray.graph.recipe import about, provenance, recipe_of
 from flashvideo_ray.ledger import run_file
 from flashvideo_ray.ledger.store import Store
@@ -88,7 +87,10 @@ def build(args: ServeSettings) -> Application:
     where neither tokens are given nor `open_to_all`.
     """
     load_tokens(args)
-    return bind(args, *open_run(args))
+    settings, recipe = load_run(args)
+    cluster.try_encoder(settings)
+    open_run(args.output, settings, recipe)
+    return bind(args, settings, recipe)
 
 
 def bind(args: ServeSettings, settings: Settings, recipe: Mapping[str, Any]) -> Application:
@@ -129,41 +131,32 @@ def load_tokens(options: ServeSettings) -> Tokens:
     return tokens
 
 
-def open_run(args: ServeSettings) -> tuple[Settings, dict[str, Any]]:
-    """The settings and the recipe of the run at OUTPUT, which is started if it is not there."""
+def load_run(args: ServeSettings) -> tuple[Settings, dict[str, Any]]:
+    """The settings and the recipe for the run at OUTPUT, checked. Nothing is written."""
     store = Store(args.output)
     run = run_file.read_run(store)
     if run is not None and args.config is None:
         settings = Settings.of_tree(run["settings"], args.set, where="run.json")
     else:
         settings = Settings.load(args.config, args.set)
-    settings = weights.with_model_defaults(settings)
-    checks.check_scoring(settings)
-    weights.check_sizes(settings)
-    checks.check_handover(settings)
-    checks.check_models(settings)
+    settings = checks.check(settings)
     recipe = recipe_of(settings)
     run_file.check_recipe(store, recipe)
+    return settings, recipe
+
+
+def open_run(output: str, settings: Settings, recipe: Mapping[str, Any]) -> None:
+    """Start the run at OUTPUT if it is not there, and record the settings if they are others than it has."""
+    store = Store(output)
+    run = run_file.read_run(store)
     if run is None or run["settings"] != settings.model_dump(mode="json"):
         run_file.open_run(store, recipe, about(settings, run["candidates"] if run is not None else 0))
-    return settings, recipe
 
 
 def _options(pool: Pool, scale_to_zero: bool) -> dict[str, Any]:
     """A pool of the settings as options of a deployment: a replica is what a batch job calls an actor."""
-    actor: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus}
-    if pool.memory_gib:
-        actor["memory"] = pool.memory_gib * 2**30
-    if pool.labels:
-        actor["label_selector"] = dict(pool.labels)
-    if pool.fallback:
-        actor["fallback_strategy"] = [{"label_selector": dict(selector)} for selector in pool.fallback]
-    if pool.accelerator_type:
-        actor["accelerator_type"] = pool.accelerator_type
-    if pool.resources:
-        actor["resources"] = dict(pool.resources)
     return {
-        "ray_actor_options": actor,
+        "ray_actor_options": cluster.placement(pool),
         "max_ongoing_requests": 1,
         "graceful_shutdown_timeout_s": _STOP_SECONDS,
         "autoscaling_config": {

@@ -36,10 +36,12 @@ def running(options: application.ServeSettings, host: str = "127.0.0.1", port: i
     options = options.model_copy(update={"open_to_all": own and host in LOOPBACK})
     application.load_tokens(options)
     _check_port(host, port)
-    settings, recipe = application.open_run(options)
+    settings, recipe = application.load_run(options)
     if own:  # all share this machine: a replica that is busy is no news
         os.environ.setdefault("RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S", "1")
     cluster.connect(settings.pools)
+    cluster.try_encoder(settings)
+    application.open_run(options.output, settings, recipe)
     _stop_on_sigterm()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:

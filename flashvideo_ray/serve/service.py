@@ -16,6 +16,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from flashvideo_ray import engines
+from flashvideo_ray.accounting import billing
 from flashvideo_ray.ledger import decisions, run_file
 from flashvideo_ray.ledger.keys import clip_key, poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
@@ -24,7 +25,7 @@ from flashvideo_ray.serve.problems import Problem
 from flashvideo_ray.serve.queue import Reply, Submission
 from flashvideo_ray.serve.state import RunState
 from flashvideo_ray.serve.view import Candidate, Filter, View
-from flashvideo_ray.settings import Settings
+from flashvideo_ray.settings import Settings, Stage
 
 ASK_SECONDS = 0.5  # between two questions to the scheduler
 RUN_SECONDS = 2.0  # between two events about the whole run
@@ -167,7 +168,9 @@ class Service:
             "spent": {
                 "preview_seconds": view.total("preview"),
                 "refine_seconds": view.total("refine"),
-                "money": _add(self._money(stage, view.total(stage)) for stage in ("preview", "refine")),
+                "money": _add(
+                    [self._money("preview", view.total("preview")), self._money("refine", view.total("refine"))]
+                ),
             },
             "saved_seconds": None if mean is None else status["rejected"] * mean,
             "waiting_for": self._held,
@@ -196,23 +199,16 @@ class Service:
             return [self.candidate(clip_id) for clip_id in dict.fromkeys(clip_ids)]
         return self.view.matching(Filter.parse(given or {}, self.view.scores), self.active)
 
-    def _money(self, stage: str, seconds: float | None) -> float | None:
+    def _money(self, stage: Stage, seconds: float | None) -> float | None:
         """What so many seconds of a stage cost on the devices that it has run on; None without a price or a time."""
-        spent = self.view.seconds[stage]
         total = self.view.total(stage)
         if seconds is None or not total:
             return None
-        hourly = [(self._hourly(stage, device), own / total) for device, (_, own) in spent.items()]
-        return _add(None if price is None else seconds / 3600 * price * share for price, share in hourly)
-
-    def _hourly(self, stage: str, device: str) -> float | None:
-        """The price of an actor of the stage for an hour on that device."""
-        pool = getattr(self.settings.pools, stage)
-        for name, price in self.settings.prices.devices.items():
-            if name.lower() in device.lower():
-                hourly: float = price.spot if pool.spot and price.spot is not None else price.on_demand
-                return hourly * (pool.num_gpus or pool.num_cpus)
-        return None
+        shares = {device: own / total for device, (_, own) in self.view.seconds[stage].items()}
+        return _add(
+            billing.line(stage, device or None, seconds * share, 1, self.settings).money
+            for device, share in shares.items()
+        )
 
     # Changing ---------------------------------------------------------------------------------------------------
 

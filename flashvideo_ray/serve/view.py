@@ -184,9 +184,13 @@ class View:
         return sum(total for _, total in self.seconds[stage].values())
 
     def mean(self, stage: str) -> float | None:
-        """Mean seconds of a stage, or None where nothing was measured."""
-        count = sum(count for count, _ in self.seconds[stage].values())
-        return self.total(stage) / count if count else None
+        """Mean seconds of the calls of a stage that went well, or None where nothing was measured."""
+        times = [
+            c.preview_seconds if stage == "preview" else c.refine_seconds if c.clip is not None else None
+            for c in self.candidates.values()
+        ]
+        known = [seconds for seconds in times if seconds is not None]
+        return sum(known) / len(known) if known else None
 
     def matching(self, wanted: Filter, active: Mapping[str, str]) -> list[Candidate]:
         """The candidates that match, in no order; `active` has the status of those that are being worked on."""

@@ -10,6 +10,7 @@ import pytest
 
 from flashvideo_ray import Settings
 from flashvideo_ray.accounting import billing, estimates
+from flashvideo_ray.accounting.summary import summarise
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.settings import DevicePrice
 
@@ -68,6 +69,13 @@ def test_an_actor_may_hold_a_share_of_a_card_or_many_cores() -> None:
     settings = Settings.load(None, ["pools.preview.num_gpus=0.5", "pools.refine.num_cpus=8"])
     bill = billing.bill(*run_of_four(device="cpu (x86_64)"), settings)
     assert bill.total == billing.Cost(gpu_seconds=0.5 * 4 * 30.1, cpu_seconds=8 * 72.2)
+
+
+@pytest.mark.parametrize(("asked", "cores"), [("0.1", 1), ("0", 1), ("1", 1), ("2.5", 2)])
+def test_a_call_counts_the_cores_that_it_can_use_however_little_its_pool_asks_for(asked: str, cores: int) -> None:
+    settings = Settings.load(None, [f"pools.refine.num_cpus={asked}", "pools.preview.num_gpus=1"])
+    bill = billing.bill(*run_of_four(device="cpu (x86_64)"), settings)
+    assert bill.total.cpu_seconds == pytest.approx(cores * 72.2)
 
 
 def test_what_the_audit_refines_is_not_saved() -> None:
@@ -130,3 +138,29 @@ def test_a_single_stage_is_compared_by_operations() -> None:
 def test_a_run_without_rows_has_an_empty_bill() -> None:
     bill = billing.bill(tables.PREVIEWS.empty_table(), tables.CLIPS.empty_table(), Settings())
     assert (bill.lines, bill.per_clip, bill.refine_everything, bill.total.seconds) == ((), None, None, 0)
+
+
+def test_what_failed_is_in_the_bill_and_not_in_the_mean_of_a_refine() -> None:
+    """A stage 2 that failed after 36.1 s, and a preview that failed after 10 s and so has no row of previews."""
+    previews, clips = run_of_four()
+    failures = [
+        {**CANDIDATE, "clip_id": "1", "status": "failed", "stage": "refine", "refine_seconds": 36.1,
+         "device": "NVIDIA L40S", "preview_seconds": 30.1},
+        {**CANDIDATE, "clip_id": "5", "status": "failed", "stage": "preview", "preview_seconds": 10.0,
+         "device": "NVIDIA H100 80GB HBM3"},
+    ]  # fmt: skip
+    rows = [row for row in clips.to_pylist() if row["clip_id"] != "1"] + failures
+    clips = pa.Table.from_pylist(rows, tables.CLIPS)
+    bill = billing.bill(previews, clips, Settings.load(None, CARDS))
+    assert [(line.stage, line.count, line.seconds) for line in bill.lines] == [
+        ("preview", 5, pytest.approx(4 * 30.1 + 10)),
+        ("refine", 2, pytest.approx(72.2 + 36.1)),
+    ]
+    assert bill.total.gpu_seconds == pytest.approx(4 * 30.1 + 10 + 72.2 + 36.1)
+    assert (bill.failed, bill.failed_cost.gpu_seconds) == (2, pytest.approx(46.1))
+    assert bill.refine_everything is not None
+    assert bill.refine_everything.cost.gpu_seconds == pytest.approx(2 * 72.2)
+    summary = summarise(previews, clips)
+    assert summary["stages"]["refine"] == {"count": 1, "seconds": 72.2, "mean_seconds": 72.2}
+    assert summary["failed_calls"]["refine"] == {"count": 1, "seconds": 36.1}
+    assert summary["gpu_seconds"] == pytest.approx(4 * 30.1 + 10 + 72.2 + 36.1)

@@ -203,6 +203,13 @@ def test_prompts_reasons_and_errors_are_escaped():
     assert "javascript%3Aalert%281%29//" in sheet.links
 
 
+def test_what_would_mislead_the_eye_is_shown_as_what_it_is():
+    text = "a dog\u202e.tac a ton\x1b[2J"
+    sheet = page([preview("a", text, prompt=text)], [failed("a", text, prompt=text, error=text)])
+    assert not {"\u202e", "\x1b"} & set(sheet.html)
+    assert sheet.text.count("a dog\\u202e.tac a ton\\x1b[2J") >= 3
+
+
 def test_missing_scores_are_dashes(night):
     assert "motion 3.5 black –" in page(*night).text
     assert "motion – black –" in page(*night).text

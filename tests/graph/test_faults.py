@@ -19,7 +19,8 @@ from flashvideo_ray.ledger.store import Store
 @pytest.fixture
 def ray_that_knows_the_faulty_network() -> Iterator[None]:
     hook = {"worker_process_setup_hook": "faulty.known"}
-    ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="warning", runtime_env=hook)
+    # One CPU: the preset's actors have their place on it, and what Ray Data runs between them asks for none.
+    ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="warning", runtime_env=hook)
     yield
     ray.shutdown()
 

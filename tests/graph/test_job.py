@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from support import ROOT, S3, free_ports, script
+from support import S3, serve_head, submit
 
 from flashvideo_ray import video
 from flashvideo_ray.ledger import tables
@@ -33,50 +30,24 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def head(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A Ray head with its dashboard; gives the environment that its clients need."""
+    """A Ray head as a user starts one, with as many CPUs as the machine has; gives the environment of its clients."""
     ray.shutdown()
     folder = tmp_path_factory.mktemp("head")
-    port, dashboard, client, agent = free_ports(4)
     env = {
         **os.environ,
         **s3.env,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}",
-        "RAY_TMPDIR": "/tmp",
+        "RAY_TMPDIR": os.environ.get("RAY_TMPDIR", "/tmp"),
     }
     env.pop("PYTHONPATH", None)
-    command = [
-        script("ray"), "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=6",
-        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
-        f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats",
-    ]  # fmt: skip
-    with open(folder / "head.log", "wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=folder, env={**env, "RAY_ADDRESS": f"127.0.0.1:{port}"}
-        )
-    try:
-        for _ in range(120):
-            if subprocess.run([script("ray"), "job", "list"], env=env, capture_output=True).returncode == 0:
-                break
-            time.sleep(1)
-        else:
-            raise RuntimeError(f"the head did not come up: {(folder / 'head.log').read_text()[-2000:]}")
-        yield env
-    finally:
-        started = [process, *psutil.Process(process.pid).children(recursive=True)]
-        process.terminate()
-        time.sleep(3)
-        for each in started:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
-        process.wait()
+    with serve_head(folder, env) as clients:
+        yield clients
 
 
-def submit(head: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [script("ray"), "job", "submit", "--working-dir", ".", "--", "python", "jobs/render.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=head, capture_output=True, text=True, timeout=280)
+def render(head: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return submit(head, "python", "jobs/render.py", *arguments)
 
 
 def contents(store: Store) -> set[str]:
@@ -90,9 +61,8 @@ def test_a_submitted_job_renders_into_the_bucket(head: dict[str, str], s3: S3, t
     arguments = (
         *("--prompts", f"s3://{s3.bucket}/in/prompts.parquet", "--output", f"s3://{s3.bucket}/run1"),
         *("--config", "nano", "--set", "progress_seconds=2"),
-        *("--set", "pools.refine.size=1"),  # an actor more takes seconds to load
     )
-    job = submit(head, *arguments)
+    job = render(head, *arguments)
     assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-3000:]
     assert "SUCCEEDED" in job.stdout.upper() or "succeeded" in job.stdout
 
@@ -111,14 +81,14 @@ def test_a_submitted_job_renders_into_the_bucket(head: dict[str, str], s3: S3, t
     others = {"run.json", "summary.json", "report.html", *store.keys("ledger")}
     assert contents(store) == named | others
 
-    again = submit(head, *arguments)
+    again = render(head, *arguments)
     assert again.returncode == 0
     assert "Nothing to do" in again.stdout
     assert contents(store) == named | others
 
 
 def test_a_job_with_wrong_input_says_so_and_writes_nothing(head: dict[str, str], s3: S3) -> None:
-    job = submit(head, "--prompts", f"s3://{s3.bucket}/absent.parquet", "--output", f"s3://{s3.bucket}/run2")
+    job = render(head, "--prompts", f"s3://{s3.bucket}/absent.parquet", "--output", f"s3://{s3.bucket}/run2")
     assert job.returncode == 1  # what `ray job submit` makes of any failure; the job itself ended with 2
     assert "absent.parquet: no such file" in job.stdout
     assert "exit code 2" in job.stdout

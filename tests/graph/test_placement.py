@@ -17,6 +17,7 @@ import flashvideo_ray
 from flashvideo_ray import Settings
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.settings import SettingsError
 
 LARGE, SMALL = 2, 3
 
@@ -52,6 +53,12 @@ def test_each_pool_runs_on_its_cards_and_clips_come_while_previews_are_made(
             *("pools.score.size=1", "pools.refine.num_cpus=1", f"pools.refine.size={SMALL}"),
         ],
     )
+    # These cards are declared only: none of them encodes, which is found out before anything is written.
+    nvenc = settings.model_copy(update={"video": settings.video.model_copy(update={"codec": "h264_nvenc"})})
+    with pytest.raises(SettingsError, match="h264_nvenc"):
+        flashvideo_ray.render(prompts, str(tmp_path / "none"), nvenc)
+    assert not (tmp_path / "none").exists()
+
     result = flashvideo_ray.render(prompts, str(tmp_path / "run"), settings)
     assert result.ended == {"rendered": 24}
 

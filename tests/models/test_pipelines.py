@@ -221,8 +221,8 @@ def test_what_cannot_be_made_is_refused(preview):
         ({"output_type": "mp4"}, "output_type must be one of 'pt', 'np', 'pil', 'latent', got 'mp4'"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"may hold \['latents'\], found \['noise'\]"),
         ({"step_noise": torch.zeros(1)}, "step_noise must have the shape"),
-        ({"num_frames": 8}, "4k"),
-        ({"num_frames": 5}, "odd number"),
+        ({"num_frames": 8}, r"8k \+ 1"),
+        ({"num_frames": 5}, r"8k \+ 1"),
         ({"height": 8}, "smallest size"),
         ({"latents": torch.zeros(1, 3, 4, 4, 4)}, "shape"),
     ):

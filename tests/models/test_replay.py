@@ -4,32 +4,26 @@
 mistake each, of the kind that a port of FlashVideo makes, and see a gate fail.
 """
 
-import importlib.util
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import replay
 import torch
 from support import ROOT
 
 from flashvideo_ray.models import pipeline_preview, schedulers, transformer, vae
+from flashvideo_ray.models.convert import convert
 from flashvideo_ray.models.pipeline_base import FlashVideoPipeline
 from flashvideo_ray.models.pipeline_refine import FlashVideoRefinePipeline
 from flashvideo_ray.models.schedulers import FlashVideoDPMScheduler
 from flashvideo_ray.models.transformer import FlashVideoTransformer3DModel
 
 GOLDEN = ROOT / "tests" / "golden"
-
-spec = importlib.util.spec_from_file_location("replay", ROOT / "benchmarks" / "replay.py")
-assert spec is not None
-assert spec.loader is not None
-replay = sys.modules["replay"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(replay)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,7 +38,7 @@ def two_threads():
 def converted(tmp_path_factory) -> Path:
     """The golden checkpoints, converted once."""
     model = tmp_path_factory.mktemp("converted") / "model"
-    replay.convert(GOLDEN, model, text_encoder=str(GOLDEN / "t5"), dtype="float32")
+    convert(GOLDEN, model, text_encoder=str(GOLDEN / "t5"), dtype="float32")
     return model
 
 

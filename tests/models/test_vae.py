@@ -5,17 +5,8 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 
 from flashvideo_ray.models import vae as module
-from flashvideo_ray.models.vae import (
-    Span,
-    axis_weights,
-    decode_chunks,
-    decode_video,
-    encode_chunks,
-    encode_video,
-    resize_frames,
-    split_convolutions,
-    tile_axis,
-)
+from flashvideo_ray.models.geometry import Span, decode_chunks, encode_chunks, tile_axis
+from flashvideo_ray.models.vae import axis_weights, decode_video, encode_video, resize_frames, split_convolutions
 
 
 def tiny_vae(ratio: int = 4) -> AutoencoderKLCogVideoX:
@@ -60,7 +51,7 @@ def test_chunks_are_those_of_the_reference():
     assert lengths(decode_chunks(4)) == [2, 2]
 
 
-@pytest.mark.parametrize("tiles", [(1, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize("tiles", [(1, 1), (1, 2), (2, 3), (5, 7)])
 @pytest.mark.parametrize("blend", [False, True])
 def test_a_decode_has_the_size_of_its_latents(tiles, blend):
     frames = decode_video(tiny_vae(), torch.randn(2, 3, 4, 5, 7), tiles=tiles, blend=blend)
@@ -94,6 +85,7 @@ def test_tiles_and_chunks_of_an_encode_join():
     vae, video = tiny_vae(), torch.rand(1, 17, 3, 64, 272)
     whole = encode_video(vae, video)
     assert encode_video(vae, video, tiles=(1, 2)).shape == whole.shape
+    assert encode_video(vae, video[:, :5, :, :24, :16], tiles=(3, 2)).shape == (1, 2, 8, 3, 2)  # a latent pixel each
     assert encode_video(vae, video, chunk_frames=4).shape == whole.shape
     assert torch.equal(encode_video(vae, video, chunk_frames=16), whole)
 
@@ -123,5 +115,10 @@ def test_what_the_vae_cannot_hold_is_refused():
             encode_video(vae, frames)
     with pytest.raises(ValueError, match="odd number"):
         decode_video(vae, torch.randn(1, 4, 4, 2, 2))
+    for tiles, blend in (((3, 2), False), ((5, 1), True)):
+        with pytest.raises(ValueError, match="of tiles do not fit"):
+            decode_video(vae, torch.randn(1, 1, 4, 20 if blend else 2, 2), tiles=tiles, blend=blend)
+    with pytest.raises(ValueError, match="of tiles do not fit"):
+        encode_video(vae, torch.rand(1, 1, 3, 16, 16), tiles=(3, 1))
     with pytest.raises(ValueError, match="chunk_frames"):
         encode_video(vae, torch.rand(1, 9, 3, 16, 16), chunk_frames=6)

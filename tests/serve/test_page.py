@@ -72,7 +72,7 @@ def served(browser: Browser, tmp_path_factory: pytest.TempPathFactory, tiny_mode
         token_file=str(folder / "tokens"),
         hosts=local.hosts("127.0.0.1", []),
     )
-    app.open_run(options)
+    app.open_run(options.output, *app.load_run(options))
     fill(folder / "run")
     [port] = free_ports(1)
     with local.running(options, port=port) as address:

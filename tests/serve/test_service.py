@@ -147,7 +147,7 @@ def test_from_a_prompt_to_a_clip_that_plays(served: Served) -> None:
 def test_the_same_candidate_has_the_id_that_a_batch_job_gives_it(served: Served) -> None:
     from flashvideo_ray import identity, prompts
 
-    settings, recipe = app.open_run(served.options)
+    settings, recipe = app.load_run(served.options)
     table = prompts.checked([{"prompt": "a blue square moves up"}], base_seed=settings.seed)
     batch = identity.candidates(table, 2, settings.stage1_recipe(), recipe["fingerprints"]["preview"])
     client = served.client()
@@ -169,7 +169,7 @@ def test_decisions_are_what_the_next_batch_refine_renders(served: Served) -> Non
     assert {each["clip_id"]: each["status"] for each in answer.json()["items"]} == words
     client.post("decisions", json={"decisions": [{"clip_id": ids[2], "word": "rejected"}]})  # the last one counts
     assert client.candidate(ids[2])["decision"]["by"] == "operator's name"
-    settings, _ = app.open_run(served.options)
+    settings, _ = app.load_run(served.options)
     work = remaining.next_work(served.store, None, row_schema(), settings)
     assert set(ids) & set(work.rows["clip_id"].to_pylist()) == {ids[0]}
 

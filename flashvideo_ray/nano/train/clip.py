@@ -18,7 +18,7 @@ from .. import world
 from ..clip import contact_sheet, text_features
 from ..config import NANO, NanoConfig
 from ..networks import build_clip, build_tokenizer
-from .common import Average, Optimizers, Run, cosine
+from .common import Optimizers, Training, cosine
 from .text import scene_captions, tokenize
 
 SEEN = ("shape", "color", "motion", "background", "size")
@@ -70,25 +70,9 @@ def train_clip(work: Path, steps: int = 2000, groups: int = GROUPS, seed: int = 
     chosen = {id(p) for p in hidden}
     rest = [p for p in model.parameters() if id(p) not in chosen and p.requires_grad]
     optimizers = Optimizers(hidden, rest, (4e-3, 1e-3))
-    average, run = Average(clip, 0.997), Run(work / "clip")
-    first = 0
-    if state := run.load():
-        model.load_state_dict(state["model"])
-        average.weights, average.count = state["average"], state["count"]
-        optimizers.load_state_dict(state["optimizers"])
-        first = state["step"]
-
-    def save(step: int) -> None:
-        run.save(
-            model=model.state_dict(),
-            average=average.weights,
-            count=average.count,
-            optimizers=optimizers.state_dict(),
-            step=step,
-        )
-
+    training = Training(work / "clip", model, clip, optimizers, 0.997)
     right: dict[str, float] = {}
-    for step in range(first, steps):
+    for step in training.steps(steps):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         scenes = draw_groups(groups, generator)
         ids = tokenize(scene_captions(scenes, random.Random(f"{seed}/{step}")), tokenizer, config)
@@ -106,14 +90,9 @@ def train_clip(work: Path, steps: int = 2000, groups: int = GROUPS, seed: int = 
             readings = (out.argmax(1) == truth).float().mean().item()
             right[name] = 0.95 * right.get(name, 0) + 0.05 * readings
         loss.backward()
-        optimizers.step(cosine(step, steps, warmup=100))
-        average.update(clip)
+        training.update(cosine(step, steps, warmup=100))
         top = (logits.argmax(1) == target).float().mean().item()
         right["top1"] = 0.95 * right.get("top1", 0) + 0.05 * top
         if step % 50 == 49:
-            run.log(step=step + 1, loss=loss.item(), **right)
-        if run.due():
-            save(step + 1)
-    save(max(first, steps))
-    clip.load_state_dict(average.weights)
-    return clip.eval()
+            training.run.log(step=step + 1, loss=loss.item(), **right)
+    return training.result()

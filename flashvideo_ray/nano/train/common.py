@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +157,48 @@ class Run:
         with open(self.folder / "curve.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
         print(self.folder.name, json.dumps(row), flush=True)
+
+
+class Training:
+    """One part's way from its last checkpoint, or its beginning, to its averaged weights.
+
+    `model` is what the optimisers see, `averaged` the part of it that is kept: often the same. `first` is the step that
+    it begins with.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module, averaged: nn.Module, optimizers: Optimizers, decay: float):
+        self.model, self.averaged, self.optimizers = model, averaged, optimizers
+        self.average, self.run = Average(averaged, decay), Run(folder)
+        self.first = 0
+        if state := self.run.load():
+            model.load_state_dict(state["model"])
+            self.average.weights, self.average.count = state["average"], state["count"]
+            optimizers.load_state_dict(state["optimizers"])
+            self.first = state["step"]
+
+    def steps(self, stop: int) -> Iterator[int]:
+        """The steps that are left before `stop`. Checkpoints are written on the way and at the end."""
+        for step in range(self.first, stop):
+            yield step
+            if self.run.due():
+                self._save(step + 1)
+        self._save(max(self.first, stop))
+
+    def update(self, factor: float, clip: float = 1.0) -> None:
+        """One step of the optimisers with the gradients there are, and of the average."""
+        self.optimizers.step(factor, clip)
+        self.average.update(self.averaged)
+
+    def result(self) -> Any:
+        """The averaged weights, in the part that is kept."""
+        self.averaged.load_state_dict(self.average.weights)
+        return self.averaged.eval()
+
+    def _save(self, step: int) -> None:
+        self.run.save(
+            model=self.model.state_dict(),
+            average=self.average.weights,
+            count=self.average.count,
+            optimizers=self.optimizers.state_dict(),
+            step=step,
+        )

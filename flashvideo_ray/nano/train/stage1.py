@@ -18,7 +18,7 @@ from flashvideo_ray.models import FlashVideoDPMScheduler, FlashVideoTransformer3
 from .. import world
 from ..config import NANO, NanoConfig
 from ..networks import build_tokenizer, build_transformer
-from .common import Average, Run, cosine
+from .common import Training, cosine
 from .fast import fast_attention, init_transformer, positions, transformer_optimizers
 from .text import embed, load_text_encoder, scene_captions, tokenize
 from .vae import encode_mean, framewise_convolutions, load_vae
@@ -84,27 +84,12 @@ def train_stage1(
     model = build_transformer(1, config).train()
     init_transformer(model)
     optimizers = transformer_optimizers(model, (6e-3, 2e-3))
-    average, run, scheduler = Average(model, 0.998), Run(work / "stage1"), FlashVideoDPMScheduler()
+    training = Training(work / "stage1", model, model, optimizers, 0.998)
+    scheduler = FlashVideoDPMScheduler()
     plan = [segment for segment in curriculum for _ in range(segment.steps)]
-    first = 0
-    if state := run.load():
-        model.load_state_dict(state["model"])
-        average.weights, average.count = state["average"], state["count"]
-        optimizers.load_state_dict(state["optimizers"])
-        first = state["step"]
-
-    def save(step: int) -> None:
-        run.save(
-            model=model.state_dict(),
-            average=average.weights,
-            count=average.count,
-            optimizers=optimizers.state_dict(),
-            step=step,
-        )
-
     quarters = torch.zeros(4)
-    seen = sum(segment.batch for segment in plan[:first])
-    for step in range(first, len(plan)):
+    seen = sum(segment.batch for segment in plan[: training.first])
+    for step in training.steps(len(plan)):
         segment = plan[step]
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         rows = torch.randint(len(scenes), (segment.batch,), generator=generator)
@@ -120,26 +105,21 @@ def train_stage1(
             out = model(noisy, text, time.float(), return_dict=False)[0]
         errors = (out.float() - target).square().mean((1, 2, 3, 4))
         errors.mean().backward()
-        optimizers.step(cosine(step, len(plan), warmup=100))
-        average.update(model)
+        training.update(cosine(step, len(plan), warmup=100))
         seen += segment.batch
         for quarter in range(4):
             own = errors.detach()[time // 250 == quarter]
             if len(own):
-                quarters[quarter] += (own.mean() - quarters[quarter]) * (0.05 if step > first + 20 else 0.3)
+                quarters[quarter] += (own.mean() - quarters[quarter]) * (0.05 if step > training.first + 20 else 0.3)
         if step % 50 == 49:
-            run.log(
+            training.run.log(
                 step=step + 1,
                 samples=seen,
                 frames=segment.frames,
                 loss=quarters.mean().item(),
                 quarters=[round(q, 4) for q in quarters.tolist()],
             )
-        if run.due():
-            save(step + 1)
-    save(max(first, len(plan)))
-    model.load_state_dict(average.weights)
-    return model.eval()
+    return training.result()
 
 
 def load_stage1(work: Path, config: NanoConfig = NANO) -> FlashVideoTransformer3DModel:

@@ -22,7 +22,7 @@ from flashvideo_ray.models.vae import resize_frames
 from .. import world
 from ..config import NANO, NanoConfig
 from ..networks import build_tokenizer, build_transformer
-from .common import Average, Run, cosine
+from .common import Training, cosine
 from .fast import fast_attention, init_transformer, positions, transformer_optimizers
 from .text import embed, load_text_encoder, scene_captions, tokenize
 from .vae import encode_mean, framewise_convolutions, load_vae
@@ -118,27 +118,12 @@ def train_stage2(
     # Every clip of the nano world has nine frames, but training sees three: the embedding of their number stays zero.
     model.time_size_embedding.requires_grad_(False)
     optimizers = transformer_optimizers(model, (6e-3, 2e-3))
-    average, run, scheduler = Average(model, 0.998), Run(work / "stage2"), FlashVideoFlowScheduler(shift=config.shift)
+    training = Training(work / "stage2", model, model, optimizers, 0.998)
+    scheduler = FlashVideoFlowScheduler(shift=config.shift)
     plan = [segment for segment in curriculum for _ in range(segment.steps)]
-    first = 0
-    if state := run.load():
-        model.load_state_dict(state["model"])
-        average.weights, average.count = state["average"], state["count"]
-        optimizers.load_state_dict(state["optimizers"])
-        first = state["step"]
-
-    def save(step: int) -> None:
-        run.save(
-            model=model.state_dict(),
-            average=average.weights,
-            count=average.count,
-            optimizers=optimizers.state_dict(),
-            step=step,
-        )
-
     loss = 0.0
     patch = config.patches[1]
-    for step in range(first, len(plan)):
+    for step in training.steps(len(plan)):
         segment = plan[step]
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         rng = random.Random(f"{seed}/{step}")
@@ -167,13 +152,8 @@ def train_stage2(
             ]
         errors = (out.float() - (high - start)).square().mean()
         errors.backward()
-        optimizers.step(cosine(step, len(plan), warmup=100))
-        average.update(model)
-        loss += (errors.item() - loss) * (0.03 if step > first + 30 else 0.3)
+        training.update(cosine(step, len(plan), warmup=100))
+        loss += (errors.item() - loss) * (0.03 if step > training.first + 30 else 0.3)
         if step % 50 == 49:
-            run.log(step=step + 1, tokens=segment.rows * segment.columns, loss=loss)
-        if run.due():
-            save(step + 1)
-    save(max(first, len(plan)))
-    model.load_state_dict(average.weights)
-    return model.eval()
+            training.run.log(step=step + 1, tokens=segment.rows * segment.columns, loss=loss)
+    return training.result()

@@ -18,7 +18,7 @@ from transformers import T5EncoderModel
 from .. import captions, world
 from ..config import NANO, NanoConfig
 from ..networks import build_text_encoder, build_tokenizer
-from .common import Average, Optimizers, Run, cosine
+from .common import Optimizers, Training, cosine
 
 
 def tokenize(texts: list[str], tokenizer: Any, config: NanoConfig = NANO) -> Tensor:
@@ -54,26 +54,10 @@ def train_text(
     heads = nn.ModuleDict({name: nn.Linear(config.text_dim, len(v)) for name, v in world.ATTRIBUTES.items()})
     model = nn.ModuleDict({"encoder": encoder, "heads": heads})
     optimizers = Optimizers([], list(model.parameters()), (0.0, 2e-3))
-    average, run = Average(encoder, 0.99), Run(work / "text")
-    first = 0
-    if state := run.load():
-        model.load_state_dict(state["model"])
-        average.weights, average.count = state["average"], state["count"]
-        optimizers.load_state_dict(state["optimizers"])
-        first = state["step"]
-
-    def save(step: int) -> None:
-        run.save(
-            model=model.state_dict(),
-            average=average.weights,
-            count=average.count,
-            optimizers=optimizers.state_dict(),
-            step=step,
-        )
-
+    training = Training(work / "text", model, encoder, optimizers, 0.99)
     right: dict[str, float] = {}
     stop = steps if stop is None else stop
-    for step in range(first, stop):
+    for step in training.steps(stop):
         rng, generator = random.Random(f"{seed}/{step}"), torch.Generator().manual_seed(seed * 1_000_003 + step)
         scenes = world.sample(batch, generator, "all")
         texts = [disturb(text, rng) if rng.random() < 0.2 else text for text in scene_captions(scenes, rng)]
@@ -86,15 +70,10 @@ def train_text(
             loss = loss + F.cross_entropy(pooled, target) + 0.5 * F.cross_entropy(single, target)
             right[name] = 0.9 * right.get(name, 0) + 0.1 * (pooled.argmax(1) == target).float().mean().item()
         loss.backward()
-        optimizers.step(cosine(step, steps))
-        average.update(encoder)
+        training.update(cosine(step, steps))
         if step % 50 == 49:
-            run.log(step=step + 1, loss=loss.item(), std=hidden.std().item(), **right)
-        if run.due():
-            save(step + 1)
-    save(max(first, stop))
-    encoder.load_state_dict(average.weights)
-    return encoder.eval()
+            training.run.log(step=step + 1, loss=loss.item(), std=hidden.std().item(), **right)
+    return training.result()
 
 
 def load_text_encoder(work: Path, config: NanoConfig = NANO) -> T5EncoderModel:

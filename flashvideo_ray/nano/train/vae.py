@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .. import world
 from ..config import NANO, NanoConfig
 from ..networks import build_vae
-from .common import Average, Optimizers, Run, cosine
+from .common import Average, Optimizers, Run, Training, cosine
 
 CROP = 64
 
@@ -140,31 +140,15 @@ def train_vae(
     chosen = {id(p) for p in hidden}
     rest = [p for p in vae.parameters() if id(p) not in chosen]
     optimizers = Optimizers(hidden, rest, (6e-3, 2e-3))
-    average, run = Average(vae, 0.995), Run(work / "vae")
-    first = 0
-    if state := run.load():
-        vae.load_state_dict(state["model"])
-        average.weights, average.count = state["average"], state["count"]
-        optimizers.load_state_dict(state["optimizers"])
-        first = state["step"]
-
-    def save(step: int) -> None:
-        run.save(
-            model=vae.state_dict(),
-            average=average.weights,
-            count=average.count,
-            optimizers=optimizers.state_dict(),
-            step=step,
-        )
-
+    training = Training(work / "vae", vae, vae, optimizers, 0.995)
     errors: dict[bool, float] = {}
     with framewise_convolutions():
-        for step in range(first, steps):
+        for step in training.steps(steps):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
             torch.manual_seed(seed * 1_000_003 + step)
             if step in (steps * 3 // 10, steps * 6 // 10):
                 _standardize_now(vae, generator)
-                average = Average(vae, 0.995)
+                training.average = Average(vae, 0.995)
             high = step % 2 == 1
             pixels, mask = training_frames(batch, high, generator)
             with torch.autocast("cpu", torch.bfloat16):
@@ -179,17 +163,12 @@ def train_vae(
             for module in vae.modules():
                 if isinstance(module, CogVideoXCausalConv3d) and module.conv.weight.grad is not None:
                     module.conv.weight.grad[:, :, :-1] = 0
-            optimizers.step(cosine(step, steps), clip=0.5)
-            average.update(vae)
+            training.update(cosine(step, steps), clip=0.5)
             error = (out.detach() - pixels).square().mean().item()
             errors[high] = 0.9 * errors.get(high, error) + 0.1 * error
             if step % 50 == 49:
-                _log(run, step + 1, errors, mean, logvar)
-            if run.due():
-                save(step + 1)
-    save(max(first, steps))
-    vae.load_state_dict(average.weights)
-    return vae.eval()
+                _log(training.run, step + 1, errors, mean, logvar)
+    return training.result()
 
 
 def _log(run: Run, step: int, errors: dict[bool, float], mean: Tensor, logvar: Tensor) -> None:

@@ -1,0 +1,212 @@
+"""Files of prompts at any fsspec URL, made into one table."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from urllib.parse import unquote
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+from fsspec.core import url_to_fs
+
+from flashvideo_ray.prompts.rows import PromptError, Rows
+
+FORMATS = (".parquet", ".jsonl", ".csv")
+_TEXTS = ("id", "prompt", "negative_prompt")  # an id such as 007 or 2024-01-02 must stay text
+_JSON_BLOCK = 64 * 2**20  # bytes; a row must fit into one
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # what Hive and Spark call a folder whose key is null
+
+
+def read(url: str) -> tuple[pa.Table, Rows]:
+    """All rows of the files, in the order of their names, and how to name them. Raises PromptError."""
+    files = [(path, _read_file(fs, path)) for fs, path in _files(url)]
+    names = dict.fromkeys(name for _, table in files for name in table.column_names)
+    if "prompt" not in names:
+        near = next((name for name in names if name.lower().strip() in ("prompt", "prompts", "text", "caption")), None)
+        hint = f"; rename {near!r} to 'prompt'" if near else ""
+        raise PromptError(f"{url}: no column 'prompt' (columns: {', '.join(names) or 'none'}){hint}")
+    tables = _without_idle_types([table for _, table in files])
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise PromptError(f"{url}: the files do not agree on the type of a column: {error}") from None
+    if table.num_rows == 0:
+        raise PromptError(f"{url}: no rows")
+    return table, Rows([(name, table.num_rows) for name, (_, table) in zip(_short([*dict(files)]), files, strict=True)])
+
+
+def _short(paths: Sequence[str]) -> list[str]:
+    """The files' names, with as many of their folders as are needed to tell them apart."""
+    names = [posixpath.basename(path) for path in paths]
+    if len({*names}) == len(paths):
+        return names
+    return [posixpath.relpath(path, posixpath.commonpath(paths)) for path in paths]
+
+
+def _files(url: str) -> list[tuple[fsspec.AbstractFileSystem, str]]:
+    try:
+        return _listed(url)
+    except PromptError:
+        raise
+    except Exception as error:  # each file system has its own: no credentials, no such bucket, unknown protocol, …
+        raise PromptError(f"{url}: cannot be listed: {type(error).__name__}: {error}") from error
+
+
+def _listed(url: str) -> list[tuple[fsspec.AbstractFileSystem, str]]:
+    fs, path = url_to_fs(url)
+    if fs.isfile(path):
+        if not path.endswith(FORMATS):
+            raise PromptError(f"{url}: expected a file that ends with {', '.join(FORMATS)}")
+        found = [path]
+    elif any(mark in path for mark in "*?["):
+        found = [p for p in sorted(fs.glob(path)) if p.endswith(FORMATS)]
+    else:
+        # List rather than ask whether the folder exists: object stores disagree on what a folder is.
+        found = [p for p in sorted(fs.find(path)) if p.endswith(FORMATS) and not _is_hidden(p.removeprefix(path))]
+    if not found:
+        raise PromptError(f"{url}: no such file, and no {', '.join(FORMATS)} files below it")
+    return [(fs, p) for p in found]
+
+
+def _is_hidden(path: str) -> bool:
+    """Whether it is something that writers of data sets leave beside the data: `_SUCCESS`, `_delta_log/…`, `.tmp`."""
+    return any(part.startswith(("_", ".")) and "=" not in part for part in path.split("/"))
+
+
+def _read_file(fs: fsspec.AbstractFileSystem, path: str) -> pa.Table:
+    try:
+        with fs.open(path, "rb") as file:
+            if path.endswith(".parquet"):
+                table = pa.parquet.ParquetFile(file).read()
+            elif path.endswith(".csv"):
+                table = _read_csv(file)
+            else:
+                table = _read_json(file.read())
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeDecodeError, OSError) as error:
+        raise PromptError(f"{path}: cannot be read: {error}") from None
+    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
+    if twice:
+        raise PromptError(f"{path}: there are several columns named {', '.join(twice)}; rename or drop all but one")
+    table = _plain(table)
+    _check_text(table, path)
+    return _with_partitions(table, path)
+
+
+def _read_csv(file: pa.NativeFile) -> pa.Table:
+    """A table, in which text may not be UTF-8: Arrow does not say which row of a CSV file that is."""
+    table = pa.csv.read_csv(
+        file,
+        parse_options=pa.csv.ParseOptions(newlines_in_values=True),  # prompts may hold line breaks
+        convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(_TEXTS, pa.binary())),
+    )
+    for index, field in enumerate(table.schema):
+        if field.name in _TEXTS:
+            table = table.set_column(index, field.name, table.column(index).cast(pa.string(), safe=False))
+    return table
+
+
+def _read_json(content: bytes) -> pa.Table:
+    def parse(names: Sequence[str]) -> pa.Table:
+        return pa.json.read_json(
+            pa.BufferReader(content),
+            read_options=pa.json.ReadOptions(block_size=_JSON_BLOCK),
+            parse_options=pa.json.ParseOptions(explicit_schema=pa.schema([(name, pa.string()) for name in names])),
+        )
+
+    try:
+        table = parse(_TEXTS)
+    except pa.ArrowInvalid as error:
+        twice = re.search(r"Column\(/(\w+)\) was specified twice in row (\d+)", str(error))
+        if twice is not None:
+            raise pa.ArrowInvalid(f"row {int(twice[2]) + 1}: {twice[1]!r} stands there twice") from None
+        if "(/id)" not in str(error):
+            raise
+        table = parse([name for name in _TEXTS if name != "id"])  # whole numbers
+    return table.drop_columns([name for name in ("id", "negative_prompt") if _is_idle(table, name)])
+
+
+def _is_idle(table: pa.Table, name: str) -> bool:
+    return name in table.column_names and table[name].null_count == table.num_rows
+
+
+def _without_idle_types(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """A column that holds nothing but null in one file has the type that it has in the others."""
+    used: dict[str, pa.DataType] = {}
+    for table in tables:
+        for field in table.schema:
+            if not _is_idle(table, field.name):
+                used.setdefault(field.name, field.type)
+    return [filled(table, used) for table in tables]
+
+
+def filled(table: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
+    """The table, whose columns that hold nothing but null have the type that `types` says, if it says one."""
+    for index, field in enumerate(table.schema):
+        if _is_idle(table, field.name) and types.get(field.name, field.type) != field.type:
+            table = table.set_column(index, field.name, pa.nulls(table.num_rows, types[field.name]))
+    return table
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """The table with dictionaries decoded and text as `string`, so that files agree however they were written."""
+    for index, field in enumerate(table.schema):
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        kind = pa.string() if pa.types.is_string_view(kind) or pa.types.is_large_string(kind) else kind
+        if kind != field.type:
+            table = table.set_column(index, field.name, table[field.name].cast(kind))
+    return table
+
+
+def _check_text(table: pa.Table, path: str) -> None:
+    """Raise PromptError for text that is not UTF-8: Arrow reads it all the same."""
+    for name in table.column_names:
+        column = table[name]
+        if _is_valid(column):
+            continue
+        rows = [row for row in range(table.num_rows) if not _is_valid(column.take(pa.array([row])))]
+        where = Rows([(path, table.num_rows)]).list(rows)
+        raise PromptError(f"{path}: {where}: column {name!r} cannot be read: its text must be UTF-8")
+
+
+def _is_valid(column: pa.ChunkedArray) -> bool:
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _with_partitions(table: pa.Table, path: str) -> pa.Table:
+    """The table with the keys of the folders that the file lies in (`date=2026-11-25/part.parquet`) as columns."""
+    for key, value in _partitions(path):
+        if key not in table.column_names:
+            table = table.append_column(key, pa.array([value] * table.num_rows, pa.string()))
+        elif not _holds_only(table[key], value):
+            raise PromptError(f"{path}: column {key!r} and the folder {key}={value} do not agree; rename or drop one")
+    return table
+
+
+def _partitions(path: str) -> Iterator[tuple[str, str | None]]:
+    for folder in posixpath.dirname(path).split("/"):
+        key, mark, value = folder.partition("=")
+        if key and mark:
+            yield unquote(key), None if value == _NO_VALUE else unquote(value)
+
+
+def _holds_only(column: pa.ChunkedArray, value: str | None) -> bool:
+    try:
+        texts = column.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return False
+    return (
+        texts.null_count == len(texts)
+        if value is None
+        else bool(pc.all(pc.fill_null(pc.equal(texts, value), False)).as_py())
+    )

@@ -1,0 +1,99 @@
+"""Given a ledger, when a command has changed it, then status, report and bill say what the ledger says."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from flashvideo_ray import Settings
+from flashvideo_ray.cli import app
+from flashvideo_ray.ledger import decisions, run_file, tables
+from flashvideo_ray.ledger.keys import latents_key
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.writer import Writer
+
+BEST_OF_THREE = ["candidates=3", "select.rank=motion", "select.keep=1"]
+
+
+@pytest.fixture
+def store(tmp_path: Any) -> Store:
+    """Two prompts with three candidates each, of which the one that moves most was rendered, on cards."""
+    store, settings = Store(str(tmp_path / "run")), Settings.load("nano", BEST_OF_THREE)
+    run_file.open_run(store, {"seed": 0}, {"settings": settings.model_dump(mode="json"), "candidates": 6})
+    schema = tables.extended(tables.PREVIEWS, [pa.field("score_motion", pa.float64())])
+    previews = Writer(store, "previews", schema, settings.ledger)
+    clips = Writer(store, "clips", tables.CLIPS, settings.ledger)
+    for number in range(6):
+        prompt, candidate = divmod(number, 3)
+        row = {"clip_id": f"{number:020x}", "id": f"p{prompt}", "prompt": "a", "seed": number, "candidate": candidate}
+        made = {"latents": latents_key(row["clip_id"]), "preview_seconds": 2.0, "device": "NVIDIA H100"}
+        status = "previewed" if candidate == 2 else "rejected"
+        previews.append({**row, **made, "status": status, "score_motion": float(candidate)})
+        if candidate == 2:
+            ended = {"status": "rendered", "clip": "c", "refine_seconds": 4.0, "device": "NVIDIA L40S"}
+        else:
+            ended = {"status": "rejected", "stage": "score", "reason": "not among the best 1"}
+        clips.append({**row, **ended})
+    previews.flush()
+    clips.flush()
+    return store
+
+
+def command(*arguments: str) -> str:
+    result = CliRunner().invoke(app, [*arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def counted(store: Store) -> dict[str, int]:
+    """What `status` says."""
+    words = command("status", store.url).split()
+    known = ("rendered", "rejected", "previewed", "approved", "failed", "open")
+    return {word: int(words[place + 2]) for place, word in enumerate(words) if word in known}
+
+
+def summary(store: Store) -> dict[str, Any]:
+    command("report", store.url)
+    return dict(json.loads(store.get("summary.json")))
+
+
+def test_after_select_status_report_and_bill_say_what_the_ledger_says(store: Store) -> None:
+    assert counted(store) == {"rendered": 2, "rejected": 4, "open": 0}
+    assert "4 of 6 previews survive" in command("select", store.url, "--keep", "2")
+    ledger = Counter(tables.read(store, "previews", ["status"])["status"].to_pylist())
+    assert ledger == {"previewed": 4, "rejected": 2}
+    assert counted(store) == {"rendered": 2, "previewed": 2, "rejected": 2, "open": 0}
+    found = summary(store)
+    assert found["status"] == {"rendered": 2, "previewed": 2, "rejected": 2}
+    assert (found["survivors"], found["bill"]["rejected"], found["refine_seconds_saved"]) == (4, 2, 8.0)
+    assert found["bill"]["refine_everything"]["spared"] == 2
+    # And back: what is rendered stays, what is not is not wanted any more.
+    command("select", store.url, "--keep", "1")
+    assert counted(store) == {"rendered": 2, "rejected": 4, "open": 0}
+
+
+def test_what_people_decide_counts_at_once(store: Store) -> None:
+    first = f"{0:020x}"
+    decisions.write(store, [decisions.Decision(first, "approved", "her")])
+    assert counted(store) == {"rendered": 2, "approved": 1, "rejected": 3, "open": 0}
+    assert summary(store)["survivors"] == 3
+    decisions.write(store, [decisions.Decision(first, "cleared", "her")])
+    assert counted(store) == {"rendered": 2, "rejected": 4, "open": 0}
+
+
+def test_a_rejection_by_a_rule_about_the_whole_run_stands(store: Store) -> None:
+    """Such a rule is applied when all previews are there: their rows, written before, say `previewed`."""
+    run = run_file.read_run(store)
+    assert run is not None
+    run["settings"]["select"] |= {"keep": None, "percentiles": {"motion": 90}}
+    store.put("run.json", json.dumps(run).encode())
+    previews = tables.read(store, "previews")
+    status = pa.array(["previewed"] * 6)
+    place = previews.schema.get_field_index("status")
+    tables.supersede(store, "previews", previews.set_column(place, previews.schema.field("status"), status))
+    assert counted(store) == {"rendered": 2, "rejected": 4, "open": 0}

@@ -1,0 +1,136 @@
+"""What all stages share, without Ray: an error is a value in the row, with its cost; calls follow one another."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from flashvideo_ray import Settings
+from flashvideo_ray.graph.stage import StageBase, row_schema
+from flashvideo_ray.graph.tracker import Tracker, TrackerClient
+from flashvideo_ray.ledger import tables
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.settings import LedgerSettings
+
+
+class Here:
+    """A tracker in this process, spoken to as to an actor."""
+
+    def __init__(self, tracker: Tracker):
+        self._tracker = tracker
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._tracker, name))
+
+
+class Doing(StageBase):
+    """A stage that does what it is told while it has the device."""
+
+    name = "preview"
+
+    def __init__(self, act: Callable[[str], Any], folder: Path):
+        self.act = act
+        tracker = Tracker(Store(str(folder)), tables.PREVIEWS, LedgerSettings())
+        super().__init__(Settings(), TrackerClient(Here(tracker), lambda answer: answer, gated=False))
+
+    def takes(self, row: Mapping[str, Any]) -> bool:
+        return True
+
+    def process(self, row: dict[str, Any]) -> dict[str, Any]:
+        with self.device(row):
+            self.act(row["clip_id"])
+        return {"status": "previewed"}
+
+
+def batch(clip_id: str) -> pa.Table:
+    row = {"clip_id": clip_id, "id": "p", "prompt": "p", "seed": 1, "candidate": 0, "status": "open", "group": 0}
+    return pa.Table.from_pylist([row], schema=row_schema())
+
+
+class CannotSayError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not even this")
+
+
+@pytest.mark.parametrize("error", [ValueError("no such file: a\udcff.bin"), CannotSayError()])
+def test_a_failure_that_cannot_be_told_to_anybody_costs_one_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def act(clip_id: str) -> None:
+        raise error
+
+    with suppress(OSError), open("/dev/full", "w", buffering=1) as full:  # a log on a full disk: each write is refused
+        monkeypatch.setattr("sys.stderr", full)
+        [row] = Doing(act, tmp_path)(batch("a")).to_pylist()
+        monkeypatch.undo()
+    assert (row["status"], row["error_class"]) == ("failed", type(error).__name__)
+    assert row["error"]
+
+
+def test_a_call_is_marked_before_the_device_is_free_for_it(tmp_path: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def act(clip_id: str) -> None:
+        if clip_id == "first":
+            begun.set()
+            assert go_on.wait(60)
+
+    stage = Doing(act, tmp_path)
+    threads = [threading.Thread(target=stage, args=[batch(clip_id)]) for clip_id in ("first", "second")]
+    threads[0].start()
+    assert begun.wait(60)
+    threads[1].start()
+    marks = stage.events._handle._tracker._process  # type: ignore[attr-defined]
+    deadline = time.monotonic() + 60
+    while ("preview", "second") not in marks:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert not marks
+
+
+class Renders(StageBase):
+    """A stage 2 that takes its time and then fails on prompts that say so, on its card or after it."""
+
+    name = "refine"
+    device_name = "NVIDIA L40S"
+
+    def takes(self, row: Mapping[str, Any]) -> bool:
+        return True
+
+    def process(self, row: dict[str, Any]) -> dict[str, Any]:
+        with self.device(row):
+            time.sleep(0.02)
+            if row["prompt"] == "fails":
+                raise ValueError("NaN")
+        if row["prompt"] == "cannot be stored":
+            raise OSError("no space")
+        return {"status": "rendered", "refine_seconds": 1.0}
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Renders:
+    tracker = Tracker(Store(str(tmp_path)), tables.PREVIEWS, LedgerSettings())
+    return Renders(Settings(), TrackerClient(Here(tracker), lambda answer: answer, gated=False))
+
+
+def test_a_call_that_fails_says_what_it_cost_and_on_what(stage: Renders) -> None:
+    """The row came with the device that made its preview; it was another one that failed."""
+    row = {**dict.fromkeys(row_schema().names), "clip_id": "a", "status": "previewed", "device": "NVIDIA H100"}
+    prompts = ("fails", "cannot be stored", "goes well")
+    batch = pa.Table.from_pylist([{**row, "prompt": prompt} for prompt in prompts], schema=row_schema())
+    failed, stored, well = stage(batch).to_pylist()
+    for each in (failed, stored):
+        assert (each["status"], each["stage"], each["device"]) == ("failed", "refine", "NVIDIA L40S")
+        assert 0.02 <= each["refine_seconds"] < 1.0
+    assert (well["status"], well["refine_seconds"]) == ("rendered", 1.0)

@@ -1,0 +1,73 @@
+"""What the tracker remembers of calls, of the processes that died of them, and what it waits for."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from support import S3
+
+from flashvideo_ray.graph.job import start_tracker, writing
+from flashvideo_ray.graph.tracker import Attempt, Tracker, TrackerClient
+from flashvideo_ray.ledger import tables
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.settings import LedgerSettings
+
+
+@pytest.fixture
+def tracker(tmp_path: Path) -> Tracker:
+    return Tracker(Store(str(tmp_path)), tables.PREVIEWS, LedgerSettings())
+
+
+def preview_row(clip_id: str) -> dict[str, Any]:
+    return {"clip_id": clip_id, "id": "p", "prompt": "p", "seed": 1, "candidate": 0, "status": "previewed"}
+
+
+def test_a_process_dies_of_the_call_that_had_the_device(tracker: Tracker) -> None:
+    assert tracker.attempt("refine", "done", "first process").count == 1
+    assert tracker.attempt("refine", "deadly", "first process").count == 1
+    tracker.survived("refine", "done")
+    assert tracker.attempt("refine", "waiting", "first process").count == 1
+    # It dies, and its calls come again: those that waited first.
+    assert tracker.attempt("refine", "waiting", "second process").count == 1
+    assert tracker.attempt("refine", "deadly", "second process").count == 2
+    tracker.survived("refine", "waiting")
+    # And once more, together with one that was new.
+    assert tracker.attempt("refine", "new", "second process").count == 1
+    tracker.overdue("refine", "deadly")
+    assert tracker.attempt("refine", "deadly", "third process") == Attempt(3, overdue=True)
+    assert tracker.attempt("refine", "new", "third process") == Attempt(1, overdue=False)
+    tracker.survived("refine", "deadly")
+    assert tracker.attempt("refine", "deadly", "third process") == Attempt(1, overdue=False)
+
+
+class Unasked:
+    """The handle of a tracker that must not be asked."""
+
+
+def test_without_a_quota_nobody_asks_whether_a_call_may_begin() -> None:
+    assert TrackerClient(Unasked(), ray.get, gated=False).admit("preview", "a", "p") == "go"
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_store_that_is_away_keeps_no_card_waiting(s3: S3, tmp_path: Path) -> None:
+    store = Store(f"s3://{s3.bucket}/{tmp_path.name}")
+    actor = start_tracker(store, tables.PREVIEWS, LedgerSettings(), {}, None)
+    client = TrackerClient(actor, lambda answer: ray.get(answer, timeout=20), gated=False)
+    client.previewed([preview_row("a")])
+    s3.process.send_signal(signal.SIGSTOP)
+    try:
+        written = writing(actor.flush).remote()
+        with pytest.raises(ray.exceptions.GetTimeoutError):
+            ray.get(written, timeout=1)
+        assert client.attempt("preview", "b").count == 1
+        client.previewed([preview_row("b")])
+    finally:
+        s3.process.send_signal(signal.SIGCONT)
+    ray.get(written)
+    ray.get(writing(actor.flush).remote())
+    assert sorted(tables.read(store, "previews")["clip_id"].to_pylist()) == ["a", "b"]
+    ray.kill(actor)
