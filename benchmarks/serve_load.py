@@ -86,7 +86,7 @@ def fill(store: Store, count: int) -> None:
     schema = tables.extended(tables.PREVIEWS, [pa.field("score_motion", pa.float64())])
     writer = Writer(store, "previews", schema, LedgerSettings())
     for number in range(count):
-        words = random.Random(number).sample(vocabulary.EXAMPLES[0].split(), 6)
+        words = random.Random(number // 4).sample(vocabulary.EXAMPLES[0].split(), 6)
         own = {"clip_id": f"{number:020x}", "id": f"p{number // 4}", "prompt": " ".join(words), "seed": number}
         writer.append({**own, "candidate": number % 4, "status": "previewed", "score_motion": random.random()})
     writer.flush()

@@ -11,9 +11,8 @@ import logging
 import sys
 import tempfile
 import threading
-from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +42,9 @@ RetryOption = Annotated[
     str | None, typer.Option(help="Take up candidates again: failed, or failed:ErrorClass for one class.")
 ]
 TakeoverOption = Annotated[bool, typer.Option("--takeover", help="Take the run from a job that still holds it.")]
+RelabelOption = Annotated[
+    bool, typer.Option("--relabel", help="Give candidates of the run the ids and other columns that PROMPTS has now.")
+]
 AcceptOption = Annotated[int | None, typer.Option(help="End when the run has so many rendered clips.")]
 BudgetOption = Annotated[
     str | None, typer.Option(help="End when this job's pools held cards for so long: '200 gpu-hours' (or cpu-hours).")
@@ -69,6 +71,7 @@ def render(
     until: Annotated[Until, typer.Option(help="Stop after this stage.")] = Until.refine,
     retry: RetryOption = None,
     takeover: TakeoverOption = False,
+    relabel: RelabelOption = False,
     accept: AcceptOption = None,
     budget: BudgetOption = None,
 ) -> None:
@@ -79,7 +82,14 @@ def render(
         settings = Settings.load(config, set_ or [])
         quota = Quota.parse(accept, budget)
         return pipeline.render(
-            prompts, output, settings, until=until.value, retry=retry, takeover=takeover, quota=quota
+            prompts,
+            output,
+            settings,
+            until=until.value,
+            retry=retry,
+            takeover=takeover,
+            quota=quota,
+            relabel=relabel,
         )
 
     raise typer.Exit(run_job(job))
@@ -93,13 +103,14 @@ def preview(
     set_: SetOption = None,
     retry: RetryOption = None,
     takeover: TakeoverOption = False,
+    relabel: RelabelOption = False,
 ) -> None:
     """Stage 1 and scores only; `refine` goes on from there."""
     from flashvideo_ray.graph import pipeline
 
     def job() -> Any:
         settings = Settings.load(config, set_ or [])
-        return pipeline.preview(prompts, output, settings, retry=retry, takeover=takeover)
+        return pipeline.preview(prompts, output, settings, retry=retry, takeover=takeover, relabel=relabel)
 
     raise typer.Exit(run_job(job))
 
@@ -255,18 +266,15 @@ def status(output: OutputArgument) -> None:
     """How far a run is, from its ledger."""
 
     def show() -> None:
-        from flashvideo_ray.accounting.summary import statuses
         from flashvideo_ray.graph import finish
         from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
         run = _existing_run(store)
-        settings = Settings.of_tree(run["settings"], where="run.json")
-        counts = Counter(statuses(*finish.present(store, settings)).values())
-        open_ = max(0, run["candidates"] - sum(counts.values()))
+        counts = finish.standing(store, finish.settings_of(store, run), run["candidates"])
         console.print(store.url, markup=False, soft_wrap=True)
         table = Table("status", "candidates")
-        for name, count in {**counts, "open": open_}.items():
+        for name, count in counts.items():
             table.add_row(name, str(count))
         console.print(table)
 
@@ -282,8 +290,7 @@ def report(output: OutputArgument) -> None:
         from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
-        settings = Settings.of_tree(_existing_run(store)["settings"], where="run.json")
-        finish.finish(store, settings)
+        finish.finish(store, finish.settings_of(store, _existing_run(store)))
         console.print(f"{store.url}/report.html", markup=False, soft_wrap=True)
 
     _guarded(write)
@@ -344,7 +351,7 @@ def audit(
         from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
-        settings = Settings.of_tree(_existing_run(store)["settings"], where="run.json")
+        settings = finish.settings_of(store, _existing_run(store))
         with console.status("scoring") as status:
             found = auditing.audit(
                 store,
@@ -369,12 +376,15 @@ def verify(
     """Prove that ledger and store agree: exit status 0 if they do, 1 if not."""
 
     def check() -> int:
+        from flashvideo_ray.graph import finish
+        from flashvideo_ray.ledger import run_file
         from flashvideo_ray.ledger import verify as verification
         from flashvideo_ray.ledger.claim import Claim, Identity
         from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
-        _existing_run(store)
+        with suppress(run_file.DamagedRunError):  # which is among what is found
+            _existing_run(store)
         held = Claim(store, Identity.of_this_process(), takeover=takeover) if repair else nullcontext()
         with held, console.status("verifying") as status:
             report = verification.verify(
@@ -383,6 +393,11 @@ def verify(
                 decode=decode,
                 progress=lambda done, total: status.update(f"verifying: {done} of {total} rows"),
             )
+            kinds = {finding.kind for finding in report.problems}
+            if any(finding.repaired for finding in report.findings) and "run" not in kinds:
+                run = run_file.read_run(store)
+                if run is not None:  # what is written about the run is mended, too
+                    finish.finish(store, finish.settings_of(store, run))
         for finding in report.findings:
             note = "mended" if finding.repaired else "notice" if finding.is_notice else "WRONG"
             where = finding.key or finding.clip_id
@@ -482,7 +497,11 @@ def serve(
             refine_approved=refine_approved,
             queue_limit=queue_limit,
         )
-        with local.running(options, host, port) as address:
+
+        def say(text: str) -> None:
+            console.print(text, markup=False, soft_wrap=True)
+
+        with local.running(options, host, port, say) as address:
             console.print(f"{output} at {address} (Ctrl-C stops it)", markup=False, soft_wrap=True)
             threading.Event().wait()
 
@@ -515,10 +534,17 @@ def run_job(job: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         print("Stopped. What is done is in the ledger; the same command carries on.", file=sys.stderr)
         return 1
-    if not result.ended:
+    if not result.ended and not result.without_latents:
         console.print("Nothing to do: every candidate of these prompts has ended before.")
         if result.total.get("failed"):
             console.print(f"{result.total['failed']} of them failed; --retry failed takes them up again.")
+    if result.without_latents:
+        console.print(
+            f"{result.without_latents:,} candidates are wanted whose latents were removed: "
+            f"`flashvideo-ray render PROMPTS {result.output}` makes their previews anew and renders them.",
+            markup=False,
+            soft_wrap=True,
+        )
     print_result(result)
     return result.exit_status
 
@@ -544,21 +570,22 @@ def print_result(result: Any) -> None:
 
 def _run_settings(output: str, config: str | None, overrides: list[str]) -> Settings:
     """The settings of the run at OUTPUT with overrides, unless a config is named."""
+    from flashvideo_ray.ledger import jobs
     from flashvideo_ray.ledger.store import Store
 
     if config is not None:
         return Settings.load(config, overrides)
-    run = _existing_run(Store(output))
-    return Settings.of_tree(run["settings"], overrides, "run.json")
+    store = Store(output)
+    return Settings.of_tree(jobs.newest_settings(store, _existing_run(store)), overrides, "run.json")
 
 
 def _branch(old: str, new: str, settings: Settings, takeover: bool) -> Settings:
     """Bring the previews of a run to another one."""
-    from flashvideo_ray.engines import weights
+    from flashvideo_ray.graph import checks
     from flashvideo_ray.graph.branch import branch
     from flashvideo_ray.ledger.store import Store
 
-    settings = weights.with_model_defaults(settings)
+    settings = checks.check(settings, ("text", "refine"))
     with console.status("copying previews") as status:
         count = branch(
             Store(old),

@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--until", choices=["preview", "refine"], default="refine", help="stop after this stage")
     parser.add_argument("--retry", metavar="failed[:CLASS]", help="take up candidates that failed before")
     parser.add_argument("--takeover", action="store_true", help="take the run from a job that still holds it")
+    parser.add_argument("--relabel", action="store_true", help="give the run's candidates the ids and columns of now")
     parser.add_argument("--accept", type=int, metavar="N", help="end when the run has so many rendered clips")
     parser.add_argument("--budget", metavar="'N gpu-hours'", help="end when this job's pools held cards for so long")
     args = parser.parse_args()
@@ -43,6 +44,7 @@ def main() -> int:
             until=args.until,
             retry=args.retry,
             takeover=args.takeover,
+            relabel=args.relabel,
             quota=Quota.parse(args.accept, args.budget),
         )
     )

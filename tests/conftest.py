@@ -18,7 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 # Files that take minutes. Two processes share the files: what takes longest begins first, so that both end together.
-LONG = ("chaos", "resume", "selecting", "job", "page", "serve", "reselect", "faults", "placement", "pipeline")
+LONG = ("chaos", "resume", "selecting", "job", "page", "service", "reselect", "faults", "placement", "pipeline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,13 +36,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """One Ray on this machine for the tests of a module."""
+def local_ray() -> None:
+    """A Ray on this machine, the same for all modules until a test starts one of its own (`support.own_ray`)."""
     import ray
 
-    ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="warning")
-    yield
-    ray.shutdown()
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="warning")
+
+
+@pytest.fixture
+def inline(local_ray: None) -> Iterator[None]:
+    """Stages run in this process, not in actors: see `inline`."""
+    from inline import stages_inline
+
+    with stages_inline():
+        yield
 
 
 @pytest.fixture(scope="session")

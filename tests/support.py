@@ -7,6 +7,7 @@ import fcntl
 import itertools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -63,7 +64,8 @@ class S3:
             "credentials": [{"accessKey": "key", "secretKey": "secret"}],
         }
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        self._keys = folder / "s3.json"
+        self._keys.write_text(json.dumps({"identities": [identity]}))
         services = ("master", "volume", "filer", "s3", "admin")
         ports = ports or free_ports(2 * len(services))
         options = [
@@ -96,6 +98,18 @@ class S3:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+    @contextmanager
+    def denied(self) -> Iterator[None]:
+        """While this lasts, the keys are wrong: every request is answered 403."""
+        right = self._keys.read_text()
+        self._keys.write_text(right.replace('"secret"', '"another"'))
+        self.process.send_signal(signal.SIGHUP)  # it reads its keys again
+        try:
+            yield
+        finally:
+            self._keys.write_text(right)
+            self.process.send_signal(signal.SIGHUP)
 
     def wait(self, seconds: float = 60.0) -> None:
         """Until it takes a put. Raises ServerError as soon as it has died."""
@@ -195,6 +209,20 @@ def _started_s3(folder: Path, ports: Callable[[int], list[int]]) -> S3:
             if number == _STARTS - 1:
                 raise
     raise AssertionError
+
+
+@contextmanager
+def own_ray(**options: Any) -> Iterator[None]:
+    """A Ray of this machine for one test, in place of the one that tests share."""
+    import ray
+
+    ray.shutdown()
+    common = {"address": "local", "num_cpus": 8, "include_dashboard": False, "logging_level": "warning"}
+    ray.init(**{**common, **options})
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 @contextmanager

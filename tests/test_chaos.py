@@ -6,12 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import ray
-from support import PROMPTS, TESTS, tiny_overrides, write_prompts
+from support import PROMPTS, TESTS, own_ray, tiny_overrides, write_prompts
 
 import flashvideo_ray
 from flashvideo_ray import Settings
@@ -27,26 +24,18 @@ def test_the_short_form() -> None:
     assert result.returncode == 0, result.stdout + result.stderr[-3000:]
 
 
-@contextmanager
-def a_cluster() -> Iterator[None]:
-    ray.shutdown()
-    ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="warning")
-    yield
-    ray.shutdown()
-
-
 def test_stage_2_in_another_cluster_needs_the_ledger_and_the_latents_alone(tmp_path: Path, tiny_model: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:4])
     settings = Settings.load("nano", tiny_overrides(tiny_model))
     here, there, straight = (tmp_path / name for name in ("here", "there", "straight"))
-    with a_cluster():
+    with own_ray():
         result = flashvideo_ray.preview(prompts, str(here), settings)
     assert (result.ended, result.total) == ({"previewed": 4}, {"previewed": 4})
     assert tables.read(Store(str(here)), "clips").num_rows == 0
     there.mkdir()
     for name in ("run.json", "ledger", "latents"):
         (shutil.copytree if (here / name).is_dir() else shutil.copy)(here / name, there / name)
-    with a_cluster():
+    with own_ray():
         # Other rows a call and another order of work change nothing about a clip.
         other = Settings.load("nano", [*tiny_overrides(tiny_model), "pools.refine.batch_size=3"])
         assert flashvideo_ray.refine(str(there), other).ended == {"rendered": 4}

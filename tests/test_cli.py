@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 from flashvideo_ray import Settings
 from flashvideo_ray.cli import app
 from flashvideo_ray.graph import checks, pipeline
+from flashvideo_ray.graph.recipe import about, recipe_of
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
@@ -62,6 +65,9 @@ def test_wrong_prompts_end_with_status_2_and_leave_no_run(
         (["score.scorers=[motion, motion]"], "motion, motion_area would be given by two scorers"),
         (["preview.model=/absent"], "/absent: no such folder"),
         (["preview.height=8"], "preview.height, preview.width: the smallest size is 16x16, got 8x48"),
+        (["refine.decode_tiling=reference", "refine.decode_tiles=[50, 50]"], "50 rows of tiles do not fit"),
+        (["video.codec=h264_nvenc"], "pools.refine.num_gpus is 0"),
+        (["candidates=30000000"], "candidates: Input should be less than or equal to 10000"),
         (["preview.num_frames=10"], "preview.num_frames: a video of 10 frames cannot be decoded; 8k + 1 can"),
         (["pools.preview.num_gpus=64"], "pools.preview asks for 1 times 1 CPU, 64 GPU; there is room for 0"),
     ],
@@ -89,6 +95,19 @@ def test_a_quota_that_cannot_be_read(tmp_path: Path) -> None:
     result = run("render", write_prompts(tmp_path / "prompts.parquet"), str(tmp_path / "run"), "--budget", "much")
     assert result.exit_code == 2
     assert "write it like '200 gpu-hours'" in result.output
+
+
+def test_a_run_is_not_refined_from_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = checks.check(Settings.load("nano"))
+    run_file.open_run(Store("run"), recipe_of(settings), about(settings, 0))
+    written = (tmp_path / "run" / "run.json").read_bytes()
+    for new, old in (("run", "run"), ("run/", f"file://{tmp_path}/run"), (str(tmp_path / "run"), "./run")):
+        result = run("refine", new, "--from", old)
+        assert result.exit_code == 2
+        assert "this is OUTPUT itself" in result.output
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+    assert (tmp_path / "run" / "run.json").read_bytes() == written
 
 
 @pytest.mark.parametrize("command", ["refine", "status", "report", "select", "prune"])
@@ -123,6 +142,11 @@ def test_status_counts_candidates(tmp_path: Path, tiny_model: Path) -> None:
     store = Store(str(tmp_path / "run"))
     settings = Settings.load("nano", tiny_overrides(tiny_model))
     run_file.open_run(store, {"seed": 0}, {"settings": settings.model_dump(mode="json"), "candidates": 5})
+    earlier = {"clip_id": "e", "id": "p", "prompt": "the text before", "seed": 0, "candidate": 0, "status": "previewed"}
+    writer = Writer(store, "previews", tables.PREVIEWS, LedgerSettings())
+    writer.append(earlier)
+    writer.flush()
+    time.sleep(0.002)  # the ledger's clock has milliseconds
     for table, statuses in {
         "previews": ["previewed", "rejected", "previewed"],
         "clips": ["rendered", "rejected"],
@@ -135,6 +159,7 @@ def test_status_counts_candidates(tmp_path: Path, tiny_model: Path) -> None:
     result = run("status", store.url)
     assert result.exit_code == 0
     words = result.output.split()
+    assert "earlier text │ 1" in " ".join(words)
     counts = {
         word: words[index + 2]
         for index, word in enumerate(words)
@@ -142,7 +167,11 @@ def test_status_counts_candidates(tmp_path: Path, tiny_model: Path) -> None:
     }
     assert counts == {"rendered": "1", "rejected": "1", "previewed": "1", "open": "2"}
     assert run("report", store.url).exit_code == 0
-    assert "<html" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<html" in page
+    assert "the text before" not in page
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["candidates"], summary["prompts"], summary["earlier_texts"]) == (3, 1, 1)
 
     # Rows without media, and two parts that need not be two.
     wrong = run("verify", store.url)

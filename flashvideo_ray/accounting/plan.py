@@ -161,8 +161,14 @@ def measured(store: Store) -> Measures:
     where = store.url
     try:
         summary = json.loads(store.get("summary.json"))
+        if not isinstance(summary, dict) or "stages" not in summary:
+            raise ValueError("it has no stages")
     except FileNotFoundError:
         raise PlanError(f"{where}: no summary.json; `flashvideo-ray report {where}` writes it") from None
+    except ValueError as error:
+        raise PlanError(
+            f"{where}: summary.json is damaged ({error}); `flashvideo-ray verify {where} --repair` writes it anew"
+        ) from None
     means = {stage: summary["stages"].get(stage, {}).get("mean_seconds") for stage in STAGES}
     known = {stage: mean for stage, mean in means.items() if mean is not None}
     for stage in ("preview", "refine"):

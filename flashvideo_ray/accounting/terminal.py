@@ -56,6 +56,12 @@ def bill_lines(bill: Mapping[str, Any]) -> Iterator[str]:
         if bill["per_clip"]["money"] is not None:
             text += f", {money(bill['per_clip']['money'], currency)}"
     yield text
+    lost = bill["failed_cost"]
+    if lost["gpu_seconds"] or lost["cpu_seconds"]:
+        text = f"Of that, {_work(lost)}"
+        if lost["money"] is not None:
+            text += f", {money(lost['money'], currency)},"
+        yield f"{text} for {bill['failed']:,} candidates that failed"
     saving, single = bill["refine_everything"], bill["single_stage"]
     if saving is not None and saving["spared"]:
         text = f"Saved {percent(saving['share'])} against refining everything: {_work(saving['cost'])}"

@@ -22,6 +22,7 @@ from flashvideo_ray.errors import InputError
 from flashvideo_ray.ledger import decisions, tables
 from flashvideo_ray.ledger.keys import clip_key, preview_key
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.texts import Texts
 from flashvideo_ray.selection.agreement import Audit, Pair, compare
 from flashvideo_ray.selection.rules import SCORE
 from flashvideo_ray.settings import Settings
@@ -53,7 +54,8 @@ def audit(
     """
     own = [name for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
     others = _names_of(held_out, own)
-    previews, clips = tables.read(store, "previews"), tables.read(store, "clips")
+    texts = Texts.read(store)
+    previews, clips = texts.present(tables.read(store, "previews")), texts.present(tables.read(store, "clips"))
     candidates = _candidates(previews, clips)
     if not any(row["status"] == "rejected" for row in candidates):
         raise AuditError(
@@ -82,7 +84,7 @@ def read(store: Store) -> dict[str, Any] | None:
     """The content of `audit.json`, or None where no audit was made."""
     try:
         return dict(json.loads(store.get(FILE)))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, TypeError):  # `verify` tells of one that is damaged
         return None
 
 

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashvideo_ray.graph.recipe import about, recipe_of
-from flashvideo_ray.ledger import parquet_log, run_file, tables
+from flashvideo_ray.ledger import jobs, parquet_log, run_file, tables
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.settings import Settings
+from flashvideo_ray.ledger.texts import Texts
+from flashvideo_ray.settings import Settings, SettingsError
 
 _THREADS = 16
 _STAGE_1 = ("seed", "candidates", "text", "preview", "score")
@@ -32,9 +33,11 @@ def branch(
     """Bring the previews of `old`, with their latents, to `new`. Returns how many are new there.
 
     The settings may differ from those of the old run in all but stage 1 and the scores. May be repeated: what is there
-    is not copied again. Raises NoRunError where `old` is no run, and RecipeError if stage 1 differs or `new` holds a
-    run with another recipe.
+    is not copied again. Raises NoRunError where `old` is no run, SettingsError where it is `new`, and RecipeError if
+    stage 1 differs or `new` holds a run with another recipe.
     """
+    if new.is_same_place(old):
+        raise SettingsError(f"--from {old.url}: this is OUTPUT itself; give the new clips an OUTPUT of their own")
     run = run_file.read_run(old)
     if run is None:
         raise run_file.NoRunError(f"{old.url}: no run here (no run.json)")
@@ -54,7 +57,7 @@ def branch(
 def _copy(
     old: Store, new: Store, settings: Settings, recipe: Mapping[str, Any], progress: Callable[[int, int], None]
 ) -> int:
-    previews = tables.read(old, "previews")
+    previews = Texts.read(old).present(tables.read(old, "previews"))
     previews = previews.filter(previews["latents"].is_valid())
     known = tables.read(new, "previews", ["clip_id"])["clip_id"].combine_chunks()
     previews = previews.filter(pc.invert(pc.is_in(previews["clip_id"], known)))
@@ -65,7 +68,7 @@ def _copy(
             progress(done, len(keys))
     record = {**about(settings, previews), "command": shlex.join(sys.argv), "from": old.url}
     record["candidates"] = previews.num_rows + len(known)
-    run_file.open_run(new, recipe, record)
+    jobs.note(new, run_file.open_run(new, recipe, record))
     # Rows after their objects, and none of the old run's seconds: this run did not pay for them.
     for name in ("text_seconds", "preview_seconds", "score_seconds", "rate_seconds"):
         if name in previews.column_names:

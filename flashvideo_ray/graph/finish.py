@@ -8,38 +8,42 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flashvideo_ray.accounting import billing, report
 from flashvideo_ray.accounting.summary import statuses, summarise
 from flashvideo_ray.graph import audit, remaining
-from flashvideo_ray.ledger import decisions, run_file, tables
+from flashvideo_ray.ledger import decisions, jobs, run_file, tables
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.texts import COLUMNS, Texts, still_open
 from flashvideo_ray.settings import Settings
 
 _IN = ("previewed", "approved")
 _VERDICT = ("status", "reason", "stage", "error_class", "error")
 
 
-def finish(
-    store: Store, settings: Settings, seconds: float = 0.0, usage: Mapping[str, Mapping[str, float]] | None = None
-) -> dict[str, int]:
-    """Write summary.json and report.html from the ledger, after a job of so many seconds of wall time.
+def settings_of(store: Store, run: Mapping[str, Any]) -> Settings:
+    """The settings of a run, as its newest job was told them."""
+    return Settings.of_tree(jobs.newest_settings(store, run), where="run.json")
 
-    `usage` is what the job's pools held and used, by stage, in seconds of actors. Returns how many candidates have each
-    status.
-    """
+
+def finish(store: Store, settings: Settings) -> dict[str, int]:
+    """Write summary.json and report.html from the ledger. Returns how many candidates have each status."""
     run = run_file.read_run(store)
     if run is None:
         raise run_file.NoRunError(f"{store.url}: no run here (no run.json)")
     previews, clips = present(store, settings)
-    before = _summary(store)
+    jobs.take_up(store, run)
     summary = summarise(previews, clips)
-    summary["wall_seconds"] = before.get("wall_seconds", 0.0) + seconds
-    summary["pools"] = _added(before.get("pools", {}), usage or {})
+    old = earlier(store)
+    summary["earlier_texts"] = len(statuses(*old))
+    summary["wall_seconds"], summary["pools"] = jobs.usage(jobs.read(store))
     from flashvideo_ray.accounting import estimates
 
     operations = estimates.known_operations(settings)
-    bill = billing.bill(previews, clips, settings, summary["pools"], operations)
+    # What earlier texts took was paid all the same.
+    paid = [pa.concat_tables(pair, promote_options="permissive") for pair in ((previews, old[0]), (clips, old[1]))]
+    bill = billing.bill(paid[0], paid[1], settings, summary["pools"], operations)
     for stage, numbers in summary["stages"].items():
         cards = [line.device_seconds for line in bill.lines if (line.stage, line.unit) == (stage, "GPU")]
         numbers["gpu_seconds"] = round(sum(cards), 3)
@@ -59,12 +63,14 @@ def finish(
 
 
 def present(store: Store, settings: Settings) -> tuple[pa.Table, pa.Table]:
-    """The ledger's previews and clips, with what selection and people say of the candidates now.
+    """Previews and clips of the prompts as they are now, with what selection and people say of the candidates now.
 
     A clip stays, and so does a failure of a stage. A rejection does not outlive what it came of: where `select` or a
     person decided anew, its row says so here, as the next job will.
     """
     previews, clips = tables.read(store, "previews"), tables.read(store, "clips")
+    texts = Texts.of(tables.read(store, "candidates"), previews, clips)
+    previews, clips = texts.present(previews), texts.present(clips)
     people = decisions.opinions(store)
     verdicts = remaining.judged(previews, settings, people).select([*_VERDICT, "clip_id"]).to_pylist()
     # Rules about the whole run come after a preview's row: what nobody said in person counts if row and rules agree.
@@ -84,6 +90,25 @@ def present(store: Store, settings: Settings) -> tuple[pa.Table, pa.Table]:
     return _decided(previews, {clip_id: now[clip_id] for clip_id in people if clip_id in now}), _decided(clips, anew)
 
 
+def earlier(store: Store) -> tuple[pa.Table, pa.Table]:
+    """Previews and clips of texts that prompts had before."""
+    texts = Texts.read(store)
+    previews, clips = (tables.read(store, table) for table in ("previews", "clips"))
+    return tuple(rows.filter(pc.invert(texts.holds(rows))) for rows in (previews, clips))
+
+
+def standing(store: Store, settings: Settings, wanted: int) -> dict[str, int]:
+    """How many candidates have each status, those that are `open`, and those of an `earlier text`.
+
+    `wanted` is what run.json says of their number, for runs whose ledger does not.
+    """
+    found = statuses(*present(store, settings))
+    candidates = tables.read(store, "candidates", COLUMNS)
+    open_ = still_open(candidates, found) if candidates.num_rows else max(0, wanted - len(found))
+    before = len(statuses(*earlier(store)))
+    return {**Counter(found.values()), "open": open_, **({"earlier text": before} if before else {})}
+
+
 def _decided(table: pa.Table, verdicts: Mapping[str, Mapping[str, Any]]) -> pa.Table:
     """The rows with these verdicts instead of theirs."""
     if not verdicts:
@@ -96,25 +121,6 @@ def _decided(table: pa.Table, verdicts: Mapping[str, Mapping[str, Any]]) -> pa.T
             index = table.schema.get_field_index(name)
             table = table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type))
     return table
-
-
-def _added(before: Mapping[str, Any], now: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """What the pools held and used in all jobs of the run."""
-    return {
-        stage: {
-            name: round(before.get(stage, {}).get(name, 0.0) + now.get(stage, {}).get(name, 0.0), 3)
-            for name in ("held_seconds", "busy_seconds")
-        }
-        for stage in dict.fromkeys([*before, *now])
-    }
-
-
-def _summary(store: Store) -> dict[str, Any]:
-    """Of the jobs before this one."""
-    try:
-        return dict(json.loads(store.get("summary.json")))
-    except (FileNotFoundError, ValueError):
-        return {}
 
 
 def _bytes(store: Store, key: str) -> bytes | None:

@@ -24,7 +24,7 @@ from flashvideo_ray.graph.progress import Progress
 from flashvideo_ray.graph.quota import Gate, Quota
 from flashvideo_ray.graph.remaining import Until
 from flashvideo_ray.graph.tracker import StageState, Tracker, TrackerClient
-from flashvideo_ray.ledger import prune, run_file, tables
+from flashvideo_ray.ledger import jobs, prune, run_file, tables
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store
@@ -48,6 +48,7 @@ class RunResult:
     ended: dict[str, int]  # by status, in this job
     total: dict[str, int]  # by status, in the run
     seconds: float
+    without_latents: int = 0  # candidates that only `render` can take further: their latents were pruned
 
     @property
     def exit_status(self) -> int:
@@ -73,7 +74,6 @@ class Job:
 def run_job(job: Job, graph: Graph, started: float) -> RunResult:
     """Do the job, if there is anything to do, and bring the summary and the report up to date."""
     ended: Counter[str] = Counter()
-    usage: dict[str, Any] = {}
     work = _wanted(job, job.next_work(job.retry))
     if work:
         stages_ = _pools(job.settings, "refine")
@@ -85,19 +85,21 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
         with Claim(job.store, identity, job.settings.ledger.lease_seconds, job.takeover) as claim:
             # Read again: another job may have worked on the run until just now.
             work = _wanted(job, job.next_work(job.retry))
-            run_file.open_run(job.store, job.recipe, job.about)
-            while work:
-                enough = _do(job, graph, work, claim, ended, usage)
-                done, work = work, job.next_work(None)
-                if enough or work.rows["clip_id"].equals(done.rows["clip_id"]):
-                    break  # or nothing came of it, and would not the next time
+            run = run_file.open_run(job.store, job.recipe, job.about)
+            with jobs.Record(job.store, run, started) as record:
+                while work:
+                    enough = _do(job, graph, work, claim, ended, record)
+                    done, work = work, job.next_work(None)
+                    if enough or work.rows["clip_id"].equals(done.rows["clip_id"]):
+                        break  # or nothing came of it, and would not the next time
             if not set(job.settings.keep) >= _KEPT:
                 prune.prune(job.store, prune.plan(job.store, job.settings.keep))
             tables.compact(job.store)
-            total = finish.finish(job.store, job.settings, time.monotonic() - started, usage)
+            jobs.merge(job.store)
     else:
-        total = finish.finish(job.store, job.settings)
-    return RunResult(job.store.url, dict(ended), total, time.monotonic() - started)
+        _note_settings(job)
+    total = finish.finish(job.store, job.settings)
+    return RunResult(job.store.url, dict(ended), total, time.monotonic() - started, work.without_latents)
 
 
 def _pools(settings: Settings, until: Until) -> tuple[Stage, ...]:
@@ -106,8 +108,9 @@ def _pools(settings: Settings, until: Until) -> tuple[Stage, ...]:
     return tuple(stage for stage in STAGES if stage not in absent)
 
 
-def _do(job: Job, graph: Graph, work: remaining.Work, claim: Claim, ended: Counter[str], usage: dict[str, Any]) -> bool:
+def _do(job: Job, graph: Graph, work: remaining.Work, claim: Claim, ended: Counter[str], record: jobs.Record) -> bool:
     """One round: what is decided becomes ledger rows, the rest goes through the graph. True if the job has enough."""
+    work.news.write(job.store)
     schema = tables.extended(tables.CLIPS, job.extra)
     Writer(job.store, "clips", schema, job.settings.ledger).write(work.decided)
     ended.update(work.decided["status"].to_pylist())
@@ -117,7 +120,7 @@ def _do(job: Job, graph: Graph, work: remaining.Work, claim: Claim, ended: Count
     gate = _gate(job, work)
     why = gate.over if gate is not None else None
     if why is None:
-        why = _run_graph(job, graph, work, gate, claim, ended, came, usage)
+        why = _run_graph(job, graph, work, gate, claim, ended, came, record)
     if why is not None:
         ids = work.rows["clip_id"]
         left = work.rows.filter(pc.invert(pc.is_in(ids, pa.array(sorted(came), pa.string()))))
@@ -138,7 +141,7 @@ def _run_graph(
     claim: Claim,
     ended: Counter[str],
     came: set[str],
-    usage: dict[str, Any],
+    record: jobs.Record,
 ) -> str | None:
     """Run the graph over the rows and bring what comes out of it into the ledger.
 
@@ -159,7 +162,7 @@ def _run_graph(
     progress = Progress(settings, _totals(work, settings.select.keep), _pools(settings, work.until))
     rendered, over = 0, None
     try:
-        with progress, _Heartbeat(tracker, clips, progress, ended) as heartbeat:
+        with progress, _Heartbeat(tracker, clips, progress, ended, record) as heartbeat:
             batches: Iterator[pa.Table] = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
             for batch in batches:
                 claim.check()
@@ -183,7 +186,8 @@ def _run_graph(
             last.callback(lambda: _insist(clips.flush))
             # The last one first: a clip's row follows its preview's.
             last.callback(lambda: _insist(lambda: ray.get(writing(tracker.flush).remote())))
-            last.callback(lambda: _use(usage, ray.get(tracker.tick.remote())))
+            last.callback(record.round_over)
+            last.callback(lambda: record.used(_used(ray.get(tracker.tick.remote()))))
     return over[0] if over is not None else None
 
 
@@ -200,19 +204,22 @@ def _wanted(job: Job, work: remaining.Work) -> remaining.Work:
 def _gate(job: Job, work: remaining.Work) -> Gate | None:
     if job.quota is None:
         return None
-    clips = tables.read(job.store, "clips", ["status"])
-    rendered = pc.sum(pc.equal(clips["status"], "rendered")).as_py() or 0
     rows = work.rows
     waiting = rows.filter(pc.is_in(rows["status"], pa.array(["previewed", "approved"])))["clip_id"].to_pylist()
-    return Gate(job.quota, job.settings.pools, rendered, set(waiting))
+    return Gate(job.quota, job.settings.pools, work.rendered, set(waiting))
 
 
-def _use(usage: dict[str, Any], states: Mapping[Stage, StageState]) -> None:
-    """Add what the pools of one graph held and used."""
-    for stage, state in states.items():
-        own = usage.setdefault(stage, {"held_seconds": 0.0, "busy_seconds": 0.0})
-        own["held_seconds"] += state.held_seconds
-        own["busy_seconds"] += state.busy_seconds
+def _used(states: Mapping[Stage, StageState]) -> jobs.Used:
+    """What the pools of one graph held and used."""
+    return {stage: (state.held_seconds, state.busy_seconds) for stage, state in states.items()}
+
+
+def _note_settings(job: Job) -> None:
+    """Other prices than the last job was told of are worth a row of their own: nothing else was to be done."""
+    run = run_file.read_run(job.store)
+    told = job.settings.model_dump(mode="json")
+    if run is not None and jobs.newest_settings(job.store, run) != told:
+        jobs.note(job.store, run, told)
 
 
 def start_tracker(store: Store, *arguments: Any) -> Any:
@@ -243,8 +250,9 @@ def _insist(flush: Callable[[], None]) -> None:
 class _Heartbeat:
     """Once a second rows that are due become durable, and progress is shown: that does not wait for the store."""
 
-    def __init__(self, tracker: Any, clips: Writer, progress: Progress, ended: Mapping[str, int]):
+    def __init__(self, tracker: Any, clips: Writer, progress: Progress, ended: Mapping[str, int], record: jobs.Record):
         self._tracker, self._clips, self._progress, self._ended = tracker, clips, progress, ended
+        self._record = record
         self.over: tuple[str, int] | None = None  # of the tracker
         self._stop = threading.Event()
         acts = {"ledger not written": self._write, "progress not shown": self._show}
@@ -274,9 +282,12 @@ class _Heartbeat:
     def _write(self) -> None:
         ray.get(writing(self._tracker.flush_if_due).remote())  # first: a clip's row follows its preview's
         self._clips.flush_if_due()
+        self._record.flush_if_due()
 
     def _show(self, last: bool = False) -> None:
-        self._progress.update(ray.get(self._tracker.tick.remote()), self._ended, last)
+        states = ray.get(self._tracker.tick.remote())
+        self._record.used(_used(states))
+        self._progress.update(states, self._ended, last)
         self.over = ray.get(self._tracker.over.remote())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -11,10 +12,10 @@ import pyarrow.compute as pc
 import ray.data
 
 from flashvideo_ray import identity, prompts
-from flashvideo_ray.graph import checks, cluster, remaining, scoring, stages
+from flashvideo_ray.graph import asked, checks, cluster, finish, remaining, scoring, stages
 from flashvideo_ray.graph.job import Job, RunResult, run_job
 from flashvideo_ray.graph.quota import Quota
-from flashvideo_ray.graph.recipe import about, provenance, recipe_of, sizes
+from flashvideo_ray.graph.recipe import about, provenance, recipe_of, sizes, with_added_scorers
 from flashvideo_ray.graph.remaining import Until
 from flashvideo_ray.graph.stage import PAYLOAD, row_schema
 from flashvideo_ray.graph.tracker import TrackerClient
@@ -34,6 +35,7 @@ def render(
     retry: str | None = None,
     takeover: bool = False,
     quota: Quota | None = None,
+    relabel: bool = False,
 ) -> RunResult:
     """Render prompts into OUTPUT: text, preview, score, refine, publish.
 
@@ -41,13 +43,16 @@ def render(
     `until="preview"` stops after stage 1 and scores. `retry="failed"` takes up candidates that failed, and
     `retry="failed:OutOfMemoryError"` those of one class. One job at a time works on a run: another one is refused until
     the first has ended or has not been heard of for `ledger.lease_seconds`, unless `takeover`. With a `quota` the job
-    ends when it has enough; what is left is `skipped`, and taken up by a later job.
+    ends when it has enough; what is left is `skipped`, and taken up by a later job. Candidates that the run has under
+    other ids or with other carried columns are refused, or get the new ones with `relabel`.
     Raises an InputError of its kind (PromptError, SettingsError, RuleError, ModelNotFoundError, RecipeError,
     PlacementError, ClaimedError) before anything is started.
     """
     started = time.monotonic()
+    store = Store(output)
     checks.check_retry(retry)
-    settings = checks.check(settings or Settings(), [s for s in STAGES if s != "refine" or until == "refine"])
+    settings = with_added_scorers(settings or Settings(), run_file.read_run(store))
+    settings = checks.check(settings, [s for s in STAGES if s != "refine" or until == "refine"])
     recipe = recipe_of(settings)
     rows = prompts.read_prompts(
         prompt_url,
@@ -63,16 +68,15 @@ def render(
         made = identity.candidates(rows, first + count, settings.stage1_recipe(), fingerprint)
         return made.filter(pc.greater_equal(made["candidate"], first))
 
-    table = candidates(0, settings.candidates)
-    store = Store(output)
     run_file.check_recipe(store, recipe)
+    rows = asked.agreed(store, rows)
+    table = candidates(0, settings.candidates)
     extra = [field for field in table.schema if field.name not in row_schema().names]
     schema = row_schema(extra)
 
     def next_work(again: str | None) -> remaining.Work:
-        return remaining.next_work(
-            store, table, schema, settings, until, again, lambda: candidates(settings.candidates, settings.select.draw)
-        )
+        more = partial(candidates, settings.candidates, settings.select.draw)
+        return remaining.next_work(store, table, schema, settings, until, again, more, relabel)
 
     job = Job(store, settings, recipe, about(settings, table.num_rows), next_work, extra, takeover, retry, quota)
     return run_job(job, build_graph, started)
@@ -86,9 +90,12 @@ def preview(
     retry: str | None = None,
     takeover: bool = False,
     quota: Quota | None = None,
+    relabel: bool = False,
 ) -> RunResult:
     """Stage 1 and scores only; `refine` takes it from there, whenever and wherever."""
-    return render(prompt_url, output, settings, until="preview", retry=retry, takeover=takeover, quota=quota)
+    return render(
+        prompt_url, output, settings, until="preview", retry=retry, takeover=takeover, quota=quota, relabel=relabel
+    )
 
 
 def refine(
@@ -110,7 +117,8 @@ def refine(
     run = run_file.read_run(store)
     if run is None:
         raise run_file.NoRunError(f"{output}: no run here (no run.json); start one with render or preview")
-    settings = checks.check(settings or Settings.of_tree(run["settings"], where="run.json"), ("text", "refine"))
+    settings = with_added_scorers(settings or finish.settings_of(store, run), run)
+    settings = checks.check(settings, ("text", "refine"))
     recipe = recipe_of(settings)
     run_file.check_recipe(store, recipe)
     own = {*row_schema().names, "at"}

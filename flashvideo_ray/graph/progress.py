@@ -45,9 +45,8 @@ class Progress:
 
     def update(self, states: Mapping[Stage, StageState], counts: Mapping[str, int], last: bool = False) -> None:
         """Show this state: a live table, or a line if one is due (every `progress_seconds`, and at the end)."""
-        out = sum(counts.get(name, 0) for name in ("rejected", "failed", "skipped"))  # most of them before stage 2
-        totals = {**self.totals, "refine": min(self.totals["refine"], max(self.totals["text"] - out, 0))}
-        rows = [self._row(stage, states.get(stage, StageState()), totals.get(stage, 0)) for stage in self.stages]
+        totals = expected(self.totals, states, counts, self.stages)
+        rows = [self._row(stage, states.get(stage, StageState()), totals[stage]) for stage in self.stages]
         if self._live is not None:
             table = Table("stage", "done", "rate", "time left", "pool", title=_counts(counts))
             for row in rows:
@@ -60,10 +59,34 @@ class Progress:
 
     def _row(self, stage: Stage, state: StageState, total: int) -> tuple[str, str, str, str, str]:
         pool = getattr(self.settings.pools, stage)
-        total = max(total, state.done)
         left = duration(max(0, total - state.done) / state.rate) + " left" if state.rate else "-"
         up = "starting" if state.actors == 0 else f"{min(state.open, pool.size)}/{pool.size} busy"
         return stage, f"{state.done}/{total}", _rate(state.rate), left, up
+
+
+def expected(
+    totals: Mapping[Stage, int],
+    states: Mapping[Stage, StageState],
+    counts: Mapping[str, int],
+    stages: tuple[Stage, ...] = STAGES,
+) -> dict[Stage, int]:
+    """How many rows each stage will have had at the end, as far as is known: none comes that failed or ended before."""
+    found: dict[Stage, int] = {}
+    failed, over = 0, True  # in the stages so far, and whether they have nothing more to give
+    for stage in stages:
+        state = states.get(stage, StageState())
+        total = totals.get(stage, 0)
+        if stage == "refine":
+            out = sum(counts.get(name, 0) for name in ("rejected", "failed", "skipped")) - state.failed
+            total = min(total, totals["text"] - out)
+        else:
+            total -= failed
+        if stage == "rate" and over and state.done and not state.open:
+            total = 0  # it does not see what the scores before it have rejected
+        found[stage] = max(total, state.done)
+        over = over and state.done >= found[stage]
+        failed += state.failed
+    return found
 
 
 def _rate(per_second: float) -> str:

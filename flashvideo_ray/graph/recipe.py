@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import shlex
 import sys
@@ -12,7 +13,9 @@ from typing import Any
 
 from flashvideo_ray import engines
 from flashvideo_ray.engines.weights import ModelStage
-from flashvideo_ray.settings import Settings
+from flashvideo_ray.settings import ScorerSettings, Settings
+
+log = logging.getLogger("flashvideo_ray")
 
 
 def recipe_of(settings: Settings) -> dict[str, Any]:
@@ -57,3 +60,21 @@ def provenance(recipe: Mapping[str, Any]) -> dict[str, str]:
         "settings": json.dumps({stage: recipe[stage] for stage in ("preview", "refine")}),
         "model_fingerprints": json.dumps(recipe["fingerprints"]),
     }
+
+
+def with_added_scorers(settings: Settings, run: Mapping[str, Any] | None) -> Settings:
+    """The settings with the scorers that `score` gave to a run since it was started.
+
+    They belong to the run: a command that starts it again need not name them, and new previews get these scores, too.
+    """
+    own = {spec.name for spec in settings.score.scorers}
+    more = [
+        ScorerSettings.model_validate(spec) for spec in (run or {}).get("added_scorers", []) if spec["name"] not in own
+    ]
+    if not more:
+        return settings
+    log.warning(
+        "this run has further scores, of `score`, that new previews get too: %s", ", ".join(s.name for s in more)
+    )
+    score = settings.score.model_copy(update={"scorers": (*settings.score.scorers, *more)})
+    return settings.model_copy(update={"score": score})

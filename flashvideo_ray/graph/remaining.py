@@ -10,9 +10,12 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashvideo_ray import prompts
-from flashvideo_ray.ledger import decisions, tables
+from flashvideo_ray.graph import asked
+from flashvideo_ray.graph.asked import News
+from flashvideo_ray.ledger import decisions, tables, texts
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.texts import Texts
+from flashvideo_ray.prompts import PromptError
 from flashvideo_ray.selection.rules import SCORE, Opinion, audited, select
 from flashvideo_ray.settings import Settings
 
@@ -24,16 +27,22 @@ class Work:
     """What is left to do: one round of a job.
 
     `rows` go through the graph, those that have a preview first. `context` holds previews of further candidates of
-    their prompts, to be compared with. `decided` need nothing more than their row in the ledger.
+    their prompts, to be compared with. `decided` need nothing more than their row in the ledger. All of them are of
+    prompts as they are now. `news` is to be told to the ledger first; `rendered` counts the clips that there are.
+    `without_latents` are wanted, and cannot be refined from what is kept: only `render`, which has the prompts, makes
+    their previews anew.
     """
 
     rows: pa.Table
     context: pa.Table
     decided: pa.Table
     until: Until
+    news: News
+    rendered: int
+    without_latents: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.rows.num_rows or self.decided.num_rows)
+        return bool(self.rows.num_rows or self.decided.num_rows or self.news)
 
 
 def next_work(
@@ -44,6 +53,7 @@ def next_work(
     until: Until = "refine",
     retry: str | None = None,
     more: Callable[[], pa.Table] | None = None,
+    relabel: bool = False,
 ) -> Work:
     """The candidates that have not ended, and how far to take them in the next round.
 
@@ -52,18 +62,34 @@ def next_work(
         schema: of rows of the graph.
         retry: as `check_retry` lets pass; failed candidates are taken up again.
         more: further candidates of the prompts in `table`, for those none of whose candidates survived.
+        relabel: candidates that the ledger has under another id, or with other carried columns, get those of `table`.
+            Otherwise they raise PromptError: what is made next would carry the old ones.
 
     Rules that look at the whole run need all previews first: then a round makes previews, and the next one goes on. A
     preview whose latents were pruned is made anew if it is needed.
     """
+    carried = [] if table is None else [name for name in table.column_names if name not in tables.CANDIDATES.names]
+    recorded, previews = tables.read(store, "candidates"), tables.read(store, "previews")
+    clips = tables.read(store, "clips", [*texts.COLUMNS, "status", "stage", "error_class", "clip", *carried])
+    news = News()
     if table is not None:
-        _check_carried(store, table)
-    previews = judged(tables.read(store, "previews"), settings, decisions.opinions(store))
-    clips = tables.read(store, "clips", ["clip_id", "status", "stage", "error_class", "clip"])
+        labels = asked.relabelled(table, previews, clips)
+        if labels is not None:
+            if not relabel:
+                raise PromptError(f"{store.url}: {asked.refusal(labels, previews, clips)}")
+            previews, clips = asked.labelled(previews, labels), asked.labelled(clips, labels)
+        unrecorded = texts.unrecorded(table, recorded, previews, clips)
+        news = News(unrecorded if unrecorded.num_rows else None, labels)
+    present = Texts.of(recorded, previews, clips, newest=table)
+    previews, clips = present.present(previews), present.present(clips)
+    previews = judged(previews, settings, decisions.opinions(store))
     over = _ended(previews, clips, settings, retry)
     if table is not None and more is not None and settings.select.draw:
         table = _with_more(table, more, previews, over, clips)
-    previews = previews.filter(pc.or_(previews["latents"].is_valid(), pc.is_in(previews["clip_id"], over)))
+    usable = pc.or_(previews["latents"].is_valid(), pc.is_in(previews["clip_id"], over))
+    wanted = pc.or_(pc.is_in(previews["status"], pa.array(["previewed", "approved"])), previews["audit"])
+    gone = 0 if table is not None else pc.sum(pc.and_(wanted, pc.invert(usable))).as_py() or 0
+    previews = previews.filter(usable)
     if table is not None:
         previews_here = previews.filter(pc.is_in(previews["clip_id"], table["clip_id"].combine_chunks()))
         fresh = _without(_without(table, previews["clip_id"]), over)
@@ -83,7 +109,8 @@ def next_work(
     if fresh.num_rows and settings.select.needs_whole_run:
         until, survivors, decided = "preview", survivors.slice(0, 0), decided.slice(0, 0)
     rows = [as_rows(survivors, schema), as_rows(_grouped(fresh, context), schema)]
-    return Work(pa.concat_tables(rows), context, as_rows(decided, schema), until)
+    rendered = pc.sum(pc.equal(clips["status"], "rendered")).as_py() or 0
+    return Work(pa.concat_tables(rows), context, as_rows(decided, schema), until, news, rendered, gone)
 
 
 def judged(previews: pa.Table, settings: Settings, people: Mapping[str, Opinion]) -> pa.Table:
@@ -173,20 +200,6 @@ def context_rows(context: pa.Table) -> dict[str, list[dict[str, Any]]]:
 def _without(table: pa.Table, clip_ids: pa.Array | pa.ChunkedArray) -> pa.Table:
     values = clip_ids.combine_chunks() if isinstance(clip_ids, pa.ChunkedArray) else clip_ids
     return table.filter(pc.invert(pc.is_in(table["clip_id"], values)))
-
-
-def _check_carried(store: Store, table: pa.Table) -> None:
-    """Raise PromptError if a column of the prompts has another type in the ledger, which could not be read then."""
-    carried = [name for name in table.column_names if name not in tables.CLIPS.names]
-    for which in ("clips", "previews"):
-        there = tables.read(store, which, carried).schema
-        for name in carried:
-            if name in there.names and there.field(name).type not in (table.schema.field(name).type, pa.null()):
-                now, before = table.schema.field(name).type, there.field(name).type
-                raise prompts.PromptError(
-                    f"column {name!r} holds {now}, and held {before} in the prompts that this run was started with; "
-                    "make them the same, or use another OUTPUT"
-                )
 
 
 def as_rows(table: pa.Table, schema: pa.Schema) -> pa.Table:

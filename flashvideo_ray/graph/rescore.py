@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,9 @@ import pyarrow.compute as pc
 
 from flashvideo_ray import scorers, video
 from flashvideo_ray.errors import InputError
-from flashvideo_ray.graph import cluster
+from flashvideo_ray.graph import checks, cluster
 from flashvideo_ray.graph.stage import message_of, say
-from flashvideo_ray.ledger import run_file, tables
+from flashvideo_ray.ledger import jobs, run_file, tables
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store
@@ -65,10 +66,12 @@ def rescore(output: str, specs: Sequence[ScorerSettings], settings: Settings, *,
     run = run_file.read_run(store)
     if run is None:
         raise run_file.NoRunError(f"{output}: no run here (no run.json)")
-    names = _new_names(specs, settings)
+    started = time.monotonic()
+    specs, further = _merged(specs, settings)
+    names = [f"{SCORE}{name}" for spec in specs for name in scorers.resolve(spec.name).names]
     previews = tables.read(store, "previews")
     have = [name for name in names if name in previews.column_names]
-    lacks = pa.array([len(have) < len(names)] * previews.num_rows)
+    lacks = pa.array([len(have) < len(names)] * previews.num_rows, pa.bool_())
     for name in have:
         lacks = pc.or_(lacks, previews[name].is_null())
     rows = previews.filter(pc.and_(lacks, previews["preview"].is_valid()))
@@ -79,27 +82,43 @@ def rescore(output: str, specs: Sequence[ScorerSettings], settings: Settings, *,
         if rows.num_rows:
             scored = _scored(rows, specs, store, settings, float(run["recipe"]["fps"]))
             tables.supersede(store, "previews", _joined(rows, scored, names))
-        known = {spec.name for spec in settings.score.scorers}
-        more = [spec.model_dump(mode="json") for spec in specs if spec.name not in known]
+        more = [spec.model_dump(mode="json") for spec in further]
         for tree in (run["settings"]["score"], run["recipe"]["score"]):
             tree["scorers"] = [*tree["scorers"], *more]
+        run["added_scorers"] = [*run.get("added_scorers", []), *more]
         store.put("run.json", json.dumps(run, indent=2).encode())
+        told = jobs.newest_settings(store, run) | {"score": run["settings"]["score"]}
+        jobs.note(store, run, told, time.monotonic() - started)
     return rows.num_rows
 
 
-def _new_names(specs: Sequence[ScorerSettings], settings: Settings) -> list[str]:
-    """Columns that the scorers will fill."""
-    known = {spec.name: spec for spec in settings.score.scorers}
+def _merged(specs: Sequence[ScorerSettings], settings: Settings) -> tuple[list[ScorerSettings], list[ScorerSettings]]:
+    """The scorers asked for, each once and as the run calls it; and those of them that the run does not have yet.
+
+    A short name and a path may lead to the same scorer. Raises ScorerError, and what `checks.check` raises.
+    """
+    known = {_class_of(spec): spec for spec in settings.score.scorers}
+    wanted: dict[type | str, ScorerSettings] = {}
     for spec in specs:
-        if spec.name in known and known[spec.name].options != spec.options:
+        scorer = _class_of(spec)
+        there = wanted.get(scorer) or known.get(scorer)
+        if there is not None and there.options != spec.options:
             raise ScorerError(
-                f"the run has the scorer {spec.name} with the options {known[spec.name].options}; "
-                "one run has one of each, so use another OUTPUT (refine NEW --from OLD)"
+                f"{spec.name} is asked for with the options {spec.options}, and there it is {there.name} with "
+                f"{there.options}; one run has one of each, so use another OUTPUT (refine NEW --from OLD)"
             )
+        wanted[scorer] = there or spec
+    further = [spec for scorer, spec in wanted.items() if scorer not in known]
+    score = settings.score.model_copy(update={"scorers": (*settings.score.scorers, *further)})
+    checks.check(settings.model_copy(update={"score": score}), score.stages)
+    return list(wanted.values()), further
+
+
+def _class_of(spec: ScorerSettings) -> type | str:
     try:
-        return [f"{SCORE}{name}" for spec in specs for name in scorers.check(spec.name, spec.options)]
-    except ValueError as error:
-        raise ScorerError(str(error)) from None
+        return scorers.resolve(spec.name)
+    except ValueError:
+        return spec.name  # the checks say what is wrong with it
 
 
 def _scored(

@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 
 from flashvideo_ray.accounting.summary import with_clip
 from flashvideo_ray.graph import remaining
-from flashvideo_ray.ledger import decisions, run_file, tables
+from flashvideo_ray.ledger import decisions, jobs, run_file, tables
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.texts import Texts
 from flashvideo_ray.settings import Settings
 
 _DECISION = ("status", "reason", "rank")
@@ -38,12 +39,12 @@ class Selection:
 
 
 def reselect(store: Store, settings: Settings, *, write: bool = True) -> Selection:
-    """Decide anew on all previews of a run by `settings.select`, and by what people said.
+    """Decide anew on all previews of a run's present prompts by `settings.select`, and by what people said.
 
     Writes previews whose decision changed and the rules into run.json; `refine` renders what is admitted now. With
     `write`, hold the claim of the run.
     """
-    previews = tables.read(store, "previews")
+    previews = Texts.read(store).present(tables.read(store, "previews"))
     clips = tables.read(store, "clips", ["clip_id", "status", "clip", "refine_seconds"])
     now = remaining.judged(previews, settings, decisions.opinions(store)).select(previews.column_names)
     differs = pa.array([False] * previews.num_rows)
@@ -72,6 +73,8 @@ def reselect(store: Store, settings: Settings, *, write: bool = True) -> Selecti
         assert run is not None, "the previews of a run stand beside its run.json"
         run["settings"]["select"] = settings.select.model_dump(mode="json")
         store.put("run.json", json.dumps(run, indent=2).encode())
+        told = jobs.newest_settings(store, run) | {"select": run["settings"]["select"]}
+        jobs.note(store, run, told)
     return selection
 
 

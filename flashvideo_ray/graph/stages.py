@@ -12,6 +12,7 @@ import json
 import socket
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from flashvideo_ray.ledger.keys import clip_key, latents_key, poster_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings, Stage
 
+_TEXTS_KEPT = 32  # embeddings; 2 MB each of the released encoder
+
 
 class EncodeText(StageBase):
     """Prompt to embeddings, for both stages at once (each has a prefix of its own)."""
@@ -37,7 +40,8 @@ class EncodeText(StageBase):
     def __init__(self, settings: Settings, events: StageEvents, fingerprints: Mapping[str, str]):
         preview, refine = engines.of(settings, "preview"), engines.of(settings, "refine")
         preview.verify(fingerprints["preview"])
-        self.model = preview.load_text()
+        # Candidates of a prompt come one after the other, and their text is the same.
+        self._encode = lru_cache(_TEXTS_KEPT)(preview.load_text().encode)
         self.prefixes = {"preview": preview.describe().prompt_prefix, "refine": refine.describe().prompt_prefix}
         super().__init__(settings, events)
 
@@ -50,9 +54,9 @@ class EncodeText(StageBase):
         started = time.perf_counter()
         stages = ["refine"] if row["status"] != "open" else ["preview", "refine"]
         with self.device(row):
-            embeds = {stage: self.model.encode(row["prompt"], self.prefixes[stage]) for stage in stages}
+            embeds = {stage: self._encode(row["prompt"], self.prefixes[stage]) for stage in stages}
             if row["negative_prompt"]:
-                embeds["negative"] = self.model.encode(row["negative_prompt"])
+                embeds["negative"] = self._encode(row["negative_prompt"])
         return {"prompt_embeds": pack(embeds), "text_seconds": time.perf_counter() - started}
 
 
@@ -70,6 +74,7 @@ class Preview(StageBase):
         engine = engines.of(settings, self.name)
         engine.verify(fingerprints[self.name])
         self.model = engine.load_preview()
+        self.device_name = self.model.device_name
         self.store = store
         super().__init__(settings, events)
 
@@ -93,7 +98,7 @@ class Preview(StageBase):
             "preview_frames": pack({"frames": torch.from_numpy(pixels)}),
             "preview_seconds": seconds if kept is None else None,
             "reason": notes(as_sampled, as_decoded),
-            "device": self.model.device_name,
+            "device": self.device_name,
             "host": socket.gethostname(),
         }
 
@@ -127,6 +132,7 @@ class Refine(StageBase):
         engine = engines.of(settings, self.name)
         engine.verify(json.loads(provenance["model_fingerprints"])[self.name])
         self.model = engine.load_refine()
+        self.device_name = self.model.device_name
         self.store = store
         self.fps = fps
         self.provenance = dict(provenance)
@@ -180,7 +186,7 @@ class Refine(StageBase):
             "fps": self.fps,
             "bytes": len(mp4),
             "sha256": hashlib.sha256(mp4).hexdigest(),
-            "device": self.model.device_name,
+            "device": self.device_name,
             "host": socket.gethostname(),
         }
 

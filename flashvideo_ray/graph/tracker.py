@@ -29,6 +29,7 @@ class StageState:
     actors: int = 0
     open: int = 0
     done: int = 0
+    failed: int = 0  # of those that are done
     busy_seconds: float = 0.0  # of devices, all actors together
     held_seconds: float = 0.0  # by actors, from when each took work first
     first_begin: float | None = None
@@ -203,6 +204,7 @@ class Tracker:
         if self._begins.pop((stage, clip_id), 0):
             state.open -= 1
         state.done += 1
+        state.failed += status == "failed"
         state.last_end = time.time()
 
     def gather(self, row: Mapping[str, Any]) -> list[dict[str, Any]] | None:

@@ -1,7 +1,7 @@
 """Tables in Parquet parts that are only added: written, read as one, and merged while others read and write.
 
-A part is an object named `<prefix><stamp>-<random>.parquet`; its rows have the columns `clip_id`, `status` and `at`.
-The newest row of a clip_id counts.
+A part is an object named `<prefix><stamp>-<random>.parquet`; its rows have a key (`clip_id` in all tables but that of
+jobs), a `status` and `at`. The newest row of a key counts.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from flashvideo_ray.errors import InputError
 from flashvideo_ray.ledger.store import Store
 
+KEY = "clip_id"
 _CONNECTIONS = 16  # an object store answers slowly, but many questions at a time
 _THREADS = 4  # for a local folder, where more only get in each other's way
 _LISTINGS = 50
@@ -26,8 +28,8 @@ _WHOLE = 2**22  # bytes; of a larger part in an object store only the columns th
 _TAKE = 100_000  # rows
 
 
-class DamagedPartError(ValueError):
-    """A part of the ledger is no Parquet file, or a damaged one. The message names it."""
+class DamagedPartError(InputError):
+    """A part of the ledger is no Parquet file, or a damaged one. The message names it and what mends it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def read_all(
     prefix: str,
     columns: list[str] | None = None,
     damaged: Callable[[str, Exception], None] | None = None,
+    key: str = KEY,
 ) -> dict[str, pa.Table]:
     """All parts by key, in the order of their keys.
 
@@ -64,20 +67,20 @@ def read_all(
     gone = False
     with _pool(store) as pool:
         for _ in range(_LISTINGS):
-            new = [(key, size) for key, size in _list(store, prefix) if key not in found]
+            new = [(name, size) for name, size in _list(store, prefix) if name not in found]
             if not new and not gone:
-                return {key: part for key, part in sorted(found.items()) if part is not None}
+                return {name: part for name, part in sorted(found.items()) if part is not None}
             gone = False
-            for (key, _size), part in zip(new, pool.map(partial(_read, store, columns), new), strict=True):
+            for (name, _size), part in zip(new, pool.map(partial(_read, store, key, columns), new), strict=True):
                 if part is None:
                     gone = True
                 elif not isinstance(part, DamagedPartError):
-                    found[key] = part
+                    found[name] = part
                 elif damaged is None:
                     raise part
                 else:
-                    damaged(key, part)
-                    found[key] = None
+                    damaged(name, part)
+                    found[name] = None
     raise OSError(f"{store.url}: the parts of the ledger change faster than they can be read")
 
 
@@ -90,19 +93,25 @@ def read_new(store: Store, prefix: str, known: set[str]) -> dict[str, pa.Table]:
     if not new:
         return {}
     with _pool(store) as pool:
-        found = dict(zip([key for key, _ in new], pool.map(partial(_read, store, None), new), strict=True))
+        found = dict(zip([key for key, _ in new], pool.map(partial(_read, store, KEY, None), new), strict=True))
     for part in found.values():
         if isinstance(part, DamagedPartError):
             raise part
     return {key: part for key, part in sorted(found.items()) if isinstance(part, pa.Table)}
 
 
-def newest(parts: list[pa.Table], *, keep_open: bool = False) -> pa.Table:
-    """One row each clip_id, oldest first, without those whose status is `open` unless they are to be kept.
+def extent(store: Store, prefix: str) -> tuple[int, int]:
+    """How many parts there are and how many bytes they have, from one listing."""
+    sizes = [size for _, size in _list(store, prefix)]
+    return len(sizes), sum(sizes)
+
+
+def newest(parts: list[pa.Table], *, keep_open: bool = False, key: str = KEY) -> pa.Table:
+    """One row each key, oldest first, without those whose status is `open` unless they are to be kept.
 
     Of rows with the same `at` the last one counts. Empties the list, so that no row need be in memory twice.
     """
-    ids = pa.chunked_array([chunk for part in parts for chunk in part["clip_id"].chunks], pa.string())
+    ids = pa.chunked_array([chunk for part in parts for chunk in part[key].chunks], pa.string())
     encoded = ids.dictionary_encode().chunks  # they share one dictionary
     codes = np.concatenate([chunk.indices.to_numpy() for chunk in encoded] or [np.empty(0, np.int32)])
     at = np.concatenate([part["at"].cast(pa.int64()).to_numpy() for part in parts])
@@ -127,15 +136,15 @@ def newest(parts: list[pa.Table], *, keep_open: bool = False) -> pa.Table:
     return pa.concat_tables(rows.take(pa.array(order[i : i + _TAKE])) for i in range(0, len(order), _TAKE))
 
 
-def merge(store: Store, prefix: str, part_rows: int) -> Compaction:
+def merge(store: Store, prefix: str, part_rows: int, key: str = KEY) -> Compaction:
     """Write the newest rows of all parts into new ones of `part_rows` rows, then delete those that were read."""
-    found = read_all(store, prefix)
+    found = read_all(store, prefix, key=key)
     if not found:
         return Compaction(0, 0, 0, 0)
     keys, tables = list(found), list(found.values())
     del found
     total = sum(part.num_rows for part in tables)
-    rows = newest(tables, keep_open=True)  # what an open row takes back may be in a part that nobody merged
+    rows = newest(tables, keep_open=True, key=key)  # what an open row takes back may be in a part that nobody merged
     starts = range(0, rows.num_rows, part_rows)
     if len(keys) <= len(starts) and rows.num_rows == total:
         return Compaction(len(keys), len(keys), total, 0)
@@ -160,30 +169,35 @@ def _list(store: Store, prefix: str) -> Iterator[tuple[str, int]]:
             yield key, info["size"]
 
 
-def _read(store: Store, columns: list[str] | None, listed: tuple[str, int]) -> pa.Table | DamagedPartError | None:
+def _read(
+    store: Store, key: str, columns: list[str] | None, listed: tuple[str, int]
+) -> pa.Table | DamagedPartError | None:
     """One part, or None if it is gone, or what is wrong with it."""
-    key, size = listed
+    name, size = listed
     try:
         if store.is_local:
-            source = pa.OSFile(store.path(key))
+            source = pa.OSFile(store.path(name))
         elif columns is None or size <= _WHOLE:
-            source = pa.BufferReader(store.get(key))
+            source = pa.BufferReader(store.get(name))
         else:
-            source = pa.PythonFile(store.fs.open(store.path(key), cache_type="none"), mode="r")
+            source = pa.PythonFile(store.fs.open(store.path(name), cache_type="none"), mode="r")
     except FileNotFoundError:
         return None
     try:
-        return _parse(source, columns)
+        return _parse(source, key, columns)
     except FileNotFoundError:
         return None
     except Exception as error:  # Arrow has no class of its own for a damaged file
-        return DamagedPartError(f"{store.url}: {key} cannot be read: {type(error).__name__}: {error}")
+        return DamagedPartError(
+            f"{store.url}: {name} cannot be read ({type(error).__name__}: {error}); "
+            f"`flashvideo-ray verify {store.url} --repair` sets it aside and mends what it can"
+        )
 
 
-def _parse(source: pa.NativeFile, columns: list[str] | None) -> pa.Table:
+def _parse(source: pa.NativeFile, key: str, columns: list[str] | None) -> pa.Table:
     with source, pq.ParquetFile(source) as file:
         names = file.schema_arrow.names
-        missing = [name for name in ("clip_id", "status", "at") if name not in names]
+        missing = [name for name in (key, "status", "at") if name not in names]
         if missing:
             raise ValueError(f"no column {', '.join(missing)}")
         wanted = None if columns is None else [name for name in columns if name in names]

@@ -48,6 +48,13 @@ class Store:
         """Whether it is a folder of this machine's own file system."""
         return isinstance(self.fs, fsspec.implementations.local.LocalFileSystem)
 
+    def is_same_place(self, other: Store) -> bool:
+        """Whether both are one folder, however their URLs are written (relative, through a link, with a slash)."""
+        if self.is_local and other.is_local:
+            return os.path.realpath(self.path()) == os.path.realpath(other.path())
+        same_store = type(self.fs) is type(other.fs) and self.fs.storage_options == other.fs.storage_options
+        return same_store and self.path() == other.path()
+
     def path(self, key: str = "") -> str:
         """The path that the filesystem knows a key by."""
         return posixpath.join(self._location[1], key) if key else self._location[1]

@@ -1,4 +1,4 @@
-"""The ledger's two tables: their schemas, their state at one moment, and newer versions of their rows.
+"""The ledger's tables of candidates (of jobs: `jobs`): schemas, their state at one moment, and newer versions of rows.
 
 Parts of the ledger are added, never rewritten; `compact` merges them into new ones. The newest row of a candidate
 counts, and one with status `open` takes back what was before it. Media come first and their row after, so whatever a
@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 from flashvideo_ray.ledger import parquet_log
 from flashvideo_ray.ledger.parquet_log import Compaction
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.settings import STAGES
 
-Table = Literal["previews", "clips"]
-_CANDIDATE = [
+Table = Literal["candidates", "previews", "clips"]
+_WANTED = [
     pa.field("clip_id", pa.string(), nullable=False),
     pa.field("id", pa.string(), nullable=False),
     pa.field("prompt", pa.string(), nullable=False),
@@ -27,8 +28,10 @@ _CANDIDATE = [
     pa.field("seed", pa.int64(), nullable=False),
     pa.field("candidate", pa.int32(), nullable=False),
     pa.field("status", pa.string(), nullable=False),
-    pa.field("reason", pa.string()),
 ]
+_CANDIDATE = [*_WANTED, pa.field("reason", pa.string())]
+_AT = pa.field("at", pa.timestamp("ms", tz="UTC"), nullable=False)
+CANDIDATES = pa.schema([*_WANTED, _AT])  # what jobs were started for; the status is `wanted`
 PREVIEWS = pa.schema(
     [
         *_CANDIDATE,
@@ -43,7 +46,7 @@ PREVIEWS = pa.schema(
         pa.field("scorer_errors", pa.string()),
         pa.field("device", pa.string()),
         pa.field("host", pa.string()),
-        pa.field("at", pa.timestamp("ms", tz="UTC"), nullable=False),
+        _AT,
     ]
 )
 CLIPS = pa.schema(
@@ -71,11 +74,28 @@ CLIPS = pa.schema(
         pa.field("audit", pa.bool_()),  # rejected, and refined all the same
         pa.field("device", pa.string()),
         pa.field("host", pa.string()),
-        pa.field("at", pa.timestamp("ms", tz="UTC"), nullable=False),
+        _AT,
+    ]
+)
+JOBS = pa.schema(
+    [
+        pa.field("job_id", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),  # running, ended, stopped or failed
+        pa.field("started", pa.timestamp("ms", tz="UTC"), nullable=False),
+        pa.field("seconds", pa.float64(), nullable=False),  # of wall time
+        pa.field("error", pa.string()),
+        pa.field("command", pa.string()),
+        pa.field("host", pa.string()),
+        pa.field("user", pa.string()),
+        # Of actors: from an actor's first work to the job's end, and at work.
+        *(pa.field(f"{stage}_{name}_seconds", pa.float64()) for stage in STAGES for name in ("held", "busy")),
+        pa.field("settings", pa.string(), nullable=False),  # JSON, with the prices
+        pa.field("run", pa.string(), nullable=False),  # run.json as the job left it
+        _AT,
     ]
 )
 MISSING_SCORE = "MissingScoreError"  # the error class of a candidate that failed for want of a score
-SCHEMAS: dict[Table, pa.Schema] = {"previews": PREVIEWS, "clips": CLIPS}
+SCHEMAS: dict[Table, pa.Schema] = {"candidates": CANDIDATES, "previews": PREVIEWS, "clips": CLIPS}
 
 
 def read(

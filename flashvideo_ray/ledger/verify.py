@@ -6,6 +6,7 @@ missing or damaged is taken back, so that it is made again; what is whole is kep
 
 from __future__ import annotations
 
+import json
 import posixpath
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -18,12 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashvideo_ray import video
-from flashvideo_ray.ledger import damage, parquet_log, tables
+from flashvideo_ray.ledger import damage, decisions, jobs, parquet_log, requests, run_file, tables
 from flashvideo_ray.ledger.keys import clip_key, latents_key, poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
 
 Kind = Literal[
     "part",  # a part of the ledger cannot be read; repair sets it aside, under damaged/
+    "run",  # run.json is lost or damaged; repair writes it as the newest job left it
+    "paper",  # summary.json or audit.json cannot be read; repair deletes it, and `report` or `audit` makes it again
     "status",  # a clips row has a status that ends no candidate; repair takes it back
     "twice",  # a candidate ended again after it was rendered; repair keeps the newest row
     "missing",  # a row names an object that is not there; repair takes the row back, or what it says of the object
@@ -81,6 +84,7 @@ def verify(store: Store, *, repair: bool = False, decode: bool = True, progress:
         progress: called with the number of rows that are done and of all rows.
     """
     check = _Check(store, decode)
+    check.papers()
     check.rows(progress or (lambda done, total: None))
     check.strangers()
     check.leftovers()
@@ -103,6 +107,7 @@ class _Check:
         self.forget: dict[str, set[str]] = defaultdict(set)  # columns whose objects are gone: preview rows by clip_id
         self.lost: set[str] = set()  # candidates whose preview row is to be restored
         # The ledger first: whatever a row names was in the store before the row.
+        tables.read(store, "candidates", ["clip_id"], damaged=self._damaged_part)
         self.previews = tables.read(store, "previews", damaged=self._damaged_part)
         self.clips = tables.read(store, "clips", damaged=self._damaged_part)
         self.ended = dict(zip(self.clips["clip_id"].to_pylist(), self.clips["status"].to_pylist(), strict=True))
@@ -113,6 +118,27 @@ class _Check:
         self.findings.append(Finding(kind, key or "", clip_id, message, repairable and kind != "adoptable"))
         if kind in ("damaged", "orphan", "leftover") and repairable and key:
             self.delete.add(key)
+
+    def papers(self) -> None:
+        """What describes the run as a whole, and what people have said about it."""
+        for prefix in (decisions.PREFIX, requests.PREFIX):
+            parquet_log.read_all(self.store, prefix, damaged=self._damaged_part)
+        known = jobs.read(self.store, damaged=self._damaged_part)
+        try:
+            run_file.read_run(self.store)
+        except run_file.DamagedRunError as error:
+            self.found("run", "run.json", None, str(error), repairable=bool(known))
+            if known:
+                self.mend.append(partial(self.store.put, "run.json", jobs.restored_run(known)))
+        for key in ("summary.json", "audit.json"):
+            try:
+                if not isinstance(json.loads(self.store.get(key)), dict):
+                    raise ValueError("it holds no keys")
+            except FileNotFoundError:
+                continue
+            except ValueError as error:
+                self.found("paper", key, None, f"it cannot be read: {error}")
+                self.delete.add(key)
 
     def rows(self, progress: Progress) -> None:
         """Every row. Clips come first: a candidate whose clip is taken back needs its latents again."""

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from flashvideo_ray.prompts import files
-from flashvideo_ray.prompts.checking import OWN_COLUMNS, PROMPTS, SHOWN, Duplicates, check, checked, digest
-from flashvideo_ray.prompts.rows import PromptError
+from flashvideo_ray.prompts.checking import OWN_COLUMNS, PROMPTS, Duplicates, check, checked, digest, same_values
+from flashvideo_ray.prompts.files import filled
+from flashvideo_ray.prompts.rows import SHOWN, PromptError
 from flashvideo_ray.prompts.text import visible
 
 __all__ = [
@@ -22,7 +23,9 @@ __all__ = [
     "PromptError",
     "checked",
     "digest",
+    "filled",
     "read_prompts",
+    "same_values",
     "visible",
 ]
 

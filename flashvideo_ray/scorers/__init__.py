@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import keyword
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
@@ -32,6 +33,8 @@ SHORT_NAMES = {
     "watermark": "flashvideo_ray.scorers.watermark.Watermark",
 }
 
+TAKEN = frozenset({"seconds"})  # `score_seconds` is a time
+
 
 class Scorer(Protocol):
     """What a scorer looks like. It is built once in each worker with its options as keyword arguments."""
@@ -44,14 +47,18 @@ class Scorer(Protocol):
         ...
 
 
+def path_of(name: str) -> str:
+    """The dotted path that a short name stands for; a dotted path stays. Imports nothing."""
+    return SHORT_NAMES.get(name, name)
+
+
 def resolve(name: str) -> type[Scorer]:
     """The scorer class behind a short name or a dotted path, not yet built: enough to know its `names`.
 
     Raises:
         ValueError: no such short name, nothing at that path, or what is there is no scorer.
     """
-    path = SHORT_NAMES.get(name, name)
-    module_name, _, attribute = path.rpartition(".")
+    module_name, _, attribute = path_of(name).rpartition(".")
     if not module_name:
         near = difflib.get_close_matches(name, SHORT_NAMES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SHORT_NAMES)}, or use a dotted path"
@@ -77,6 +84,9 @@ def check(name: str, options: Mapping[str, Any] | None = None) -> tuple[str, ...
         inspect.signature(scorer).bind(**(options or {}))
     except TypeError as error:
         raise ValueError(f"scorer {name!r} does not take these options: {error}") from error
+    wrong = [each for each in scorer.names if not str(each).isidentifier() or keyword.iskeyword(each) or each in TAKEN]
+    if wrong:
+        raise ValueError(f"scorer {name!r} calls a number {wrong[0]!r}: no rule could use that name, or it is taken")
     return scorer.names
 
 

@@ -13,8 +13,8 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from flashvideo_ray.graph import checks, cluster
-from flashvideo_ray.graph.recipe import about, provenance, recipe_of
-from flashvideo_ray.ledger import run_file
+from flashvideo_ray.graph.recipe import about, provenance, recipe_of, with_added_scorers
+from flashvideo_ray.ledger import jobs, run_file
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.serve.api import create_app
 from flashvideo_ray.serve.scheduler import Scheduler
@@ -139,7 +139,7 @@ def load_run(args: ServeSettings) -> tuple[Settings, dict[str, Any]]:
         settings = Settings.of_tree(run["settings"], args.set, where="run.json")
     else:
         settings = Settings.load(args.config, args.set)
-    settings = checks.check(settings)
+    settings = checks.check(with_added_scorers(settings, run))
     recipe = recipe_of(settings)
     run_file.check_recipe(store, recipe)
     return settings, recipe
@@ -150,7 +150,8 @@ def open_run(output: str, settings: Settings, recipe: Mapping[str, Any]) -> None
     store = Store(output)
     run = run_file.read_run(store)
     if run is None or run["settings"] != settings.model_dump(mode="json"):
-        run_file.open_run(store, recipe, about(settings, run["candidates"] if run is not None else 0))
+        told = about(settings, run["candidates"] if run is not None else 0)
+        jobs.note(store, run_file.open_run(store, recipe, told))
 
 
 def _options(pool: Pool, scale_to_zero: bool) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
-from support import PROMPTS, tiny_overrides, write_prompts
+from support import PROMPTS, own_ray, tiny_overrides, write_prompts
 from tiny import save_model
 
 import flashvideo_ray
@@ -18,11 +17,9 @@ from flashvideo_ray.ledger.store import Store
 
 @pytest.fixture
 def ray_that_knows_the_faulty_network() -> Iterator[None]:
-    hook = {"worker_process_setup_hook": "faulty.known"}
     # One CPU: the preset's actors have their place on it, and what Ray Data runs between them asks for none.
-    ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="warning", runtime_env=hook)
-    yield
-    ray.shutdown()
+    with own_ray(num_cpus=1, runtime_env={"worker_process_setup_hook": "faulty.known"}):
+        yield
 
 
 @pytest.mark.usefixtures("ray_that_knows_the_faulty_network")

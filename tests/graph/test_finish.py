@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from typing import Any
 
@@ -12,10 +13,12 @@ from typer.testing import CliRunner
 
 from flashvideo_ray import Settings
 from flashvideo_ray.cli import app
-from flashvideo_ray.ledger import decisions, run_file, tables
+from flashvideo_ray.graph.recipe import with_added_scorers
+from flashvideo_ray.ledger import decisions, jobs, run_file, tables
 from flashvideo_ray.ledger.keys import latents_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
+from flashvideo_ray.settings import ScorerSettings
 
 BEST_OF_THREE = ["candidates=3", "select.rank=motion", "select.keep=1"]
 
@@ -84,6 +87,69 @@ def test_what_people_decide_counts_at_once(store: Store) -> None:
     assert summary(store)["survivors"] == 3
     decisions.write(store, [decisions.Decision(first, "cleared", "her")])
     assert counted(store) == {"rendered": 2, "rejected": 4, "open": 0}
+
+
+def test_prices_of_the_newest_job_are_those_of_the_report(store: Store) -> None:
+    """A job that had nothing to do was told them; run.json is of the job before."""
+    run = run_file.read_run(store)
+    assert run is not None
+    assert summary(store)["bill"]["total"]["money"] is None
+    told = Settings.of_tree(run["settings"], ["prices.devices={L40S: {on_demand: 3600}}"]).model_dump(mode="json")
+    jobs.note(store, run, told)
+    assert summary(store)["bill"]["total"]["money"] == 8.0
+    # `select` changes what it is about, and no prices.
+    command("select", store.url, "--keep", "2")
+    assert summary(store)["bill"]["total"]["money"] == 8.0
+
+
+def test_wall_time_and_idle_shares_outlive_the_summary(store: Store) -> None:
+    run = run_file.read_run(store)
+    assert run is not None
+    with jobs.Record(store, run, time.monotonic() - 60.0) as record:
+        record.used({"refine": (10.0, 4.0)})
+    before = summary(store)
+    assert before["wall_seconds"] == pytest.approx(60.0, abs=10)
+    assert before["bill"]["pools"]["refine"]["idle_share"] == pytest.approx(0.6)
+    store.delete("summary.json")
+    assert summary(store) == before
+
+
+def test_damage_is_one_message_that_names_what_mends_it(store: Store) -> None:
+    jobs.note(store, json.loads(store.get("run.json")))
+    before = summary(store)
+    store.put("ledger/clips-9.parquet", b"PAR1 torn")
+    store.put("summary.json", b"[1,2]")
+    for words in (("status", store.url), ("report", store.url), ("plan", "p.parquet", "--from", store.url)):
+        result = CliRunner().invoke(app, [*words])
+        assert result.exit_code == 2, result.output
+        if words[0] != "plan":
+            assert result.stderr.count("\n") == 1
+            assert f"`flashvideo-ray verify {store.url} --repair`" in result.stderr
+    CliRunner().invoke(app, ["verify", store.url, "--repair", "--no-decode"])
+    assert json.loads(store.get("summary.json"))["bill"]["currency"] == before["bill"]["currency"]
+    assert CliRunner().invoke(app, ["status", store.url]).exit_code == 0
+
+
+def test_scorers_that_differ_are_told_by_name_with_what_to_write(store: Store) -> None:
+    there = {"score": {"scorers": [{"name": "motion", "options": {}}, {"name": "phash", "options": {}}]}}
+    now = {"score": {"scorers": [{"name": "motion", "options": {}}]}}
+    run = {**json.loads(store.get("run.json")), "recipe": there}
+    store.put("run.json", json.dumps(run).encode())
+    with pytest.raises(run_file.RecipeError) as caught:
+        run_file.check_recipe(store, now)
+    _, difference, hint, *_ = str(caught.value).splitlines()
+    assert difference.startswith("  score.scorers.phash: {'name': 'phash'")
+    key, _, value = hint.partition("--set '")[2].rstrip("'").partition("=")
+    assert [spec.name for spec in Settings.load(None, [f"{key}={value}"]).score.scorers] == ["motion", "phash"]
+
+
+def test_scorers_that_score_added_belong_to_the_run(store: Store) -> None:
+    spec = {"name": "phash", "options": {}, "pool": "score"}
+    run = {**json.loads(store.get("run.json")), "added_scorers": [spec]}
+    settings = with_added_scorers(Settings.load("nano"), run)
+    assert settings.score.scorers == (*Settings.load("nano").score.scorers, ScorerSettings(name="phash"))
+    assert with_added_scorers(settings, run) == settings
+    assert with_added_scorers(Settings(), None) == Settings()
 
 
 def test_a_rejection_by_a_rule_about_the_whole_run_stands(store: Store) -> None:

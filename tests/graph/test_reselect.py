@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from inline import stages_inline
 from support import PROMPTS, tiny_overrides, write_prompts
 from typer.testing import CliRunner
 
 import flashvideo_ray
 from flashvideo_ray import Settings
 from flashvideo_ray.cli import app
-from flashvideo_ray.ledger import tables
+from flashvideo_ray.ledger import jobs, tables
 from flashvideo_ray.ledger.keys import latents_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.verify import verify
 
-pytestmark = pytest.mark.usefixtures("local_ray")
-
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, local_ray: None) -> Path:
     """Three prompts, two candidates each, of which the better one was rendered. Tests go on where the one before ended."""  # noqa: E501
     folder = tmp_path_factory.mktemp("reselect")
     settings = Settings.load("nano", [*tiny_overrides(tiny_model), *BEST_OF_TWO])
-    flashvideo_ray.render(write_prompts(folder / "prompts.parquet", PROMPTS[:3]), str(folder / "run"), settings)
+    with stages_inline():
+        flashvideo_ray.render(write_prompts(folder / "prompts.parquet", PROMPTS[:3]), str(folder / "run"), settings)
     return folder / "run"
 
 
@@ -50,6 +51,7 @@ def test_other_rules_are_tried_without_changing_anything(run: Path) -> None:
     assert rows(run, "previews") == before
 
 
+@pytest.mark.usefixtures("inline")
 def test_other_rules_are_written_and_only_what_they_admit_is_refined(run: Path) -> None:
     rendered = {name: row["at"] for name, row in rows(run, "clips").items() if row["status"] == "rendered"}
     motions = sorted(row["score_motion"] for row in rows(run, "previews").values())
@@ -76,6 +78,7 @@ def test_more_scores_for_previews_that_are_there(run: Path) -> None:
     assert "previews survive" in command("select", str(run), "--rank", "alignment", "--keep", "1", "--dry-run")
 
 
+@pytest.mark.usefixtures("inline")
 def test_another_stage_2_over_the_same_previews(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     command("refine", str(other), "--from", str(run), "--set", "refine.noise_step=30", "--set", "select.require=[]")
@@ -102,3 +105,24 @@ def test_what_is_not_needed_any_more_is_removed_when_one_says_so(run: Path) -> N
     assert all(row["latents"] is None and row["preview"] for row in rows(run, "previews").values())
     assert verify(Store(str(run))).problems == []
     assert "Nothing to remove." in command("prune", str(run), "--yes")
+
+
+def test_what_cannot_be_refined_for_want_of_latents_is_rendered_by_the_command_that_began_the_run(
+    run: Path, tiny_model: Path
+) -> None:
+    """The tests before gave the run further scores and removed its latents; the command need not know."""
+    rendered = sum(row["status"] == "rendered" for row in rows(run, "clips").values())
+    command("select", str(run), "--keep", "2", "--set", "select.require=[]")
+    shown = command("refine", str(run))
+    assert f"{6 - rendered} candidates are wanted whose latents were removed: `flashvideo-ray render PROMPTS" in shown
+    assert "Nothing to do" not in shown
+    settings = Settings.load("nano", [*tiny_overrides(tiny_model), *BEST_OF_TWO, "select.keep=2"])
+    result = flashvideo_ray.render(str(run.parent / "prompts.parquet"), str(run), settings)
+    assert result.ended == {"rendered": 6 - rendered}
+    assert all(row["score_hash"] is not None for row in rows(run, "previews").values())
+    kept = jobs.read(Store(str(run)))
+    assert {row["status"] for row in kept} == {"ended"}
+    assert kept[-1]["preview_busy_seconds"] > 0
+    assert json.loads(kept[-1]["run"]) == json.loads((run / "run.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["wall_seconds"] == pytest.approx(sum(row["seconds"] for row in kept))

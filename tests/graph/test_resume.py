@@ -25,7 +25,7 @@ def rows(output: Path, table: tables.Table) -> dict[str, dict[str, Any]]:
     return {row["clip_id"]: row for row in tables.read(Store(str(output)), table).to_pylist()}
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("inline")
 def test_what_was_stored_but_not_in_the_ledger_is_checked_and_adopted(tmp_path: Path, tiny_model: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:4])
     output = tmp_path / "run"
@@ -54,7 +54,7 @@ def test_what_was_stored_but_not_in_the_ledger_is_checked_and_adopted(tmp_path: 
     assert {clip_id: row["score_motion"] for clip_id, row in previews.items()} == scores
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("inline")
 def test_failed_candidates_are_taken_up_again_when_asked(tmp_path: Path, tiny_model: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:2])
     output = tmp_path / "run"

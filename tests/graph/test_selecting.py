@@ -17,8 +17,6 @@ from flashvideo_ray.ledger.decisions import Decision
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.verify import verify
 
-pytestmark = pytest.mark.usefixtures("local_ray")
-
 
 def rows(output: Path, table: tables.Table) -> list[dict[str, Any]]:
     return tables.read(Store(str(output)), table).to_pylist()
@@ -28,6 +26,7 @@ def load(model: Path, *overrides: str) -> Settings:
     return Settings.load("nano", [*tiny_overrides(model), *overrides])
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_the_best_candidate_of_each_prompt_is_refined(tmp_path: Path, tiny_model: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:3], id=[*"abc"])
     output = tmp_path / "run"
@@ -58,6 +57,7 @@ def test_the_best_candidate_of_each_prompt_is_refined(tmp_path: Path, tiny_model
     assert run["settings"]["select"]["keep"] == 2  # as the last job had it
 
 
+@pytest.mark.usefixtures("inline")
 def test_a_prompt_whose_candidates_all_fail_gets_more(tmp_path: Path, tiny_model: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:2])
     settings = load(tiny_model, "select.require=motion > 1e6", "select.draw=2", "keep=[]")
@@ -76,6 +76,7 @@ def test_a_prompt_whose_candidates_all_fail_gets_more(tmp_path: Path, tiny_model
     assert verify(Store(str(tmp_path / "run"))).problems == []
 
 
+@pytest.mark.usefixtures("inline")
 def test_a_job_ends_when_enough_clips_are_accepted_and_another_goes_on(tmp_path: Path, tiny_model: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts.parquet", [f"{text} {n}" for n in range(5) for text in PROMPTS])
     output, settings = tmp_path / "run", load(tiny_model)
@@ -93,6 +94,7 @@ def test_a_job_ends_when_enough_clips_are_accepted_and_another_goes_on(tmp_path:
     assert again.ended == {}
 
 
+@pytest.mark.usefixtures("inline")
 def test_rules_about_the_whole_run_and_decisions_of_people(tmp_path: Path, tiny_model: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts.parquet", id=[*"abcdef"])
     output = tmp_path / "run"
@@ -115,6 +117,7 @@ def test_rules_about_the_whole_run_and_decisions_of_people(tmp_path: Path, tiny_
     assert clips[fourth["clip_id"]]["reason"].startswith(f"{rule} (motion = ")
 
 
+@pytest.mark.usefixtures("inline")
 def test_a_heavy_scorer_sees_only_what_the_others_let_through(tmp_path: Path, tiny_model: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts.parquet", id=[*"abcdef"])
     output, log = tmp_path / "run", tmp_path / "seen.txt"

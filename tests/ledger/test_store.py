@@ -37,6 +37,19 @@ def test_an_object_can_be_created_again_after_it_was_deleted(store: Store) -> No
     assert store.create("a", b"2")
 
 
+def test_a_place_is_the_same_however_it_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    here = Store(str(tmp_path / "run"))
+    for spelling in ("run", "./run/", "other/../run", f"file://{tmp_path}/run", str(tmp_path / "link" / "run")):
+        assert here.is_same_place(Store(spelling)), spelling
+    assert not here.is_same_place(Store("run2"))
+    bucket = Store("s3://bucket/run")
+    assert bucket.is_same_place(Store("s3a://bucket/run/"))
+    for other in ("s3://bucket/run2", "s3://other/run", "memory://bucket/run", "bucket/run"):
+        assert not bucket.is_same_place(Store(other)), other
+
+
 def test_creating_where_nothing_can_be_written_raises(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a file, not a folder")
     with pytest.raises(OSError):

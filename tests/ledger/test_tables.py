@@ -160,6 +160,7 @@ def test_compaction_keeps_the_state_and_leaves_few_parts(store: Store) -> None:
     assert tables.compact(store) == {
         "clips": Compaction(parts_before=4, parts_after=1, rows=3, superseded=1),
         "previews": Compaction(0, 0, 0, 0),
+        "candidates": Compaction(0, 0, 0, 0),
     }
     assert len(store.keys("ledger")) == 1
     assert tables.read(store, "clips") == before

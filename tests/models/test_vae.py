@@ -81,13 +81,25 @@ def test_encoding_and_decoding_keep_length_and_size(ratio):
     assert decode_video(vae, moments[:, :, :4]).shape == (1, 9, 3, 40, 56)
 
 
-def test_tiles_and_chunks_of_an_encode_join():
-    vae, video = tiny_vae(), torch.rand(1, 17, 3, 64, 272)
-    whole = encode_video(vae, video)
-    assert encode_video(vae, video, tiles=(1, 2)).shape == whole.shape
+def test_an_encode_in_tiles_is_its_parts_side_by_side():
+    vae, video = tiny_vae(), torch.rand(1, 9, 3, 64, 272)
+    parts = [
+        encode_video(vae, video[..., 8 * span.start : 8 * span.stop])[
+            ..., span.own_start - span.start : span.own_stop - span.start
+        ]
+        for span in tile_axis(34, 2)
+    ]
+    assert torch.equal(encode_video(vae, video, tiles=(1, 2)), torch.cat(parts, dim=-1))
     assert encode_video(vae, video[:, :5, :, :24, :16], tiles=(3, 2)).shape == (1, 2, 8, 3, 2)  # a latent pixel each
-    assert encode_video(vae, video, chunk_frames=4).shape == whole.shape
-    assert torch.equal(encode_video(vae, video, chunk_frames=16), whole)
+
+
+def test_a_chunk_of_an_encode_knows_the_chunks_before_it_alone():
+    vae, video = tiny_vae(), torch.rand(1, 17, 3, 24, 32)
+    chunked = encode_video(vae, video, chunk_frames=4)
+    assert torch.equal(chunked[:, :2], encode_video(vae, video[:, :5], chunk_frames=4))
+    other = torch.cat([torch.rand(1, 5, 3, 24, 32), video[:, 5:]], dim=1)  # another past
+    assert not torch.equal(chunked[:, 2:3], encode_video(vae, other, chunk_frames=4)[:, 2:3])
+    assert not torch.equal(chunked, encode_video(vae, video))
 
 
 def test_upsampling_keeps_the_mean_and_the_range():

@@ -94,6 +94,21 @@ def test_options_are_checked_without_building():
         scorers.check("aesthetic")
 
 
+class Seconds(Letters):
+    names: ClassVar[tuple[str, ...]] = ("seconds",)
+
+
+class TwoWords(Letters):
+    names: ClassVar[tuple[str, ...]] = ("letter count",)
+
+
+def test_a_number_has_a_name_that_rules_can_use_and_the_ledger_does_not():
+    assert scorers.check(f"{__name__}.Letters") == ("letters",)
+    for scorer in ("Seconds", "TwoWords"):
+        with pytest.raises(ValueError, match="calls a number"):
+            scorers.check(f"{__name__}.{scorer}")
+
+
 def test_unknown_options_are_refused():
     with pytest.raises(ValueError, match=r"'motion' does not take these options.*speed"):
         scorers.load("motion", {"speed": 3})

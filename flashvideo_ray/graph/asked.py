@@ -1,0 +1,147 @@
+"""What a job is asked for, against what its run was asked for before: types of carried columns, labels, texts.
+
+The labels of a prompt are its id and its carried columns: all that a clip is not made of.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flashvideo_ray.ledger import parquet_log, tables, texts
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.prompts import SHOWN, PromptError, filled, same_values
+
+_OWN = {*tables.PREVIEWS.names, *tables.CLIPS.names}
+_LABELLED: tuple[tables.Table, ...] = ("previews", "clips")
+log = logging.getLogger("flashvideo_ray")
+
+
+@dataclass(frozen=True)
+class News:
+    """What the ledger is told before the work of a job begins.
+
+    `candidates` are rows of that table; `labels` are rows of prompts, with the `clip_id` that is to have their labels.
+    """
+
+    candidates: pa.Table | None = None
+    labels: pa.Table | None = None
+
+    def __bool__(self) -> bool:
+        return self.candidates is not None or self.labels is not None
+
+    def write(self, store: Store) -> None:
+        """Tell it. Hold the claim of the run. May be repeated."""
+        if self.candidates is not None:
+            parquet_log.write(store, tables.stem("candidates"), self.candidates)
+        if self.labels is None:
+            return
+        for which in _LABELLED:
+            rows = tables.read(store, which)
+            rows = rows.filter(pc.is_in(rows["clip_id"], self.labels["clip_id"].combine_chunks()))
+            tables.supersede(store, which, labelled(rows, self.labels))
+            log.warning("%d rows of %s have their new labels", rows.num_rows, which)
+
+
+def agreed(store: Store, table: pa.Table) -> pa.Table:
+    """The job's candidates, whose columns without any value have the type that the ledger has.
+
+    Raises PromptError if a carried column has another type in the ledger, which could not be read then.
+    """
+    carried = [name for name in table.column_names if name not in _OWN]
+    for which in _LABELLED:
+        there = tables.read(store, which, carried).schema
+        types = {field.name: field.type for field in there if field.type != pa.null()}
+        table = filled(table, types)
+        for name in carried:
+            now, before = table.schema.field(name).type, types.get(name)
+            if before is not None and before != now:
+                raise PromptError(
+                    f"column {name!r} holds {now}, and held {before} in the prompts that this run was started with; "
+                    "make them the same, or use another OUTPUT"
+                )
+    return table
+
+
+def relabelled(job: pa.Table, *ledger: pa.Table) -> pa.Table | None:
+    """Rows of the job's prompts for candidates that have other labels in the tables of the ledger; None if none has.
+
+    Further candidates of the same prompts, which the job does not name (they were drawn), go with the others.
+    """
+    places = {clip_id: place for place, clip_id in enumerate(job["clip_id"].to_pylist())}
+    found: dict[str, int] = {}
+    moved: dict[tuple[str, str, str | None], int] = {}  # what a prompt was, and where the job has it
+    for rows in ledger:
+        mine = rows.filter(pc.is_in(rows["clip_id"], job["clip_id"].combine_chunks()))
+        where = [places[clip_id] for clip_id in mine["clip_id"].to_pylist()]
+        for place in _differing(mine, job.take(pa.array(where, pa.int64()))):
+            row = mine.select(texts.COLUMNS).slice(place, 1).to_pylist()[0]
+            found[row["clip_id"]] = where[place]
+            moved[row["id"], row["prompt"], row["negative_prompt"]] = where[place]
+    for rows in ledger if moved else ():
+        for row in rows.select(texts.COLUMNS).to_pylist():
+            key = row["id"], row["prompt"], row["negative_prompt"]
+            if row["clip_id"] not in places and key in moved:
+                found[row["clip_id"]] = moved[key]
+    if not found:
+        return None
+    rows = job.take(pa.array(list(found.values()), pa.int64()))
+    return rows.set_column(rows.schema.get_field_index("clip_id"), "clip_id", pa.array(list(found), pa.string()))
+
+
+def labelled(rows: pa.Table, labels: pa.Table) -> pa.Table:
+    """Rows of a ledger table, of which those that `labels` names have its labels."""
+    if not rows.num_rows:
+        return rows
+    at = pc.index_in(rows["clip_id"], labels["clip_id"].combine_chunks())
+    for name in _labels(rows, labels):
+        kind = labels.schema.field(name).type if name in labels.column_names else rows.schema.field(name).type
+        new = labels[name].take(at) if name in labels.column_names else pa.nulls(rows.num_rows, kind)
+        old = rows[name].cast(kind) if name in rows.column_names else pa.nulls(rows.num_rows, kind)
+        both = zip(old.to_pylist(), new.to_pylist(), at.is_valid().to_pylist(), strict=True)
+        column = pa.array([now if is_new else before for before, now, is_new in both], kind)
+        index = rows.schema.get_field_index(name)
+        field = pa.field(name, kind, rows.schema.field(name).nullable if index >= 0 else True)
+        rows = rows.append_column(field, column) if index < 0 else rows.set_column(index, field, column)
+    return rows
+
+
+def refusal(labels: pa.Table, *ledger: pa.Table) -> str:
+    """Why a job with other labels than its run has is not begun, and what to do."""
+    lines: dict[str, None] = {}
+    for rows in ledger:
+        mine = rows.filter(pc.is_in(rows["clip_id"], labels["clip_id"].combine_chunks()))
+        now = labelled(mine, labels)
+        for name in _labels(mine, labels) if mine.num_rows else ():
+            before = mine[name].to_pylist() if name in mine.column_names else [None] * mine.num_rows
+            for there, here in zip(before, now[name].to_pylist(), strict=True):
+                if repr(there) != repr(here):
+                    lines[f"  {name}: {there!r} there, {here!r} now"] = None
+    shown = [*lines][:SHOWN] + ([f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])
+    return "\n".join(
+        [
+            f"{labels.num_rows} candidates of these prompts are in the run with other labels:",
+            *shown,
+            "Give them those that are there, or use another OUTPUT; --relabel writes the new ones into the run.",
+        ]
+    )
+
+
+def _labels(rows: pa.Table, job: pa.Table) -> list[str]:
+    names = dict.fromkeys([*job.column_names, *rows.column_names])
+    return ["id", *(name for name in names if name not in _OWN and not name.startswith("score_"))]
+
+
+def _differing(rows: pa.Table, job: pa.Table) -> list[int]:
+    """The places at which the labels differ. NaN is the same as NaN."""
+    places: set[int] = set()
+    for name in _labels(rows, job):
+        a, b = (table[name] if name in table.column_names else pa.nulls(rows.num_rows) for table in (rows, job))
+        if a.type == b.type and same_values(pa.chunked_array(a).combine_chunks(), pa.chunked_array(b).combine_chunks()):
+            continue
+        values = enumerate(zip(a.to_pylist(), b.to_pylist(), strict=True))
+        places.update(place for place, (there, now) in values if repr(there) != repr(now))
+    return sorted(places)
