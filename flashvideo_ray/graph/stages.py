@@ -38,12 +38,16 @@ class EncodeText(StageBase):
     name = "text"
 
     def __init__(self, settings: Settings, events: StageEvents, fingerprints: Mapping[str, str]):
-        preview, refine = engines.of(settings, "preview"), engines.of(settings, "refine")
-        preview.verify(fingerprints["preview"])
+        self.fingerprints = fingerprints
+        super().__init__(settings, events)
+
+    def load(self) -> None:
+        """The text encoder."""
+        preview, refine = engines.of(self.settings, "preview"), engines.of(self.settings, "refine")
+        preview.verify(self.fingerprints["preview"])
         # Candidates of a prompt come one after the other, and their text is the same.
         self._encode = lru_cache(_TEXTS_KEPT)(preview.load_text().encode)
         self.prefixes = {"preview": preview.describe().prompt_prefix, "refine": refine.describe().prompt_prefix}
-        super().__init__(settings, events)
 
     def takes(self, row: Mapping[str, Any]) -> bool:
         """Rows that still need a preview or a clip."""
@@ -71,12 +75,16 @@ class Preview(StageBase):
     gated = True
 
     def __init__(self, settings: Settings, events: StageEvents, store: Store, fingerprints: Mapping[str, str]):
-        engine = engines.of(settings, self.name)
-        engine.verify(fingerprints[self.name])
-        self.model = engine.load_preview()
-        self.device_name = self.model.device_name
+        self.fingerprints = fingerprints
         self.store = store
         super().__init__(settings, events)
+
+    def load(self) -> None:
+        """The preview model."""
+        engine = engines.of(self.settings, "preview")
+        engine.verify(self.fingerprints["preview"])
+        self.model = engine.load_preview()
+        self.device_name = self.model.device_name
 
     def takes(self, row: Mapping[str, Any]) -> bool:
         """Rows without a preview."""
@@ -128,15 +136,18 @@ class Refine(StageBase):
     def __init__(
         self, settings: Settings, events: StageEvents, store: Store, fps: float, provenance: Mapping[str, str]
     ):
-        video.check_encoder(settings.video.codec, settings.video.encoder_preset)
-        engine = engines.of(settings, self.name)
-        engine.verify(json.loads(provenance["model_fingerprints"])[self.name])
-        self.model = engine.load_refine()
-        self.device_name = self.model.device_name
         self.store = store
         self.fps = fps
         self.provenance = dict(provenance)
         super().__init__(settings, events)
+
+    def load(self) -> None:
+        """The refine model, and the encoder of its clips."""
+        video.check_encoder(self.settings.video.codec, self.settings.video.encoder_preset)
+        engine = engines.of(self.settings, "refine")
+        engine.verify(json.loads(self.provenance["model_fingerprints"])["refine"])
+        self.model = engine.load_refine()
+        self.device_name = self.model.device_name
 
     def takes(self, row: Mapping[str, Any]) -> bool:
         """Survivors, and those of the rejected that are audited."""
