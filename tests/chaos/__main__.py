@@ -41,7 +41,7 @@ SHORT += (
     "out of memory once",
     "out of memory",
 )
-console = Console(width=160)
+console = Console(width=220)
 
 
 def disturb(
