@@ -22,7 +22,8 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from flashvideo_ray.accounting.terminal import duration
-from flashvideo_ray.errors import InputError
+from flashvideo_ray.errors import InputError, JobError, in_a_line
+from flashvideo_ray.graph.console import without_false_alarms
 from flashvideo_ray.graph.quota import Quota
 from flashvideo_ray.ledger.claim import ClaimLostError
 from flashvideo_ray.settings import Settings
@@ -497,7 +498,11 @@ def serve(
             refine_approved=refine_approved,
             queue_limit=queue_limit,
         )
-        with local.running(options, host, port) as address:
+
+        def say(text: str) -> None:
+            console.print(text, markup=False, soft_wrap=True)
+
+        with local.running(options, host, port, say) as address:
             console.print(f"{output} at {address} (Ctrl-C stops it)", markup=False, soft_wrap=True)
             threading.Event().wait()
 
@@ -520,15 +525,22 @@ def run_job(job: Callable[[], Any]) -> int:
         handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)],
     )
     try:
-        result = job()
+        with without_false_alarms():
+            result = job()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ClaimLostError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except JobError as error:
+        print(f"error: {error}\nWhat is done is in the ledger; the same command carries on.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("Stopped. What is done is in the ledger; the same command carries on.", file=sys.stderr)
+        return 1
+    except Exception as error:
+        print(f"error: {in_a_line(error)}\n{_log_of(error)}", file=sys.stderr)
         return 1
     if not result.ended and not result.without_latents:
         console.print("Nothing to do: every candidate of these prompts has ended before.")
@@ -542,7 +554,25 @@ def run_job(job: Callable[[], Any]) -> int:
             soft_wrap=True,
         )
     print_result(result)
+    for fault in result.left_out:
+        print(f"left out: {fault}", file=sys.stderr)
+    if result.stopped is not None:
+        print(f"stopped: {result.stopped}\nWhat had not begun is open; the same command carries on.", file=sys.stderr)
     return result.exit_status
+
+
+def _log_of(error: Exception) -> str:
+    """Where to read all of it; or all of it, where it cannot be stored."""
+    import tempfile
+    import traceback
+
+    text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="flashvideo-ray-", suffix=".log", delete=False) as log:
+            log.write(text)
+    except OSError:
+        return text
+    return f"All of it is in {log.name}. What is done is in the ledger; the same command carries on."
 
 
 def print_result(result: Any) -> None:

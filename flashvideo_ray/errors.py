@@ -1,5 +1,18 @@
-"""The one base class of errors that a user can mend: wrong prompts, settings, models or places."""
+"""The base classes of errors that end a job with one message, whoever can mend them."""
 
 
 class InputError(ValueError):
     """The input or the settings are wrong; nothing was started. The message says what to do (exit status 2)."""
+
+
+class JobError(RuntimeError):
+    """A job cannot go on, though nothing is wrong with what it was told. The message says where and why (status 1)."""
+
+
+def in_a_line(error: BaseException) -> str:
+    """Class and message of an error, the first line of it; where Ray wraps what happened on a worker, of that."""
+    cause = getattr(error, "cause", None)
+    own = cause if isinstance(cause, BaseException) else error
+    lines = str(own).strip().splitlines() or [repr(own)]
+    lines[0] = lines[0].encode(errors="backslashreplace").decode()
+    return f"{type(own).__name__}: {lines[0]}"

@@ -301,6 +301,13 @@ class Settings(Frozen):
     )
     prices: Prices = Prices()
     max_attempts: Positive = Field(3, description="times a candidate may kill the process of a stage before it fails")
+    placement_patience_seconds: NonNegative | None = Field(
+        None, description="how long a job waits for a node that a pool can run on; null: as long as it takes"
+    )
+    max_equal_failures: Positive = Field(
+        10,
+        description="in a row, of one stage and class of error; then its node is left out, or the job ends",
+    )
     store_patience_seconds: NonNegative = Field(600.0, description="how long a run waits for a store that is away")
     progress_seconds: Seconds = Field(15.0, description="between progress lines in a job's log")
 

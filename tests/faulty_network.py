@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import torch
 from diffusers import ModelMixin  # noqa: F401  diffusers looks for the base class in the component's own module
@@ -14,7 +15,11 @@ from flashvideo_ray import FlashVideoTransformer3DModel
 
 
 class FaultyTransformer(FlashVideoTransformer3DModel):
-    """A network that raises, gives NaN, hangs or kills its process at a prompt that it knows by its embedding's sum."""
+    """A network that raises, gives NaN, hangs or kills its process at a prompt that it knows by its embedding's sum.
+
+    On a node with BROKEN_BY in its environment its first call breaks the node: it names a file whose presence keeps
+    the network from loading, and the call makes it and kills its process.
+    """
 
     __module__ = "faulty"  # what `model_index.json` names
 
@@ -32,6 +37,8 @@ class FaultyTransformer(FlashVideoTransformer3DModel):
         size_embedding: bool = False,
         ref_step_embedding: bool = False,
     ) -> None:
+        if Path(os.environ.get("BROKEN_BY", "/absent")).exists():
+            raise OSError("the card has fallen off the bus")
         super().__init__(
             num_attention_heads=num_attention_heads,
             attention_head_dim=attention_head_dim,
@@ -44,6 +51,9 @@ class FaultyTransformer(FlashVideoTransformer3DModel):
         )
 
     def project_text(self, embeds: torch.Tensor) -> torch.Tensor:
+        if "BROKEN_BY" in os.environ:
+            Path(os.environ["BROKEN_BY"]).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         tokens = super().project_text(embeds)
         for trigger, fault in zip(self.config.triggers, self.config.faults, strict=True):
             if abs(embeds.double().sum().item() - trigger) < 1e-4:

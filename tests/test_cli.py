@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import script, tiny_overrides, write_prompts
+from support import ROOT, script, tiny_overrides, write_prompts
 from typer.testing import CliRunner
 
 from flashvideo_ray import Settings
-from flashvideo_ray.cli import app
+from flashvideo_ray.cli import app, run_job
+from flashvideo_ray.errors import JobError
 from flashvideo_ray.graph import checks, pipeline
+from flashvideo_ray.graph.health import Fault
 from flashvideo_ray.graph.recipe import about, recipe_of
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.store import Store
@@ -180,6 +184,14 @@ def test_status_counts_candidates(tmp_path: Path, tiny_model: Path) -> None:
     assert "clips: 2 rows, 1 parts before" in run("compact", store.url).output
 
 
+def test_what_a_cluster_runs_takes_the_options_of_render(tmp_path: Path) -> None:
+    script_ = [sys.executable, str(ROOT / "jobs" / "render.py"), "--prompts", str(tmp_path / "no.parquet")]
+    own = ["--output", str(tmp_path / "run"), "--until", "preview", "--set", "seed=3", "--relabel", "--accept", "3"]
+    result = subprocess.run([*script_, *own], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {tmp_path}/no.parquet: no such file"), result.stderr
+
+
 def test_the_console_script_is_there() -> None:
     result = subprocess.run([script("flashvideo-ray"), "--help"], capture_output=True, text=True, check=True)
     for command in (
@@ -197,3 +209,24 @@ def test_the_console_script_is_there() -> None:
     ):
         assert command in result.stdout
     assert pipeline.render.__doc__
+
+
+def test_a_job_that_breaks_says_so_in_a_line_and_names_the_file_with_the_rest(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def job() -> None:
+        raise OSError("model.safetensors: truncated\nand forty lines of where that was noticed")
+
+    assert run_job(job) == 1
+    message, where = capfd.readouterr().err.splitlines()
+    assert message == "error: OSError: model.safetensors: truncated"
+    [path] = re.findall(r"\S+\.log", where)
+    assert "forty lines" in Path(path).read_text()
+
+
+def test_a_job_without_a_node_left_names_stage_node_and_cause(capfd: pytest.CaptureFixture[str]) -> None:
+    def job() -> None:
+        raise JobError(str(Fault("refine", "OSError: model.safetensors: truncated", "id", "gpu-7")))
+
+    assert run_job(job) == 1
+    assert capfd.readouterr().err.startswith("error: refine on gpu-7: OSError: model.safetensors: truncated\n")

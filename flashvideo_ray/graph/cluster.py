@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import socket
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+import ray.util
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.exceptions import GetTimeoutError, RayTaskError
 
 from flashvideo_ray import video
 from flashvideo_ray.errors import InputError
+from flashvideo_ray.graph.health import Fault, Worker
 from flashvideo_ray.settings import STAGES, Pool, Pools, Settings, SettingsError, Stage, VideoSettings
 
 # One call computes while the one before it is being encoded and uploaded.
@@ -141,6 +144,39 @@ def _needs(pool: Pool) -> dict[str, float]:
     if pool.accelerator_type:
         needs[f"accelerator_type:{pool.accelerator_type}"] = 0.001
     return {name: amount for name, amount in needs.items() if amount}
+
+
+def here() -> Worker:
+    """Which actor this process is, and where it runs."""
+    context = ray.get_runtime_context()
+    return Worker(context.get_actor_id() or "", context.get_node_id(), f"{socket.gethostname()} ({_address()})")
+
+
+def _address() -> str:
+    return str(ray.util.get_node_ip_address())
+
+
+def without(settings: Settings, faults: Sequence[Fault]) -> Settings:
+    """The settings with pools that keep away from the nodes of these faults."""
+    pools: dict[str, Pool] = {}
+    for stage in dict.fromkeys(fault.stage for fault in faults):
+        nodes = sorted({fault.node for fault in faults if fault.stage == stage and fault.node})
+        away = {"ray.io/node-id": f"!in({','.join(nodes)})"}
+        pool: Pool = getattr(settings.pools, stage)
+        fallback = tuple({**selector, **away} for selector in pool.fallback)
+        pools[stage] = pool.model_copy(update={"labels": {**pool.labels, **away}, "fallback": fallback})
+    return settings.model_copy(update={"pools": settings.pools.model_copy(update=pools)})
+
+
+def nowhere(settings: Settings, faults: Sequence[Fault]) -> Stage | None:
+    """A stage that no node of the cluster is left for, once those of the faults are left out."""
+    left = without(settings, faults)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    for stage in dict.fromkeys(fault.stage for fault in faults):
+        pool = getattr(left.pools, stage)
+        if not any(fits(pool, node["Resources"], node.get("Labels", {})) for node in nodes):
+            return stage
+    return None
 
 
 def fits(pool: Pool, resources: Mapping[str, float], labels: Mapping[str, str]) -> bool:

@@ -37,7 +37,9 @@ def finish(store: Store, settings: Settings) -> dict[str, int]:
     summary = summarise(previews, clips)
     old = earlier(store)
     summary["earlier_texts"] = len(statuses(*old))
-    summary["wall_seconds"], summary["pools"] = jobs.usage(jobs.read(store))
+    done = jobs.read(store)
+    summary["wall_seconds"], summary["pools"] = jobs.usage(done)
+    summary["troubles"] = [row["error"] for row in done if row["error"]]
     from flashvideo_ray.accounting import estimates
 
     operations = estimates.known_operations(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import threading
@@ -9,17 +10,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flashvideo_ray import scorers
+from flashvideo_ray.errors import JobError, in_a_line
 from flashvideo_ray.graph import cluster, finish, remaining
+from flashvideo_ray.graph.health import Fault, Health
+from flashvideo_ray.graph.placement import Placement
 from flashvideo_ray.graph.progress import Progress
 from flashvideo_ray.graph.quota import Gate, Quota
 from flashvideo_ray.graph.remaining import Until
@@ -33,6 +38,8 @@ from flashvideo_ray.settings import STAGES, Settings, Stage
 
 _KEPT = frozenset({"latents", "previews"})
 _LAST_FLUSH_SECONDS = 60.0
+_BEAT_SECONDS = 1.0
+_LONGEST_PAUSE = 60.0  # between tries of what goes wrong
 _WRITING = "writing"  # the tracker's thread that writes the ledger: stages wait for its answers, and not for the store
 log = logging.getLogger("flashvideo_ray")
 
@@ -49,11 +56,13 @@ class RunResult:
     total: dict[str, int]  # by status, in the run
     seconds: float
     without_latents: int = 0  # candidates that only `render` can take further: their latents were pruned
+    left_out: tuple[Fault, ...] = ()  # nodes that a stage could not work on
+    stopped: Fault | None = None  # the stage that failed alike until the job ended; what it had not begun is open
 
     @property
     def exit_status(self) -> int:
         """0: all candidates that ended are rendered or rejected; 3: some failed."""
-        return 3 if self.total.get("failed") else 0
+        return 3 if self.total.get("failed") or self.stopped is not None else 0
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,20 @@ class Job:
     quota: Quota | None
 
 
+@dataclass
+class _Trouble:
+    """What the rounds of a job have met: nodes to be left out, and a stage that fails whatever it gets."""
+
+    left_out: list[Fault] = field(default_factory=list)
+    stopped: Fault | None = None
+
+
 def run_job(job: Job, graph: Graph, started: float) -> RunResult:
-    """Do the job, if there is anything to do, and bring the summary and the report up to date."""
+    """Do the job, if there is anything to do, and bring the summary and the report up to date.
+
+    Raises JobError where a stage cannot be loaded on any node.
+    """
+    trouble, lost = _Trouble(), None
     ended: Counter[str] = Counter()
     work = _wanted(job, job.next_work(job.retry))
     if work:
@@ -88,8 +109,20 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
             run = run_file.open_run(job.store, job.recipe, job.about)
             with jobs.Record(job.store, run, started) as record:
                 while work:
-                    enough = _do(job, graph, work, claim, ended, record)
+                    before = len(trouble.left_out)
+                    enough = _do(job, graph, work, claim, ended, record, trouble)
+                    for fault in trouble.left_out[before:]:
+                        record.met(f"left out: {fault}")
                     done, work = work, job.next_work(None)
+                    if trouble.stopped is not None:
+                        record.met(f"stopped: {trouble.stopped}")
+                        break
+                    if work and len(trouble.left_out) > before:
+                        gc.collect()  # of the round that broke off: what it held of the cluster
+                        lost = cluster.nowhere(job.settings, trouble.left_out)
+                        if lost is not None:
+                            break
+                        continue  # a new round does what the actors there held
                     if enough or work.rows["clip_id"].equals(done.rows["clip_id"]):
                         break  # or nothing came of it, and would not the next time
             if not set(job.settings.keep) >= _KEPT:
@@ -99,7 +132,11 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
     else:
         _note_settings(job)
     total = finish.finish(job.store, job.settings)
-    return RunResult(job.store.url, dict(ended), total, time.monotonic() - started, work.without_latents)
+    if lost is not None:
+        raise JobError("\n".join(str(fault) for fault in trouble.left_out if fault.stage == lost))
+    seconds = time.monotonic() - started
+    faults = tuple(trouble.left_out)
+    return RunResult(job.store.url, dict(ended), total, seconds, work.without_latents, faults, trouble.stopped)
 
 
 def _pools(settings: Settings, until: Until) -> tuple[Stage, ...]:
@@ -108,7 +145,15 @@ def _pools(settings: Settings, until: Until) -> tuple[Stage, ...]:
     return tuple(stage for stage in STAGES if stage not in absent)
 
 
-def _do(job: Job, graph: Graph, work: remaining.Work, claim: Claim, ended: Counter[str], record: jobs.Record) -> bool:
+def _do(
+    job: Job,
+    graph: Graph,
+    work: remaining.Work,
+    claim: Claim,
+    ended: Counter[str],
+    record: jobs.Record,
+    trouble: _Trouble,
+) -> bool:
     """One round: what is decided becomes ledger rows, the rest goes through the graph. True if the job has enough."""
     work.news.write(job.store)
     schema = tables.extended(tables.CLIPS, job.extra)
@@ -120,7 +165,7 @@ def _do(job: Job, graph: Graph, work: remaining.Work, claim: Claim, ended: Count
     gate = _gate(job, work)
     why = gate.over if gate is not None else None
     if why is None:
-        why = _run_graph(job, graph, work, gate, claim, ended, came, record)
+        why = _run_graph(job, graph, work, gate, claim, ended, came, record, trouble)
     if why is not None:
         ids = work.rows["clip_id"]
         left = work.rows.filter(pc.invert(pc.is_in(ids, pa.array(sorted(came), pa.string()))))
@@ -142,27 +187,31 @@ def _run_graph(
     ended: Counter[str],
     came: set[str],
     record: jobs.Record,
+    trouble: _Trouble,
 ) -> str | None:
     """Run the graph over the rows and bring what comes out of it into the ledger.
 
     Returns why the job has enough, or None if all rows came out. Those that did are in `came`.
     """
-    settings, store = job.settings, job.store
+    settings, store = cluster.without(job.settings, trouble.left_out), job.store
     names = [f"score_{name}" for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
     scores = [pa.field(name, pa.float64()) for name in names]
     clips = Writer(store, "clips", tables.extended(tables.CLIPS, job.extra), settings.ledger)
     previews = tables.extended(tables.PREVIEWS, [*job.extra, *scores])
-    tracker = start_tracker(store, previews, settings.ledger, remaining.context_rows(work.context), gate)
+    health = Health(settings.max_equal_failures, {stage: getattr(settings.pools, stage).size for stage in STAGES})
+    tracker = start_tracker(store, previews, settings.ledger, remaining.context_rows(work.context), gate, health)
     _stop_on_sigterm()
     cluster.configure_data()
     # The ledger's rows wait in memory when the store is away; only what the stages put and get must wait there.
     patient = PatientStore(store.url, settings.store_patience_seconds)
-    events = TrackerClient(tracker, ray.get, gated=gate is not None)
+    events = TrackerClient(tracker, ray.get, gate is not None, cluster.here)
     dataset = graph(work.rows, patient, settings, job.recipe, events, work.until)
     progress = Progress(settings, _totals(work, settings.select.keep), _pools(settings, work.until))
-    rendered, over = 0, None
+    placement = Placement(settings.pools, _pools(settings, work.until), settings.placement_patience_seconds)
+    heartbeat = _Heartbeat(tracker, clips, progress, ended, record, placement)
+    rendered, lost, over = 0, 0, None
     try:
-        with progress, _Heartbeat(tracker, clips, progress, ended, record) as heartbeat:
+        with progress, heartbeat:
             batches: Iterator[pa.Table] = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
             for batch in batches:
                 claim.check()
@@ -172,13 +221,30 @@ def _run_graph(
                     came.add(row["clip_id"])
                     ended[row["status"]] += 1
                     rendered += row["status"] == "rendered"
+                    lost += row["status"] == "failed"
                     if row["status"] not in ("previewed", "approved") and not (row["audit"] and row["clip"] is None):
                         clips.append(row)
                 tracker.forget.remote(list(set(batch["id"].to_pylist())))
                 if heartbeat.over is not None and rendered >= heartbeat.over[1]:
                     break  # what is left came to the gate after it was closed
+                if heartbeat.stopped is not None and rendered + lost >= heartbeat.stopped[1]:
+                    break
             del batches, dataset  # Ray Data gives its actors back
             over = ray.get(tracker.over.remote())
+            if stopped := ray.get(tracker.stopped.remote()):
+                trouble.stopped = stopped[0]
+    except KeyboardInterrupt:
+        if heartbeat.no_place is not None:
+            raise JobError(heartbeat.no_place) from None
+        raise
+    except RayError:
+        # An actor whose node is left out ends the round like this, once the others are done.
+        if not (faults := ray.get(tracker.faults.remote())):
+            raise
+        trouble.left_out.extend(faults)
+    else:
+        # Actors that got no row are missing, and held nothing up.
+        trouble.left_out.extend(ray.get(tracker.faults.remote()))
     finally:
         # Each of them, whatever becomes of the others: a row that is lost here is paid for again.
         with ExitStack() as last:
@@ -250,10 +316,22 @@ def _insist(flush: Callable[[], None]) -> None:
 class _Heartbeat:
     """Once a second rows that are due become durable, and progress is shown: that does not wait for the store."""
 
-    def __init__(self, tracker: Any, clips: Writer, progress: Progress, ended: Mapping[str, int], record: jobs.Record):
+    def __init__(
+        self,
+        tracker: Any,
+        clips: Writer,
+        progress: Progress,
+        ended: Mapping[str, int],
+        record: jobs.Record,
+        placement: Placement,
+    ):
         self._tracker, self._clips, self._progress, self._ended = tracker, clips, progress, ended
         self._record = record
+        self._placement = placement
+        self.no_place: str | None = None  # for a pool, which ends the job
+        self._waits = threading.current_thread()
         self.over: tuple[str, int] | None = None  # of the tracker
+        self.stopped: tuple[Fault, int] | None = None
         self._stop = threading.Event()
         acts = {"ledger not written": self._write, "progress not shown": self._show}
         self._threads = [threading.Thread(target=self._beat, args=act, daemon=True) for act in acts.items()]
@@ -272,12 +350,15 @@ class _Heartbeat:
             self._show(last=True)
 
     def _beat(self, trouble: str, act: Callable[[], None]) -> None:
-        """Errors are told and left to the next beat: rows stay in memory until they are written."""
-        while not self._stop.wait(1.0):
+        """Errors are told in a line and left to a later beat: rows stay in memory until they are written."""
+        pause = _BEAT_SECONDS
+        while not self._stop.wait(pause):
             try:
                 act()
+                pause = _BEAT_SECONDS
             except Exception as error:
-                log.warning("%s, trying again: %s: %s", trouble, type(error).__name__, error)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                log.warning("%s, trying again in %.0f s: %s", trouble, pause, in_a_line(error))
 
     def _write(self) -> None:
         ray.get(writing(self._tracker.flush_if_due).remote())  # first: a clip's row follows its preview's
@@ -288,7 +369,18 @@ class _Heartbeat:
         states = ray.get(self._tracker.tick.remote())
         self._record.used(_used(states))
         self._progress.update(states, self._ended, last)
+        self._wait_for_places(states)
         self.over = ray.get(self._tracker.over.remote())
+        self.stopped = ray.get(self._tracker.stopped.remote())
+
+    def _wait_for_places(self, states: Mapping[Stage, StageState]) -> None:
+        told = self._placement.look({stage: state.actors for stage, state in states.items()})
+        if told is not None:
+            log.warning("%s", told)
+        if self._placement.over is not None and self.no_place is None:
+            self.no_place = self._placement.over
+            if self._waits is threading.main_thread():  # for rows that do not come
+                signal.pthread_kill(self._waits.ident or 0, signal.SIGINT)
 
 
 def _stop_on_sigterm() -> None:

@@ -15,6 +15,9 @@ from flashvideo_ray.accounting.terminal import duration
 from flashvideo_ray.graph.tracker import StageState
 from flashvideo_ray.settings import STAGES, Settings, Stage
 
+_SILENT_SECONDS = 60.0
+_SILENT_CALLS = 3  # so many would have ended in the meantime
+
 
 class Progress:
     """Shows the state of each stage: done / total, rate, time left, and how much of its pool is at work.
@@ -59,9 +62,19 @@ class Progress:
 
     def _row(self, stage: Stage, state: StageState, total: int) -> tuple[str, str, str, str, str]:
         pool = getattr(self.settings.pools, stage)
-        left = duration(max(0, total - state.done) / state.rate) + " left" if state.rate else "-"
+        rate, left = pace(state, total, time.time())
         up = "starting" if state.actors == 0 else f"{min(state.open, pool.size)}/{pool.size} busy"
-        return stage, f"{state.done}/{total}", _rate(state.rate), left, up
+        return stage, f"{state.done}/{total}", rate, left, up
+
+
+def pace(state: StageState, total: int, now: float) -> tuple[str, str]:
+    """How fast a stage is and how long it still takes, unless it has been silent for longer than its calls explain."""
+    if not state.rate or state.last_end is None:
+        return "-", "-"
+    silent = now - state.last_end
+    if state.done < total and silent > max(_SILENT_SECONDS, _SILENT_CALLS / state.rate):
+        return f"none has ended for {duration(silent)}", "-"
+    return _rate(state.rate), duration(max(0, total - state.done) / state.rate) + " left"
 
 
 def expected(

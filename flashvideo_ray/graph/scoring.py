@@ -37,13 +37,16 @@ class Score(StageBase):
     def __init__(
         self, settings: Settings, events: StageEvents, store: Store, fps: float, provenance: Mapping[str, str]
     ):
-        specs = [spec for spec in settings.score.scorers if spec.pool == self.name]
-        self.scorers = [(spec.name, scorers.load(spec.name, spec.options, fps=fps)) for spec in specs]
         self.is_last = self.name == settings.score.stages[-1]
         self.store = store
         self.fps = fps
         self.provenance = dict(provenance)
         super().__init__(settings, events)
+
+    def load(self) -> None:
+        """The scorers of this pool."""
+        specs = [spec for spec in self.settings.score.scorers if spec.pool == self.name]
+        self.scorers = [(spec.name, scorers.load(spec.name, spec.options, fps=self.fps)) for spec in specs]
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Map rows to scored ones; in the last stage that scores to judged ones, when all of their prompt are there."""

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from flashvideo_ray.errors import in_a_line
 from flashvideo_ray.graph.tracker import StageEvents
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.settings import Pool, Settings, Stage
@@ -35,6 +39,8 @@ DROPPED = dict.fromkeys(PAYLOAD)
 # not known whose fault that is, so more deaths are let pass.
 _BYSTANDER_DEATHS = 4
 _GATE_SECONDS = 0.3
+_TELL_SECONDS = 5.0
+LOAD_PAUSES = (1.0, 5.0, 15.0)  # seconds between tries of one process
 
 
 def row_schema(extra: Iterable[pa.Field] = ()) -> pa.Schema:
@@ -66,6 +72,38 @@ def message_of(error: BaseException) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def _passed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row that the job does not get to any more. It stays open, or is skipped, as the job says."""
+    return {**row, **DROPPED, "group": row["group"], "status": "skipped"}
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of a card, whose error class is torch's, or of the host."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def _free_memory() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")  # a stage that only measures pixels has not loaded it
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _keep_traceback(error: Exception, name: str) -> str:
+    """Where on this host it is kept, in words; nothing where it cannot be."""
+    with suppress(Exception):  # a disk that is full, an error that cannot be shown
+        folder = Path(tempfile.gettempdir()) / "flashvideo-ray"
+        folder.mkdir(exist_ok=True)
+        with open(folder / name, "a", errors="backslashreplace") as log:
+            log.write("".join(traceback.format_exception(error)))
+        return f" (all of it in {folder / name} on {socket.gethostname()})"
+    return ""
+
+
+class LoadError(RuntimeError):
+    """A stage cannot be loaded on a node."""
+
+
 class AttemptsError(RuntimeError):
     """A candidate killed the process of a stage too often and is not tried again."""
 
@@ -89,7 +127,11 @@ class StageBase(ABC):
         self._turn = threading.Lock()
         self._device_lock = threading.Lock()
         self._logged: set[type[Exception]] = set()
+        self._load_patiently()
         events.joined(self.name)
+
+    def load(self) -> None:  # noqa: B027
+        """Load what the calls need. It may be tried again after it raised."""
 
     @abstractmethod
     def takes(self, row: Mapping[str, Any]) -> bool:
@@ -143,26 +185,62 @@ class StageBase(ABC):
     def _pool(self) -> Pool:
         return getattr(self.settings.pools, self.name)
 
+    def _load_patiently(self) -> None:
+        """Load, with pauses between tries. Raises LoadError when it is in vain and nobody needs this actor to wait.
+
+        An actor whose constructor raises ends the execution that others work in, so it waits until they are done.
+        """
+        cause = None
+        pause = self.events.starting(self.name)
+        if pause is not None:
+            for seconds in (pause, *LOAD_PAUSES):
+                time.sleep(seconds)
+                try:
+                    return self.load()
+                except Exception as error:
+                    cause = in_a_line(error)
+                    self._log_error(error, "loading")
+            self.events.not_loaded(self.name, str(cause))
+        while not self.events.dismissed(self.name):
+            time.sleep(1.0)
+        raise LoadError(f"{self.name} does not run on {socket.gethostname()}: {cause or 'this node is left out'}")
+
     def _give_up(self, clip_id: str) -> None:
-        """End this process: a call that hangs in a kernel cannot be stopped otherwise. Ray starts another one."""
-        say(f"{self.name} ran over {self._pool.time_limit_seconds:g} s on {clip_id}: process ends")
+        """End this process: a call that hangs in a kernel cannot be stopped otherwise. Ray starts another one.
+
+        Whoever is told may hang, too: it gets a few seconds to hear of it.
+        """
+        try:
+            teller = threading.Thread(target=self._tell_overdue, args=[clip_id], daemon=True)
+            teller.start()
+            teller.join(_TELL_SECONDS)
+        finally:
+            os._exit(1)
+
+    def _tell_overdue(self, clip_id: str) -> None:
         self.events.overdue(self.name, clip_id)
-        os._exit(1)
+        say(f"{self.name} ran over {self._pool.time_limit_seconds:g} s on {clip_id}: process ends")
 
     def _guarded(self, row: dict[str, Any]) -> dict[str, Any]:
         if self.gated and not self._admitted(row):
-            return {**row, **DROPPED, "group": row["group"], "status": "skipped"}
-        status = "failed"
-        begins = self.events.begin(self.name, row["clip_id"])
+            return _passed(row)
+        begin = self.events.begin(self.name, row["clip_id"])
+        if begin.order == "leave":
+            say(f"{self.name}: this node fails whatever it gets, and is left out: process ends")
+            os._exit(1)
+        if begin.order == "stop":
+            return _passed(row)
+        status, failure = "failed", None
         try:
-            if begins > _BYSTANDER_DEATHS * self.settings.max_attempts:
-                raise AttemptsError(f"the process died {begins - 1} times while this candidate was in it")
-            changed = self.process(row)
+            if begin.count > _BYSTANDER_DEATHS * self.settings.max_attempts:
+                raise AttemptsError(f"the process died {begin.count - 1} times while this candidate was in it")
+            changed = self._processed(row)
             done = {**row, **changed}  # in this order: `device` writes the attempts into the row
             status = done["status"]
             return done
         except Exception as error:
             self._log_error(error, row["clip_id"])
+            failure = (type(error).__name__, message_of(error))
             return {
                 **row,
                 # Of the candidates of a prompt, the last to be judged carries the text for all.
@@ -171,14 +249,26 @@ class StageBase(ABC):
                 "prompt_embeds": row["prompt_embeds"] if row["group"] else None,
                 "status": "failed",
                 "stage": self.name,
-                "reason": f"{self.name}: {type(error).__name__}",
-                "error_class": type(error).__name__,
-                "error": message_of(error),
+                "reason": f"{self.name}: {failure[0]}",
+                "error_class": failure[0],
+                "error": failure[1],
                 "device": self.device_name or row["device"],
                 "host": socket.gethostname(),
             }
         finally:
-            self.events.end(self.name, row["clip_id"], status)
+            self.events.end(self.name, row["clip_id"], status, failure)
+
+    def _processed(self, row: dict[str, Any]) -> dict[str, Any]:
+        """`process`, and once more if memory ran out: what took it may have been another call's, or gone by now."""
+        try:
+            return self.process(row)
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            say(f"{self.name} ran out of memory on {row['clip_id']}, trying once more: {message_of(error)}")
+        # Outside the block: inside, the traceback keeps the tensors of the failed try alive.
+        _free_memory()
+        return self.process(row)
 
     def _admitted(self, row: Mapping[str, Any]) -> bool:
         while (answer := self.events.admit(self.name, row["clip_id"], row["id"])) == "wait":
@@ -186,8 +276,9 @@ class StageBase(ABC):
         return answer == "go"
 
     def _log_error(self, error: Exception, clip_id: str) -> None:
-        """One line for each failure in the worker's log; where it came from only for the first of its class."""
-        say(f"{self.name} failed on {clip_id}: {type(error).__name__}: {message_of(error)}")
+        """One line for each failure, on the job's console; where the first of its class came from, in a file."""
+        where = ""
         if type(error) not in self._logged:
             self._logged.add(type(error))
-            say("".join(traceback.format_exception(error)))
+            where = _keep_traceback(error, f"{self.name}-{os.getpid()}.log")
+        say(f"{self.name} failed on {clip_id}: {type(error).__name__}: {message_of(error)}{where}")

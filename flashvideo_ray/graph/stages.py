@@ -33,11 +33,11 @@ class EncodeText(StageBase):
 
     name = "text"
 
-    def __init__(self, settings: Settings, events: StageEvents):
-        preview, refine = engines.of(settings, "preview"), engines.of(settings, "refine")
+    def load(self) -> None:
+        """The text encoder."""
+        preview, refine = engines.of(self.settings, "preview"), engines.of(self.settings, "refine")
         self.model = preview.load_text()
         self.prefixes = {"preview": preview.describe().prompt_prefix, "refine": refine.describe().prompt_prefix}
-        super().__init__(settings, events)
 
     def takes(self, row: Mapping[str, Any]) -> bool:
         """Rows that still need a preview or a clip."""
@@ -65,10 +65,13 @@ class Preview(StageBase):
     gated = True
 
     def __init__(self, settings: Settings, events: StageEvents, store: Store):
-        self.model = engines.of(settings, "preview").load_preview()
-        self.device_name = self.model.device_name
         self.store = store
         super().__init__(settings, events)
+
+    def load(self) -> None:
+        """The preview model."""
+        self.model = engines.of(self.settings, "preview").load_preview()
+        self.device_name = self.model.device_name
 
     def takes(self, row: Mapping[str, Any]) -> bool:
         """Rows without a preview."""
@@ -119,13 +122,16 @@ class Refine(StageBase):
     def __init__(
         self, settings: Settings, events: StageEvents, store: Store, fps: float, provenance: Mapping[str, str]
     ):
-        video.check_encoder(settings.video.codec, settings.video.encoder_preset)
-        self.model = engines.of(settings, "refine").load_refine()
-        self.device_name = self.model.device_name
         self.store = store
         self.fps = fps
         self.provenance = dict(provenance)
         super().__init__(settings, events)
+
+    def load(self) -> None:
+        """The refine model, and the encoder of its clips."""
+        video.check_encoder(self.settings.video.codec, self.settings.video.encoder_preset)
+        self.model = engines.of(self.settings, "refine").load_refine()
+        self.device_name = self.model.device_name
 
     def takes(self, row: Mapping[str, Any]) -> bool:
         """Survivors, and those of the rejected that are audited."""

@@ -7,6 +7,7 @@ wait for one another to be judged together. This module knows no Ray: a handle i
 
 from __future__ import annotations
 
+import sys
 import time
 import uuid
 from collections import Counter, defaultdict
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from flashvideo_ray.graph.health import Fault, Health, Order, Worker
 from flashvideo_ray.graph.quota import Answer, Gate
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
@@ -54,8 +56,25 @@ class Attempt:
     overdue: bool
 
 
+@dataclass(frozen=True)
+class Begin:
+    """How many times a call was started without an end, this time included, and what it is to do."""
+
+    count: int
+    order: Order = "go"
+
+
 class StageEvents(Protocol):
     """What a stage tells about its work, and what it asks."""
+
+    def starting(self, stage: Stage) -> float | None:
+        """A process of the stage is about to load. Returns seconds to pause before, or None: it is not to load here."""
+
+    def not_loaded(self, stage: Stage, cause: str) -> None:
+        """The process tried to load, more than once, and could not."""
+
+    def dismissed(self, stage: Stage) -> bool:
+        """Whether a process that is not to load, or could not, may end, and the round of the job with it."""
 
     def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:
         """Whether a call may begin, or the run has enough. `prompt` is the prompt's id."""
@@ -63,8 +82,8 @@ class StageEvents(Protocol):
     def joined(self, stage: Stage) -> None:
         """An actor of the stage has loaded its model and takes work."""
 
-    def begin(self, stage: Stage, clip_id: str) -> int:
-        """A call starts. Returns how many times it was started without an end, this time included."""
+    def begin(self, stage: Stage, clip_id: str) -> Begin:
+        """A call starts."""
 
     def attempt(self, stage: Stage, clip_id: str) -> Attempt:
         """A call is next to get the device. The calls of a process get it in the order in which they tell this."""
@@ -78,8 +97,8 @@ class StageEvents(Protocol):
     def survived(self, stage: Stage, clip_id: str) -> None:
         """A call gave the device back: its process did not die of it."""
 
-    def end(self, stage: Stage, clip_id: str, status: str) -> None:
-        """A call ended, well or not; the row's status now."""
+    def end(self, stage: Stage, clip_id: str, status: str, error: tuple[str, str] | None = None) -> None:
+        """A call ended; the row's status now, and where it failed the class of the error and its message."""
 
     def gather(self, row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """A candidate is there to be judged with the `group` of its prompt.
@@ -101,6 +120,7 @@ class _Group:
     last: str | None = None
 
 
+_NOBODY = Worker()
 _Call = tuple[Stage, str]  # the stage, and the candidate's clip_id
 
 
@@ -118,7 +138,10 @@ class Tracker:
         settings: LedgerSettings,
         context: Mapping[str, list[dict[str, Any]]] | None = None,
         gate: Gate | None = None,
+        health: Health | None = None,
     ):
+        self._health = health or Health(sys.maxsize, {})
+        self._ended = 0
         self._context = context or {}
         self._groups: dict[str, _Group] = {}
         self._gate = gate
@@ -133,8 +156,31 @@ class Tracker:
         self._joined: dict[Stage, list[float]] = defaultdict(list)
         self._stages: dict[Stage, StageState] = defaultdict(StageState)
 
-    def joined(self, stage: Stage) -> None:
+    def starting(self, stage: Stage, worker: Worker = _NOBODY) -> float | None:
         """See StageEvents."""
+        return self._health.starting(stage, worker)
+
+    def not_loaded(self, stage: Stage, worker: Worker, cause: str) -> None:
+        """See StageEvents."""
+        self._health.not_loaded(stage, worker, cause)
+
+    def dismissed(self, stage: Stage) -> bool:
+        """See StageEvents."""
+        return self._health.dismissed(stage)
+
+    def faults(self) -> list[Fault]:
+        """Where a stage does not run."""
+        return self._health.faults
+
+    def stopped(self) -> tuple[Fault, int] | None:
+        """Once no call is open any more: why the job ends, and how many candidates it rendered or lost."""
+        if self._health.stopped is None or any(self._stages[stage].open for stage in STAGES):
+            return None
+        return self._health.stopped, self._ended
+
+    def joined(self, stage: Stage, worker: Worker = _NOBODY) -> None:
+        """See StageEvents."""
+        self._health.joined(stage, worker)
         self._stages[stage].actors += 1
         self._joined[stage].append(time.time())
         if self._gate is not None:
@@ -144,15 +190,17 @@ class Tracker:
         """See StageEvents."""
         return "go" if self._gate is None else self._gate.admit(stage, clip_id, prompt)
 
-    def begin(self, stage: Stage, clip_id: str) -> int:
+    def begin(self, stage: Stage, clip_id: str, worker: Worker = _NOBODY) -> Begin:
         """See StageEvents. A call whose process was killed never ends, so its count stays for the next begin."""
+        if (order := self._health.began(stage, clip_id, worker)) != "go":
+            return Begin(0, order)
         state = self._stages[stage]
         if state.first_begin is None:
             state.first_begin = time.time()
         self._begins[stage, clip_id] += 1
         if self._begins[stage, clip_id] == 1:
             state.open += 1
-        return self._begins[stage, clip_id]
+        return Begin(self._begins[stage, clip_id])
 
     def attempt(self, stage: Stage, clip_id: str, process: str) -> Attempt:
         """See StageEvents. A call that is still in the line of a process comes again because that process died."""
@@ -194,8 +242,17 @@ class Tracker:
         else:
             del self._lines[process]
 
-    def end(self, stage: Stage, clip_id: str, status: str) -> None:
+    def end(
+        self,
+        stage: Stage,
+        clip_id: str,
+        status: str,
+        error: tuple[str, str] | None = None,
+        worker: Worker = _NOBODY,
+    ) -> None:
         """See StageEvents."""
+        self._health.ended(stage, clip_id, worker, error)
+        self._ended += status in ("rendered", "failed")
         if self._gate is not None and stage == "refine":
             self._gate.refined(clip_id, status == "rendered")
         elif self._gate is not None and status == "failed":
@@ -255,25 +312,41 @@ class Tracker:
 class TrackerClient:
     """A stage's end of the line to the tracker's actor.
 
-    `get` waits for a remote result (`ray.get`). Where the tracker has no gate (`gated`), it is not asked about it.
+    `get` waits for a remote result (`ray.get`), `here` tells which actor this is and where. Where the tracker has no
+    gate (`gated`), it is not asked about it.
     """
 
-    def __init__(self, handle: Any, get: Callable[[Any], Any], gated: bool):
+    def __init__(self, handle: Any, get: Callable[[Any], Any], gated: bool, here: Callable[[], Worker] = Worker):
         self._handle = handle
         self._get = get
+        self._here = here
+        self._worker = Worker()
         self._gated = gated
         self._process = uuid.uuid4().hex  # of each copy its own, and a process has one
 
     def __reduce__(self) -> tuple[type[TrackerClient], tuple[Any, ...]]:
-        return TrackerClient, (self._handle, self._get, self._gated)
+        return TrackerClient, (self._handle, self._get, self._gated, self._here)
+
+    def starting(self, stage: Stage) -> float | None:
+        """See StageEvents. Waits, so that the mark is there before loading can kill the process."""
+        self._worker = self._here()
+        return self._get(self._handle.starting.remote(stage, self._worker))
+
+    def not_loaded(self, stage: Stage, cause: str) -> None:
+        """See StageEvents."""
+        self._handle.not_loaded.remote(stage, self._worker, cause)
+
+    def dismissed(self, stage: Stage) -> bool:
+        """See StageEvents."""
+        return self._get(self._handle.dismissed.remote(stage))
 
     def joined(self, stage: Stage) -> None:
         """See StageEvents."""
-        self._handle.joined.remote(stage)
+        self._handle.joined.remote(stage, self._worker)
 
-    def begin(self, stage: Stage, clip_id: str) -> int:
+    def begin(self, stage: Stage, clip_id: str) -> Begin:
         """See StageEvents. Waits for the answer, so that the mark is there before the call can kill its process."""
-        return self._get(self._handle.begin.remote(stage, clip_id))
+        return self._get(self._handle.begin.remote(stage, clip_id, self._worker))
 
     def attempt(self, stage: Stage, clip_id: str) -> Attempt:
         """See StageEvents. Waits, as `begin` does."""
@@ -290,9 +363,9 @@ class TrackerClient:
         """See StageEvents."""
         self._handle.survived.remote(stage, clip_id)
 
-    def end(self, stage: Stage, clip_id: str, status: str) -> None:
+    def end(self, stage: Stage, clip_id: str, status: str, error: tuple[str, str] | None = None) -> None:
         """See StageEvents."""
-        self._handle.end.remote(stage, clip_id, status)
+        self._handle.end.remote(stage, clip_id, status, error, self._worker)
 
     def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:
         """See StageEvents."""

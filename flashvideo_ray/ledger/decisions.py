@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Decision:
-    """One word of one person about one preview."""
+    """One word of one person about one preview. Brought back by an undo it still is theirs."""
 
     clip_id: str
     word: Word

@@ -104,6 +104,7 @@ class Record:
         self._before: dict[Stage, tuple[float, float]] = {}
         self._now: Used = {}
         self._due = time.monotonic() + _UPDATE_SECONDS
+        self._trouble: str | None = None
 
     def __enter__(self) -> Self:
         take_up(self._store, json.loads(self._row["run"]))
@@ -116,7 +117,7 @@ class Record:
         if isinstance(error, ClaimLostError):
             return
         if error is None:
-            self._put("ended")
+            self._put("ended", self._trouble)
             return
         with contextlib.suppress(Exception):  # the error that ends the job is the one to be told
             self._put(
@@ -126,6 +127,10 @@ class Record:
     def used(self, states: Used) -> None:
         """What the pools of the graph that runs have held and used by now."""
         self._now = states
+
+    def met(self, trouble: str) -> None:
+        """What the job met and went on in spite of, or ended for."""
+        self._trouble = "; ".join(filter(None, [self._trouble, trouble]))
 
     def flush_if_due(self) -> None:
         """Bring the row up to date if that was long ago. Raises what the store raises."""

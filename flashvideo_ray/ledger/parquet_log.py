@@ -100,6 +100,12 @@ def read_new(store: Store, prefix: str, known: set[str]) -> dict[str, pa.Table]:
     return {key: part for key, part in sorted(found.items()) if isinstance(part, pa.Table)}
 
 
+def extent(store: Store, prefix: str) -> tuple[int, int]:
+    """How many parts there are and how many bytes they have, from one listing."""
+    sizes = [size for _, size in _list(store, prefix)]
+    return len(sizes), sum(sizes)
+
+
 def newest(parts: list[pa.Table], *, keep_open: bool = False, key: str = KEY) -> pa.Table:
     """One row each key, oldest first, without those whose status is `open` unless they are to be kept.
 

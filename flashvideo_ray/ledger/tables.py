@@ -83,7 +83,7 @@ JOBS = pa.schema(
         pa.field("status", pa.string(), nullable=False),  # running, ended, stopped or failed
         pa.field("started", pa.timestamp("ms", tz="UTC"), nullable=False),
         pa.field("seconds", pa.float64(), nullable=False),  # of wall time
-        pa.field("error", pa.string()),
+        pa.field("error", pa.string()),  # why it failed, or what it met: nodes that were left out, a stage that stopped
         pa.field("command", pa.string()),
         pa.field("host", pa.string()),
         pa.field("user", pa.string()),

@@ -10,16 +10,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from . import judge
+from .clip import NanoClip
 from .measure import all_right
 
-if TYPE_CHECKING:
-    from .evaluate import Evaluation
+
+class Models(Protocol):
+    """What is needed of an evaluation: prompts, and what makes and ranks previews and clips of them."""
+
+    rows: list[dict[str, Any]]
+    clip: NanoClip
+
+    def previews(self, candidate: int = 0, **options: Any) -> tuple[list[Tensor], list[Tensor]]:
+        """Frames and latents of one candidate of every prompt."""
+
+    def clip_of(self, index: int, latents: Tensor) -> Tensor:
+        """Frames of the clip of one prompt."""
 
 
 class Clock:
@@ -36,7 +47,7 @@ class Clock:
         return result
 
 
-def best_of(evaluation: Evaluation, counts: Sequence[int] = (1, 2, 4, 8), steps: int | None = None) -> dict[str, Any]:
+def best_of(evaluation: Models, counts: Sequence[int] = (1, 2, 4, 8), steps: int | None = None) -> dict[str, Any]:
     """The figures: CPU seconds of a preview, its score and a refine, and a row for each of `counts`.
 
     `steps` of stage 1; None: the model's own number.

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import importlib.resources
 import mimetypes
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import StreamingResponse
 
 from flashvideo_ray import __version__
 from flashvideo_ray.ledger.decisions import Decision, Word
 from flashvideo_ray.serve import media, problems, security
+from flashvideo_ray.serve.events import Watched
 from flashvideo_ray.serve.problems import Problem
 from flashvideo_ray.serve.queue import Reply, Submission
 from flashvideo_ray.serve.security import Caller, Role, Tokens
-from flashvideo_ray.serve.service import BASE, Service, as_text
+from flashvideo_ray.serve.service import BASE, Said, Service, Undo, as_text
 from flashvideo_ray.serve.view import Filter
 
-WATCHERS = 200  # streams of events in one replica
 _QUERY = {"sort", "cursor", "limit"}
 _SINGLE = {"prompt_id", "q", "job"}
 ClipId = Annotated[str, Field(pattern=r"^[0-9a-f]{20}$")]
@@ -66,6 +66,28 @@ class DecisionsBody(_Body):
     word: Word | None = None
     note: Note | None = None
     expect: Annotated[int, Field(ge=0)] | None = None
+
+
+class SaidBody(_Body):
+    """What stood about a preview; `cleared` is what nobody had said anything about."""
+
+    word: Word
+    by: Annotated[str, Field(max_length=1000)] | None = None
+    note: Note | None = None
+
+
+class UndoBody(_Body):
+    """A decision of the caller's that is to be taken back, and what stood before it."""
+
+    clip_id: ClipId
+    word: Word
+    before: SaidBody
+
+
+class UndosBody(_Body):
+    """Decisions to take back."""
+
+    decisions: Annotated[list[UndoBody], Field(min_length=1, max_length=1000)]
 
 
 class ChosenBody(_Body):
@@ -121,8 +143,18 @@ Reviewer = Annotated[Caller, _needs("reviewer")]
 Operator = Annotated[Caller, _needs("operator")]
 
 
+def _readable(app: FastAPI, path: str, **options: Any) -> Callable[[Any], Any]:
+    """A route for GET that answers HEAD, too; the server leaves the body out, and the description names it once."""
+
+    def register(answer: Any) -> Any:
+        app.head(path, include_in_schema=False)(answer)
+        return app.get(path, **options)(answer)
+
+    return register
+
+
 def _session_routes(app: FastAPI, tokens: Tokens) -> None:
-    @app.get(f"{BASE}/me")
+    @_readable(app, f"{BASE}/me")
     async def me(request: Request) -> dict[str, Any]:
         """Who the caller is, and whether a token is needed."""
         caller: Caller | None = request.scope["caller"]
@@ -150,16 +182,16 @@ def _session_routes(app: FastAPI, tokens: Tokens) -> None:
 
 
 def _read_routes(app: FastAPI, service: Service) -> None:
-    @app.get(f"{BASE}/run")
+    @_readable(app, f"{BASE}/run")
     async def run(caller: Viewer) -> dict[str, Any]:
         """The run: how many candidates have which status, what was spent."""
         return service.run()
 
-    @app.get(f"{BASE}/candidates")
+    @_readable(app, f"{BASE}/candidates")
     async def candidates(
         request: Request,
         caller: Viewer,
-        sort: Annotated[str, Query(max_length=100)] = "-at",
+        sort: Annotated[str, Query(max_length=100)] = "-made",
         cursor: Annotated[str | None, Query(max_length=8000)] = None,
         limit: Annotated[int, Query(ge=1, le=200)] = 60,
     ) -> Response:
@@ -169,12 +201,12 @@ def _read_routes(app: FastAPI, service: Service) -> None:
         items = ",".join(service.text(candidate) for candidate in page.items)
         return _tagged(request, f'{{"items":[{items}],"next":{as_text(page.next)},"total":{page.total}}}')
 
-    @app.get(BASE + "/candidates/{clip_id}")
+    @_readable(app, BASE + "/candidates/{clip_id}")
     async def candidate(clip_id: str, request: Request, caller: Viewer) -> Response:
         """One candidate."""
         return _tagged(request, service.text(service.candidate(clip_id)))
 
-    @app.api_route(BASE + "/media/{clip_id}/{name}", methods=["GET", "HEAD"], operation_id="media")
+    @_readable(app, BASE + "/media/{clip_id}/{name}")
     async def file(clip_id: str, name: str, request: Request, caller: Viewer) -> Response:
         """preview.mp4, preview.jpg, clip.mp4 or clip.jpg, whole or one range of it."""
         key, kind = service.media(clip_id, name)
@@ -185,17 +217,14 @@ def _read_routes(app: FastAPI, service: Service) -> None:
         """What clips of these candidates would cost, from what clips cost so far."""
         return service.estimate(service.chosen(body.clip_ids, body.filter))
 
-    @app.get(f"{BASE}/events")
+    @_readable(app, f"{BASE}/events")
     async def events(
-        caller: Viewer, last_event_id: Annotated[str | None, Header(max_length=100)] = None
-    ) -> StreamingResponse:
+        request: Request, caller: Viewer, last_event_id: Annotated[str | None, Header(max_length=100)] = None
+    ) -> Response:
         """What changes, as server-sent events."""
-        if service.hub.watchers >= WATCHERS:
-            raise Problem(503, "Too many are watching.", headers={"Retry-After": "30"})
-        stream = service.hub.stream(last_event_id)
-        return StreamingResponse(
-            stream, media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        )
+        if request.method == "HEAD":  # it has no end that could be waited for
+            return Response(media_type="text/event-stream")
+        return Watched(service.hub, last_event_id)
 
 
 def _change_routes(app: FastAPI, service: Service) -> None:
@@ -253,11 +282,18 @@ def _change_routes(app: FastAPI, service: Service) -> None:
         else:
             if body.word is None or body.expect is None:
                 raise Problem(422, "A filter needs word and expect, the number of candidates that you mean.")
-            chosen = [candidate for candidate in service.chosen(None, body.filter) if candidate.has_preview]
+            chosen = [candidate for candidate in service.chosen(None, body.filter) if service.decidable(candidate)]
             if len(chosen) != body.expect:
                 raise Problem(409, f"The filter now matches {len(chosen)} candidates, not {body.expect}; look again.")
             made = [Decision(c.clip_id, body.word, caller.name, body.note) for c in chosen]
         return {"items": await service.decide(made)}
+
+    @app.post(f"{BASE}/decisions/undo")
+    async def undo(body: UndosBody, caller: Reviewer) -> dict[str, Any]:
+        """Take back own decisions where they still stand: what stood before comes back. `left` are the others."""
+        steps = [Undo(each.clip_id, each.word, Said(**each.before.model_dump())) for each in body.decisions]
+        items, left = await service.undo(steps, caller.name)
+        return {"items": items, "left": left}
 
 
 def _page_routes(app: FastAPI) -> None:
@@ -274,11 +310,11 @@ def _page_routes(app: FastAPI) -> None:
         kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
         return Response(files[name], headers=headers, media_type=kind)
 
-    @app.get("/", include_in_schema=False)
+    @_readable(app, "/", include_in_schema=False)
     async def index(request: Request) -> Response:
         return answer(request, "index.html")
 
-    @app.get("/static/{name:path}", include_in_schema=False)
+    @_readable(app, "/static/{name:path}", include_in_schema=False)
     async def static(name: str, request: Request) -> Response:
         return answer(request, name)
 

@@ -7,13 +7,15 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import ray
 from ray import serve
 
 from flashvideo_ray.graph import cluster
+from flashvideo_ray.ledger import parquet_log
+from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.serve import app as application
 from flashvideo_ray.serve.security import LOOPBACK
 from flashvideo_ray.settings import SettingsError
@@ -27,8 +29,15 @@ def hosts(host: str, further: Sequence[str]) -> tuple[str, ...]:
 
 
 @contextmanager
-def running(options: application.ServeSettings, host: str = "127.0.0.1", port: int = 8000) -> Iterator[str]:
+def running(
+    options: application.ServeSettings,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[str]:
     """Run the service; gives its address. Raises an InputError before anything is started.
+
+    `say` is told what it will be busy with until then.
 
     Without tokens it is open to everybody who reaches it, so it must then be bound to this machine alone.
     """
@@ -37,11 +46,16 @@ def running(options: application.ServeSettings, host: str = "127.0.0.1", port: i
     application.load_tokens(options)
     _check_port(host, port)
     settings, recipe = application.load_run(options)
-    if own:  # all share this machine: a replica that is busy is no news
+    if own:  # all share this machine: a replica that is busy is no news, and a proxy that is slow to start is not dead
         os.environ.setdefault("RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S", "1")
+        os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+        os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", "60")
     cluster.connect(settings.pools)
     cluster.try_encoder(settings)
     application.open_run(options.output, settings, recipe)
+    parts, size = parquet_log.extent(Store(options.output), "ledger/")
+    ledger = f"reading the ledger ({parts} parts, {size / 1e6:.1f} MB) and " if parts else ""
+    say(f"{options.output}: {ledger}loading the models …")
     _stop_on_sigterm()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:

@@ -15,7 +15,7 @@ from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.serve.problems import Problem
 
 _CHUNK = 2**20
-_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
+_RANGE = re.compile(r"(\d{0,19})-(\d{0,19})")
 # The address of an object does not change when it is made again, or when another run is served here: always ask.
 _CACHING = "private, no-cache"
 
@@ -32,8 +32,10 @@ async def respond(request: Request, store: Store, key: str, media_type: str) -> 
     if not_modified(request, tag):
         return Response(status_code=304, headers=headers)
     start, stop, status = 0, size, 200
-    asked = request.headers.get("range")
-    if asked is not None and request.headers.get("if-range", tag) == tag:
+    unit, _, asked = request.headers.get("range", "").partition("=")
+    # Another unit than bytes, and a range that comes with another method than GET, are as good as not there.
+    ranged = request.method == "GET" and unit.strip().lower() == "bytes"
+    if ranged and request.headers.get("if-range", tag) == tag:
         start, stop = _range(asked, size)
         status = 206
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"

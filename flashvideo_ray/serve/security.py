@@ -7,9 +7,11 @@ routes: it looks at the Host, the origin, the size and the caller of each reques
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import hashlib
 import hmac
+import logging
 import os
 import re
 import time
@@ -33,7 +35,12 @@ BODY_BYTES = 256 * 1024
 REQUESTED_WITH = "flashvideo-ray"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 _SHORTEST_TOKEN = 16
-_OPEN_PATHS = ("/", "/api/v1/session", "/api/v1/me", "/api/v1/openapi.json")  # and /static/: what a login page needs
+_FREE_GUESSES = 5  # wrong tokens from an address that are answered at once
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 4.0  # seconds; each further one waits twice as long as the one before it
+_FORGOTTEN_SECONDS = 600.0
+_ADDRESSES = 10_000  # remembered
+_SESSION = "/api/v1/session"
+_OPEN_PATHS = ("/", _SESSION, "/api/v1/me", "/api/v1/openapi.json")  # and /static/: what a login page needs
 _READS = ("GET", "HEAD", "OPTIONS")
 _CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self'; "
@@ -47,6 +54,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+
+log = logging.getLogger("ray.serve")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -131,6 +140,28 @@ def _signed(key: bytes, text: str) -> str:
     return hmac.new(key, f"session/{text}".encode(), "sha256").hexdigest()
 
 
+class Guesses:
+    """Wrong tokens, by the address that they come from. Each leaves its sender waiting, and many leave log lines."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock = clock
+        self._seen: dict[str, tuple[int, float]] = {}
+
+    def wrong(self, address: str) -> float:
+        """Take note of a wrong token. Returns how many seconds its answer has to wait."""
+        count, last = self._seen.pop(address, (0, 0.0))
+        count = 1 if self.clock() - last > _FORGOTTEN_SECONDS else count + 1
+        if len(self._seen) >= _ADDRESSES:
+            del self._seen[next(iter(self._seen))]  # the one that was silent for longest
+        self._seen[address] = (count, self.clock())
+        wait = (
+            0.0 if count <= _FREE_GUESSES else min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** min(count - _FREE_GUESSES - 1, 30))
+        )
+        if count & (count - 1) == 0:  # at 1, 2, 4, 8 …: somebody who guesses fills no disk
+            log.warning("api: %d wrong token(s) from %s; the next ones wait up to %g s", count, address, _LONGEST_WAIT)
+        return wait
+
+
 def local_caller() -> Caller:
     """Whoever works on this machine, where no tokens are asked for."""
     try:
@@ -147,6 +178,7 @@ class Guard:
         self.tokens = tokens
         self.hosts = frozenset(host.lower() for host in hosts)
         self.anybody = None if tokens else local_caller()
+        self.guesses = Guesses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -155,6 +187,9 @@ class Guard:
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
+                if scope.get("wrong_token") or (scope["path"] == _SESSION and message["status"] == 401):
+                    address = (scope.get("client") or ["an unknown address"])[0]
+                    await asyncio.sleep(self.guesses.wrong(address))
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
@@ -185,15 +220,17 @@ class Guard:
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > BODY_BYTES:
             raise Problem(413, f"A request may have {BODY_BYTES} bytes.")
-        scope["caller"] = self.anybody or self._caller(headers)
+        scope["caller"] = self.anybody or self._caller(scope, headers)
         path = scope["path"]
         if scope["caller"] is None and path not in _OPEN_PATHS and not path.startswith("/static/"):
             raise Problem(401, "A token is needed.", headers={"WWW-Authenticate": "Bearer"})
 
-    def _caller(self, headers: Headers) -> Caller | None:
+    def _caller(self, scope: Scope, headers: Headers) -> Caller | None:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            return self.tokens.caller(token.strip())
+            found = self.tokens.caller(token.strip())
+            scope["wrong_token"] = found is None and bool(token.strip())
+            return found
         try:
             cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
         except CookieError:

@@ -9,6 +9,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -24,7 +25,7 @@ from flashvideo_ray.serve.events import Hub
 from flashvideo_ray.serve.problems import Problem
 from flashvideo_ray.serve.queue import Reply, Submission
 from flashvideo_ray.serve.state import RunState
-from flashvideo_ray.serve.view import Candidate, Filter, View
+from flashvideo_ray.serve.view import DECIDABLE, Candidate, Filter, View
 from flashvideo_ray.settings import Settings, Stage
 
 ASK_SECONDS = 0.5  # between two questions to the scheduler
@@ -40,6 +41,24 @@ _MEDIA = {
     "clip.jpg": (lambda clip_id: poster_key(clip_key(clip_id)), "clip_poster", "image/jpeg"),
 }
 log = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What stood about a preview: somebody's word and note, or `cleared`, which is nobody's."""
+
+    word: decisions.Word = "cleared"
+    by: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Undo:
+    """A decision to be taken back: the word that was given, and what stood before it."""
+
+    clip_id: str
+    word: decisions.Word
+    before: Said
 
 
 class Service:
@@ -99,6 +118,14 @@ class Service:
             raise Problem(404, "It is not made yet, or not kept.")
         return key_of(candidate.clip_id), kind
 
+    def status(self, candidate: Candidate) -> str:
+        """Its status at this moment."""
+        return self.active.get(candidate.clip_id, candidate.status)
+
+    def decidable(self, candidate: Candidate) -> bool:
+        """Whether a decision about it would count: it has a preview, and no clip is there or being made."""
+        return candidate.has_preview and self.status(candidate) in DECIDABLE
+
     def shown(self, candidate: Candidate) -> dict[str, Any]:
         """A candidate as JSON."""
         own, call = candidate, self._calls.get(candidate.clip_id)
@@ -118,7 +145,7 @@ class Service:
             "negative_prompt": own.negative_prompt,
             "seed": own.seed,
             "candidate": own.candidate,
-            "status": self.active.get(own.clip_id, own.status),
+            "status": self.status(own),
             "reason": own.reason,
             "rank": own.rank,
             "scores": own.scores,
@@ -131,6 +158,7 @@ class Service:
             "progress": call and {name: call[name] for name in _PROGRESS},
             "job": own.job,
             "at": _plain(own.at),
+            "made": _plain(own.made),
         }
 
     def text(self, candidate: Candidate) -> str:
@@ -221,13 +249,40 @@ class Service:
         return await self._replied(self.scheduler.cancel.remote(self.candidate(clip_id).clip_id, by))
 
     async def decide(self, made: Sequence[decisions.Decision]) -> list[dict[str, Any]]:
-        """Make decisions durable; the candidates as they are then. They need a preview."""
+        """Make decisions durable; the candidates as they are then. Raises Problem where one would not count."""
         for decision in made:
-            if not self.candidate(decision.clip_id).has_preview:
+            candidate = self.candidate(decision.clip_id)
+            if not candidate.has_preview:
                 raise Problem(409, f"{decision.clip_id} has no preview yet: there is nothing to decide about.")
+            if not self.decidable(candidate):
+                raise Problem(
+                    409, f"{decision.clip_id} is {self.status(candidate)}: a decision would not count any more."
+                )
         await asyncio.to_thread(decisions.write, self.store, made)
         await self._look()
         return [self.shown(self.candidate(decision.clip_id)) for decision in made]
+
+    async def undo(self, steps: Sequence[Undo], by: str) -> tuple[list[dict[str, Any]], list[str]]:
+        """Take back what `by` decided, where it still stands; the candidates then, and the ids of those left alone.
+
+        What stood before comes back as it was said, with its author and note. A decision of somebody else that came
+        meanwhile stays, as does one that does not count any more.
+        """
+        made, left = [], []
+        await self._look()  # another replica may have taken a decision just now
+        for step in steps:
+            candidate = self.candidate(step.clip_id)
+            now, before = candidate.decision, step.before
+            mine = now is not None and (now["status"], now["by"]) == (step.word, by)
+            known = before.word == "cleared" or self.state.said(step.clip_id, before.word, before.by or "", before.note)
+            if mine and known and self.decidable(candidate):
+                author = by if before.word == "cleared" or before.by is None else before.by
+                made.append(decisions.Decision(step.clip_id, before.word, author, before.note))
+            else:
+                left.append(step.clip_id)
+        await asyncio.to_thread(decisions.write, self.store, made)
+        await self._look()
+        return [self.shown(self.candidate(step.clip_id)) for step in steps], left
 
     async def _replied(self, answer: Any) -> Reply:
         try:

@@ -31,7 +31,16 @@ _TABLES = {
 # A listing of an object store is paid for, and another replica tells of what it did itself.
 LOOK_SECONDS = {"local": 0.5, "remote": 5.0}
 _TIMES = ("text_seconds", "preview_seconds", "score_seconds", "rate_seconds")
+# What is taken from each row; other columns (those that prompts brought along, say) need no place in memory.
+_COLUMNS = frozenset(
+    {
+        *("clip_id", "id", "prompt", "negative_prompt", "seed", "candidate", "status", "reason", "at", *_TIMES),
+        *("latents", "preview", "poster", "scorer_errors", "clip", "sha256", "refine_seconds", "device", "error"),
+        *("by", "note", "job", "key", "body"),
+    }
+)
 _NO_VERDICT: tuple[str, str | None, float | None] = ("previewed", None, None)
+_NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass
@@ -41,17 +50,27 @@ class _Table:
     prefix: str
     known: set[str] = field(default_factory=set)
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    scores: dict[str, None] = field(default_factory=dict)
+    """The score columns there are, in the order in which they came."""
+    stated: set[tuple[Any, ...]] | None = None
+    """All that people ever said, where that is kept: clip_id, word, by, note."""
 
     def read(self, store: Store) -> set[str]:
         """Take in new parts; the clip_ids whose row changed."""
-        touched = set()
+        touched, rows = set(), self.rows
         for key, part in parquet_log.read_new(store, self.prefix, self.known).items():
             self.known.add(key)
-            for row in part.to_pylist():
-                old = self.rows.get(row["clip_id"])
-                if old is None or row["at"] > old["at"] or (row["at"] == old["at"] and row != old):
-                    self.rows[row["clip_id"]] = row
-                    touched.add(row["clip_id"])
+            scores = [name for name in part.column_names if name.startswith(SCORE) and name != "score_seconds"]
+            self.scores.update(dict.fromkeys(scores))
+            wanted = [name for name in part.column_names if name in _COLUMNS or name in self.scores]
+            for row in part.select(wanted).to_pylist():
+                clip_id, at = row["clip_id"], row["at"]
+                old = rows.get(clip_id)
+                if old is None or at > old["at"] or (at == old["at"] and row != old):
+                    rows[clip_id] = row
+                    touched.add(clip_id)
+                if self.stated is not None:
+                    self.stated.add((clip_id, row["status"], row["by"], row["note"]))
         return touched
 
     def get(self, clip_id: str) -> dict[str, Any] | None:
@@ -68,11 +87,13 @@ class RunState:
         self.settings = settings
         self.view = View({}, ())
         self._tables = {name: _Table(prefix) for name, prefix in _TABLES.items()}
+        self._tables["decisions"].stated = set()
         self._wanted = _Table(_CANDIDATES)
         self._texts: dict[str, tuple[dt.datetime, tuple[str, str]]] = {}  # of each prompt id, and since when
         self._of: dict[str, set[str]] = {}  # candidates by prompt id
         self._verdicts: dict[str, tuple[str, str | None, float | None]] = {}
         self._scores: tuple[str, ...] = ()
+        self._columns: tuple[str, ...] = ()
         self._lock = threading.Lock()
         self.look_seconds = LOOK_SECONDS["local" if store.is_local else "remote"]
 
@@ -95,6 +116,10 @@ class RunState:
                         candidates.pop(clip_id, None)
                 self.view = View(candidates, self._scores)
             return self.view
+
+    def said(self, clip_id: str, word: str, by: str, note: str | None) -> bool:
+        """Whether that person once said that of the candidate, as far as the run directory still tells."""
+        return (clip_id, word, by, note) in (self._tables["decisions"].stated or ())
 
     def _read_texts(self, touched: Mapping[str, set[str]]) -> set[str]:
         """Take in which text each prompt id has now; the candidates of those that have another one than before."""
@@ -119,8 +144,8 @@ class RunState:
         rows = [
             row for row in self._tables["previews"].rows.values() if row["status"] != "open" and self._is_present(row)
         ]
-        names = dict.fromkeys(name for row in rows for name in row if name.startswith(SCORE))
-        names.pop("score_seconds", None)
+        names = self._tables["previews"].scores
+        self._columns = tuple(names)
         self._scores = tuple(name.removeprefix(SCORE) for name in names)
         columns: dict[str, Any] = {name: [row[name] for row in rows] for name in ("clip_id", "id", "candidate")}
         columns["scorer_errors"] = [row.get("scorer_errors") for row in rows]
@@ -135,10 +160,12 @@ class RunState:
         return changed
 
     def _candidate(self, clip_id: str) -> Candidate | None:
-        preview, clip, decision, request = (self._tables[name].get(clip_id) for name in _TABLES)
+        preview, clip, decision, request = (table.get(clip_id) for table in self._tables.values())
         own = preview or clip or request
         if own is None or not self._is_present(own):
             return None
+        made, ended, asked = preview or _NOTHING, clip or _NOTHING, request or _NOTHING
+        rendered = ended.get("clip")  # of a rejected candidate the ledger has its preview's media
         word = decision["status"] if decision is not None and decision["status"] != "cleared" else None
         by = decision["by"] if decision is not None else ""
         verdict = self._verdicts.get(clip_id, _NO_VERDICT) if preview is not None else None
@@ -154,25 +181,26 @@ class RunState:
             status=status,
             reason=reason,
             rank=verdict[2] if verdict is not None else None,
-            scores={name: (preview or {}).get(f"{SCORE}{name}") for name in self._scores},
+            scores={name: made.get(column) for name, column in zip(self._scores, self._columns, strict=True)},
             decision=decision,
-            latents=(preview or {}).get("latents"),
-            preview=(preview or {}).get("preview"),
-            preview_poster=(preview or {}).get("poster"),
-            clip=(clip or {}).get("clip"),
-            clip_poster=(clip or {}).get("poster"),
-            sha256=(clip or {}).get("sha256"),
-            preview_seconds=_sum((preview or {}).get(name) for name in _TIMES),
-            refine_seconds=(clip or {}).get("refine_seconds"),
-            preview_device=(preview or {}).get("device"),
-            refine_device=(clip or {}).get("device"),
-            error=(clip or {}).get("error") if status == "failed" else None,
+            latents=made.get("latents"),
+            preview=made.get("preview"),
+            preview_poster=made.get("poster"),
+            clip=rendered,
+            clip_poster=ended.get("poster") if rendered is not None else None,
+            sha256=ended.get("sha256"),
+            preview_seconds=_sum(made.get(name) for name in _TIMES),
+            refine_seconds=ended.get("refine_seconds"),
+            preview_device=made.get("device"),
+            refine_device=ended.get("device"),
+            error=ended.get("error") if status == "failed" else None,
             at=max(row["at"] for row in (preview, clip, decision, request) if row is not None),
+            made=own["at"],
             wish=wish,
-            wished_at=request["at"] if request is not None else None,
-            job=(request or {}).get("job"),
-            key=(request or {}).get("key"),
-            body=(request or {}).get("body"),
+            wished_at=asked.get("at"),
+            job=asked.get("job"),
+            key=asked.get("key"),
+            body=asked.get("body"),
             has_preview=preview is not None,
         )
 

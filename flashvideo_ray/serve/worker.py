@@ -11,7 +11,7 @@ import pyarrow as pa
 from flashvideo_ray.graph import scoring, stages
 from flashvideo_ray.graph.quota import Answer
 from flashvideo_ray.graph.stage import StageBase, row_schema
-from flashvideo_ray.graph.tracker import Attempt
+from flashvideo_ray.graph.tracker import Attempt, Begin
 from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.settings import Settings, Stage
 
@@ -81,9 +81,20 @@ class _LocalEvents:
         """See StageEvents."""
         return Attempt(self._attempt, overdue=False)
 
-    def begin(self, stage: Stage, clip_id: str) -> int:
+    def begin(self, stage: Stage, clip_id: str) -> Begin:
         """See StageEvents."""
-        return self._attempt
+        return Begin(self._attempt)
+
+    def starting(self, stage: Stage) -> float:
+        """See StageEvents. Serve sees to replicas that do not come up."""
+        return 0.0
+
+    def not_loaded(self, stage: Stage, cause: str) -> None:
+        """See StageEvents."""
+
+    def dismissed(self, stage: Stage) -> bool:
+        """See StageEvents."""
+        return True
 
     def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:
         """See StageEvents. What is not to begin is never sent."""
@@ -102,5 +113,5 @@ class _LocalEvents:
     def survived(self, stage: Stage, clip_id: str) -> None:
         """See StageEvents."""
 
-    def end(self, stage: Stage, clip_id: str, status: str) -> None:
+    def end(self, stage: Stage, clip_id: str, status: str, error: tuple[str, str] | None = None) -> None:
         """See StageEvents."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +18,8 @@ import pyarrow as pa
 import pytest
 
 from flashvideo_ray import Settings
-from flashvideo_ray.graph.stage import StageBase, row_schema
+from flashvideo_ray.graph.health import Health
+from flashvideo_ray.graph.stage import LoadError, StageBase, row_schema
 from flashvideo_ray.graph.tracker import Tracker, TrackerClient
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.store import Store
@@ -134,3 +139,82 @@ def test_a_call_that_fails_says_what_it_cost_and_on_what(stage: Renders) -> None
         assert (each["status"], each["stage"], each["device"]) == ("failed", "refine", "NVIDIA L40S")
         assert 0.02 <= each["refine_seconds"] < 1.0
     assert (well["status"], well["refine_seconds"]) == ("rendered", 1.0)
+
+
+class Loading(Doing):
+    """A stage that does not load at the first tries."""
+
+    def __init__(self, failures: int, folder: Path, health: Health):
+        self.failures = failures
+        self.act = lambda clip_id: None
+        tracker = Tracker(Store(str(folder)), tables.PREVIEWS, LedgerSettings(), health=health)
+        StageBase.__init__(self, Settings(), TrackerClient(Here(tracker), lambda answer: answer, gated=False))
+
+    def load(self) -> None:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise OSError("the weights are not there yet")
+
+
+def test_a_load_is_tried_again_in_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flashvideo_ray.graph.stage.LOAD_PAUSES", (0.0, 0.0, 0.0))
+    health = Health(3, {"preview": 1})
+    [row] = Loading(3, tmp_path, health)(batch("a")).to_pylist()
+    assert row["status"] == "previewed"
+    assert health.faults == []
+
+
+def test_a_load_in_vain_names_stage_node_and_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flashvideo_ray.graph.stage.LOAD_PAUSES", (0.0, 0.0, 0.0))
+    health = Health(3, {"preview": 1})
+    with pytest.raises(LoadError, match=f"preview .*{socket.gethostname()}.*OSError: the weights are not there yet"):
+        Loading(4, tmp_path, health)
+    [fault] = health.faults
+    assert (fault.stage, fault.cause) == ("preview", "OSError: the weights are not there yet")
+
+
+@pytest.mark.parametrize("error", [MemoryError("host"), type("OutOfMemoryError", (RuntimeError,), {})("card")])
+def test_a_call_that_ran_out_of_memory_is_tried_once_more(tmp_path: Path, error: Exception) -> None:
+    tries: Counter[str] = Counter()
+
+    def act(clip_id: str) -> None:
+        tries[clip_id] += 1
+        if tries[clip_id] == 1 or clip_id == "too large":
+            raise error
+
+    stage = Doing(act, tmp_path)
+    rows = [row for clip_id in ("fits now", "too large") for row in stage(batch(clip_id)).to_pylist()]
+    assert [row["status"] for row in rows] == ["previewed", "failed"]
+    assert rows[1]["error_class"] == type(error).__name__
+    assert tries == {"fits now": 2, "too large": 2}
+
+
+def test_what_a_stopped_stage_had_not_begun_stays_open(tmp_path: Path) -> None:
+    def act(clip_id: str) -> None:
+        raise ValueError("all alike")
+
+    stage = Doing(act, tmp_path)
+    tracker = stage.events._handle._tracker  # type: ignore[attr-defined]
+    tracker._health = Health(3, {"preview": 1})
+    statuses = [row["status"] for n in range(5) for row in stage(batch(f"c{n}")).to_pylist()]
+    assert statuses == ["failed"] * 3 + ["skipped"] * 2
+    fault, ended = tracker.stopped()
+    assert (fault.stage, fault.cause, ended) == ("preview", "ValueError, 3 times in a row: all alike", 3)
+
+
+_OVERDUE = """
+import sys, threading
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_stage import Doing, batch
+from flashvideo_ray import Settings
+stage = Doing(lambda clip_id: threading.Event().wait(), Path(sys.argv[2]))
+stage.settings = Settings.load(None, ["pools.preview.time_limit_seconds=0.1"])
+stage.events.overdue = lambda stage, clip_id: threading.Event().wait()
+stage(batch("a"))
+"""
+
+
+def test_a_call_over_its_time_limit_ends_its_process_even_if_nobody_can_be_told(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _OVERDUE, str(Path(__file__).parent), str(tmp_path)]
+    assert subprocess.run(command, timeout=300).returncode == 1

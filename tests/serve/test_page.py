@@ -2,112 +2,37 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import io
-import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
-import torch
 from axe_playwright_python.sync_playwright import Axe
 from browser import chromium
-from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
-from support import free_ports, tiny_overrides
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Response, expect
+from serve_run import HOSTILE_TEXT, LOST, MANY, REJECTED, RENDERED, SIBLINGS, TOKENS, Served
 
-from flashvideo_ray import video
-from flashvideo_ray.ledger import tables
-from flashvideo_ray.ledger.keys import poster_key, preview_key
-from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.nano import world
-from flashvideo_ray.serve import app, local
-from flashvideo_ray.serve.app import ServeSettings
-from flashvideo_ray.settings import LedgerSettings
 
 pytestmark = pytest.mark.timeout(900)
 
-MANY = 10_000
-PLAYABLE = 120  # the newest ones have a preview that plays; all have a poster
-SIBLINGS = 4
-TOKENS = {role: f"{role}-0123456789abcdef" for role in ("viewer", "reviewer", "operator")}
 HEADER = {"X-Requested-With": "flashvideo-ray"}
 PATIENCE = 120_000  # milliseconds; a busy machine needs them
 expect.set_options(timeout=PATIENCE)
-HOSTILE = 'a star <img src=x onerror="document.title=1"> <b>bold</b>'
 IN_STEP = """() => {
     const [one, other] = document.querySelectorAll('#stage video');
     return Math.abs(one.currentTime - other.currentTime) < 0.2;
 }"""
+SEEN = "n => [...document.querySelectorAll('.card img')].filter((e) => e.naturalWidth > 0).length === n"
 SMALL_TARGETS = """[...document.querySelectorAll('button, select, input, summary')]
     .filter((e) => e.checkVisibility() && e.getBoundingClientRect().height < 44).map((e) => e.outerHTML)"""
 Open = Callable[..., Page]
-
-
-@dataclass(frozen=True)
-class Served:
-    """A running service."""
-
-    address: str
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def served(browser: Browser, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("page")
-    (folder / "tokens").write_text("\n".join(f"{role}:{role}'s name:{token}" for role, token in TOKENS.items()))
-    options = ServeSettings(
-        output=str(folder / "run"),
-        set=tuple(tiny_overrides(tiny_model)),
-        token_file=str(folder / "tokens"),
-        hosts=local.hosts("127.0.0.1", []),
-    )
-    app.open_run(options.output, *app.load_run(options))
-    fill(folder / "run")
-    [port] = free_ports(1)
-    with local.running(options, port=port) as address:
-        yield Served(address)
-
-
-def fill(run: Path) -> None:
-    """Ten thousand previews, four of each prompt, as a batch job would have left them; the newest first on the page."""
-    frames = (world.render(world.sample(1, torch.Generator().manual_seed(3)))[0] * 255).byte().permute(0, 2, 3, 1)
-    poster = io.BytesIO()
-    Image.fromarray(frames[0].numpy()).save(poster, "JPEG")
-    (run / "poster").write_bytes(poster.getvalue())
-    (run / "preview").write_bytes(video.encode_mp4(frames.numpy(), world.FPS))
-    schema = tables.extended(tables.PREVIEWS, [pa.field("score_motion", pa.float64())])
-    start, rows = dt.datetime(2026, 1, 1, tzinfo=dt.UTC), []
-    for number in range(MANY):
-        clip_id = f"{number:020x}"
-        preview = preview_key(clip_id)
-        here = {"preview": preview, "poster": poster_key(preview)}
-        (run / preview).parent.mkdir(parents=True, exist_ok=True)
-        os.link(run / "poster", run / here["poster"])
-        if number >= MANY - PLAYABLE:
-            os.link(run / "preview", run / preview)
-        rows.append(
-            {
-                "clip_id": clip_id, "id": f"prompt-{number // SIBLINGS}",
-                "seed": number, "candidate": number % SIBLINGS,
-                "prompt": HOSTILE if number // SIBLINGS == 7 else f"shot {number // SIBLINGS:04d} of a red star",
-                "status": "previewed", "score_motion": number / 100, "preview_seconds": 0.5,
-                "at": start + dt.timedelta(seconds=number), **here,
-            }
-        )  # fmt: skip
-    writer = Writer(Store(str(run)), "previews", schema, LedgerSettings())
-    writer.write(pa.Table.from_pylist(rows, schema=schema))
-    writer.flush()
 
 
 @pytest.fixture
@@ -125,6 +50,7 @@ def open_page(browser: Browser, served: Served) -> Iterator[Open]:
         page = context.new_page()
         page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("response", lambda said: complaints.append(said.url) if lost(said) else None)
         page.on("console", lambda said: complaints.append(said.text) if "Content Security" in said.text else None)
         page.goto(f"/{path}")
         return page
@@ -135,12 +61,23 @@ def open_page(browser: Browser, served: Served) -> Iterator[Open]:
     assert complaints == []
 
 
+def lost(answer: Response) -> bool:
+    """Whether media did not come that are there."""
+    missing = range(LOST * SIBLINGS, (LOST + 1) * SIBLINGS)
+    return "/media/" in answer.url and answer.status >= 400 and not any(f"{n:020x}" in answer.url for n in missing)
+
+
 def cards(page: Page) -> Locator:
     return page.locator(".card")
 
 
 def card(page: Page, number: int) -> Locator:
     return page.locator(f'.card[data-id="{number:020x}"]')
+
+
+def listed(page: Page) -> list[str]:
+    """The candidates of the cards, in their order."""
+    return [str(each) for each in page.locator(".card").evaluate_all("all => all.map((e) => e.dataset.id)")]
 
 
 def only(number: int) -> str:
@@ -232,6 +169,49 @@ def test_reviewing_by_keyboard(open_page: Open) -> None:
     page.keyboard.press("Space")
     page.wait_for_function("() => document.querySelector('.card video').paused")
 
+    before = listed(page)  # the newest first: a decision makes nothing newer
+    page.reload()
+    expect(cards(page)).to_have_count(SIBLINGS)
+    assert listed(page) == before
+
+    page.keyboard.press("ArrowRight")  # in the large view
+    page.keyboard.press("Enter")
+    title = page.locator("#detail-title")
+    expect(title).to_contain_text("Candidate 1 of")
+    page.keyboard.press("r")
+    expect(title).to_contain_text("Candidate 2 of")
+    page.locator("#detail").get_by_role("button", name="Approve").click()
+    expect(title).to_contain_text("Candidate 3 of")
+    page.keyboard.press("u")
+    expect(title).to_contain_text("Candidate 2 of")
+    page.keyboard.press("u")
+    expect(title).to_contain_text("Candidate 1 of")
+    expect(page.locator("#detail .badge")).to_have_text("To review")
+    page.keyboard.press("Escape")
+    badge(card(page, first), "To review")
+
+
+def test_all_that_a_real_run_leaves_is_to_be_seen(open_page: Open) -> None:
+    for prompt, word in ((REJECTED, "Rejected"), (RENDERED, "Rendered")):
+        page = open_page(f"?prompt_id=prompt-{prompt}")
+        badge(cards(page).first, word)
+        page.wait_for_function(SEEN, arg=SIBLINGS)
+        expect(page.locator(".lost:visible")).to_have_count(0)
+        cards(page).first.focus()
+        page.keyboard.press("Enter")
+        plays(page.locator("#stage video.leader"), world.WIDTH)
+        page.context.close()
+
+
+def test_what_is_lost_from_the_store_is_said_to_be(open_page: Open) -> None:
+    page = open_page(f"?prompt_id=prompt-{LOST}")
+    expect(page.locator(".card .lost:visible")).to_have_count(SIBLINGS)
+    cards(page).first.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#stage .lost")).to_contain_text("The preview cannot be shown")
+    page.keyboard.press("c")
+    expect(page.locator(".side-cell .lost")).to_have_count(SIBLINGS)
+
 
 def test_side_by_side(open_page: Open) -> None:
     prompt = (MANY - 41) // SIBLINGS
@@ -247,6 +227,7 @@ def test_side_by_side(open_page: Open) -> None:
     page.keyboard.press("k")
     for number, word in enumerate(["Rejected", "Approved", "Rejected", "Rejected"]):
         badge(side.nth(number), word)
+    expect(page.locator("#announcer")).to_have_text("Approved: 1\u00a0candidate. Rejected: 3\u00a0candidates.")
     page.keyboard.press("u")
     for number in range(SIBLINGS):
         badge(side.nth(number), "To review")
@@ -276,6 +257,7 @@ def test_one_word_for_all_that_match(open_page: Open) -> None:
     page.keyboard.press("Escape")  # closes the panel, keeps what it says
     expect(page.locator("#result-count")).to_have_text("250\u00a0candidates match")
     assert "min_motion=1.5" in page.url
+    before = listed(page)
     page.get_by_role("button", name="Approve all that match").click()
     expect(page.get_by_role("dialog")).to_contain_text("Approve 250\u00a0candidates?")
     expect(page.locator("#confirm-cost")).to_contain_text("250\u00a0clips")
@@ -285,6 +267,10 @@ def test_one_word_for_all_that_match(open_page: Open) -> None:
     page.keyboard.press("u")
     expect(page.locator("#announcer")).to_contain_text("Undone")
     assert api(page, "candidates?status=approved&q=shot 00")["total"] == 0
+    page.reload()
+    expect(page.locator("#result-count")).to_have_text("250\u00a0candidates match")
+    expect(cards(page).first).to_be_visible()
+    assert listed(page) == before
 
 
 def test_what_is_typed_stands_when_a_tab_is_chosen_at_once(open_page: Open) -> None:
@@ -310,9 +296,20 @@ def test_two_people_see_what_the_other_one_decides(open_page: Open) -> None:
     other.keyboard.press("a")
     badge(card(one, number), "Approved")
     other.keyboard.press("u")
-    badge(card(one, number), "Rejected")  # undo brings back what was there before
+    badge(card(one, number), "Rejected")  # undo brings back what was there before, as who said it
+    expect(card(other, number).locator(".line")).to_have_text("by operator's name")
+    other.keyboard.press("a")
+    badge(card(one, number), "Approved")
+    one.keyboard.press("u")  # what another one said since stays
+    expect(one.locator("#announcer")).to_contain_text("Nothing was undone.")
+    badge(card(one, number), "Approved")
+    other.keyboard.press("u")
+    badge(card(one, number), "Rejected")
+    card(one, number).focus()
+    one.keyboard.press("a")
+    badge(card(other, number), "Approved")
     one.keyboard.press("u")
-    badge(card(other, number), "To review")
+    badge(card(other, number), "Rejected")
 
 
 def test_a_decision_that_is_not_stored_comes_back(open_page: Open) -> None:
@@ -345,9 +342,9 @@ def test_where_approving_pays_at_once_it_is_said_before(open_page: Open) -> None
 
 def test_a_prompt_is_text(open_page: Open) -> None:
     page = open_page("?prompt_id=prompt-7")
-    expect(cards(page).first.locator(".prompt")).to_have_text(HOSTILE)
+    expect(cards(page).first.locator(".prompt")).to_have_text(HOSTILE_TEXT)
     cards(page).first.locator(".frame").click()
-    expect(page.locator(".full-prompt")).to_have_text(HOSTILE)
+    expect(page.locator(".full-prompt")).to_have_text(HOSTILE_TEXT)
     assert page.locator(".full-prompt *, .prompt *").count() == 0
     assert page.title() != "1"
 
@@ -391,6 +388,8 @@ def test_an_empty_run_and_a_service_that_is_away(open_page: Open) -> None:
     expect(page.get_by_role("heading", name="No previews yet")).to_be_visible()
     page.get_by_role("button", name="a red star <falls>").click()
     expect(page.get_by_label(re.compile("^Prompt"))).to_have_value("a red star <falls>")
+    page.keyboard.press("Escape")
+    assert page.locator("#sort option").count() >= 2  # there is something to sort by before there are scores
     page.unroute_all()
     page.route("**/api/v1/**", lambda route: route.abort())
     page.reload()
@@ -399,12 +398,34 @@ def test_an_empty_run_and_a_service_that_is_away(open_page: Open) -> None:
     page.get_by_role("button", name="Try again").click()
     expect(cards(page).first).to_be_visible()
 
+    page.get_by_role("button", name="To review").click()
+    expect(page.locator("#bulk-approve")).to_be_visible()
+    page.route("**/api/v1/candidates?*", lambda route: route.abort())
+    page.get_by_role("searchbox").fill("shot 0012")
+    expect(page.get_by_role("heading", name="The candidates cannot be shown")).to_be_visible()
+    expect(cards(page)).to_have_count(0)  # those of the filter before would be taken for this one's
+    expect(page.locator("#bulk-approve")).to_be_hidden()
+    page.unroute_all()
+    page.get_by_role("button", name="Try again").click()
+    expect(cards(page)).to_have_count(SIBLINGS)
+    expect(page.locator("#bulk-approve")).to_be_visible()
+
 
 def test_on_a_phone(open_page: Open) -> None:
-    page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = open_page("?q=shot", viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     expect(cards(page).first).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert page.evaluate(SMALL_TARGETS) == []
+    for width in (390, 800):
+        page.set_viewport_size({"width": width, "height": 844})
+        page.locator("#bounds-menu summary").tap()
+        box = page.get_by_label("motion to").bounding_box()
+        panel = page.locator("#bounds").bounding_box()
+        assert box is not None and panel is not None  # noqa: PT018
+        assert panel["x"] >= 0
+        assert max(each["x"] + each["width"] for each in (box, panel)) <= width
+        page.locator("#bounds-menu summary").tap()
+    page.set_viewport_size({"width": 390, "height": 844})
     cards(page).first.locator(".play").tap()
     plays(cards(page).first.locator("video"), world.WIDTH)
     cards(page).first.locator(".frame").tap()
@@ -414,7 +435,7 @@ def test_on_a_phone(open_page: Open) -> None:
 
 
 def test_nothing_moves_by_itself_where_that_is_not_wanted(open_page: Open) -> None:
-    page = open_page(reduced_motion="reduce")
+    page = open_page("?q=shot", reduced_motion="reduce")
     cards(page).first.hover()
     page.keyboard.press("ArrowDown")
     page.wait_for_timeout(500)

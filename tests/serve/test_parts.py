@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
@@ -15,6 +17,8 @@ from ray.serve.schema import ServeDeploySchema
 from starlette.responses import StreamingResponse
 from support import ROOT
 
+from flashvideo_ray.graph import remaining
+from flashvideo_ray.graph.stage import row_schema
 from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
 from flashvideo_ray.ledger.decisions import Decision
 from flashvideo_ray.ledger.store import Store
@@ -22,8 +26,10 @@ from flashvideo_ray.ledger.tables import PREVIEWS, extended
 from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.serve import local
 from flashvideo_ray.serve.app import ServeSettings, build, with_disconnects
+from flashvideo_ray.serve.events import WATCHERS, Hub, Watched
 from flashvideo_ray.serve.queue import queue
-from flashvideo_ray.serve.security import Tokens
+from flashvideo_ray.serve.security import Guesses, Tokens
+from flashvideo_ray.serve.service import Service
 from flashvideo_ray.serve.state import RunState
 from flashvideo_ray.serve.view import Filter, QueryError
 from flashvideo_ray.settings import LedgerSettings, SelectSettings, Settings, SettingsError
@@ -63,6 +69,12 @@ def write_clip(store: Store, row: dict[str, Any], status: str) -> None:
     writer.flush()
 
 
+def end_what_is_decided(store: Store, settings: Settings) -> None:
+    """Write what is decided without a stage 2 into the ledger, as a batch job does."""
+    work = remaining.next_work(store, None, row_schema(), settings)
+    Writer(store, "clips", tables.CLIPS, LedgerSettings()).write(work.decided)
+
+
 def test_the_state_follows_the_run_directory(tmp_path: Path) -> None:
     store, row = Store(str(tmp_path)), candidate(1)
     state = RunState(store, Settings.load("nano", ["select.require=motion > 0.5"]))
@@ -95,6 +107,74 @@ def test_the_state_follows_the_run_directory(tmp_path: Path) -> None:
     tables.compact(store)
     assert {c.clip_id: c.status for c in state.refresh().candidates.values()} == {clip_id(1): "rendered"}
     assert state.view is before  # a merged part tells nothing new
+
+
+def test_a_rejected_candidate_has_no_clip_s_picture(tmp_path: Path) -> None:
+    store, settings = Store(str(tmp_path)), Settings.load("nano", ["select.require=motion >= 2"])
+    media = {"preview": "previews/00/1.mp4", "poster": "previews/00/1.jpg", "latents": "latents/00/1.safetensors"}
+    write_previews(store, [candidate(1, **media)])
+    end_what_is_decided(store, settings)
+    [row] = tables.read(store, "clips").to_pylist()
+    assert (row["status"], row["poster"]) == ("rejected", media["poster"])  # so it stands in the ledger of a real run
+    shown = RunState(store, settings).refresh().candidates[clip_id(1)]
+    assert (shown.status, shown.preview_poster) == ("rejected", media["poster"])
+    assert (shown.clip, shown.clip_poster) == (None, None)
+
+
+def test_the_newest_first_are_the_newest_whatever_is_decided_about_them(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    state = RunState(store, Settings())
+    for number in (3, 1, 2):
+        write_previews(store, [candidate(number)])
+        time.sleep(0.002)  # the ledger's clock has milliseconds
+
+    def order(sort: str) -> list[str]:
+        return [each.clip_id for each in state.refresh().page(Filter.parse({}, ()), {}, sort, None, 9).items]
+
+    assert order("-made") == [clip_id(2), clip_id(1), clip_id(3)]
+    decisions.write(store, [Decision(clip_id(3), "rejected", "ann")])
+    write_clip(store, candidate(1), "rendered")
+    assert order("-made") == [clip_id(2), clip_id(1), clip_id(3)]
+    assert order("-at")[2] == clip_id(2)  # changed last are the others
+
+
+def test_who_guesses_tokens_waits_longer_and_longer() -> None:
+    now = 0.0
+    guesses = Guesses(lambda: now)
+    waits = [guesses.wrong("192.0.2.1") for _ in range(30)]
+    assert waits[:5] == [0.0] * 5  # a slip of the hand
+    assert all(0 < one <= other for one, other in pairwise(waits[5:]))
+    assert max(waits) == 4.0
+    assert guesses.wrong("192.0.2.2") == 0.0
+    now = 3600.0
+    assert guesses.wrong("192.0.2.1") == 0.0
+
+
+def test_no_more_watch_at_once_than_may() -> None:
+    hub, statuses, leave = Hub(), [], asyncio.Event()
+
+    async def watch() -> None:
+        async def receive() -> Any:
+            await leave.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                await asyncio.sleep(0)  # here the others come
+                statuses.append(message["status"])
+
+        await Watched(hub)({"type": "http", "asgi": {"spec_version": "2.0"}}, receive, send)
+
+    async def many() -> None:
+        watching = [asyncio.create_task(watch()) for _ in range(WATCHERS + 3)]
+        while len(statuses) < len(watching):
+            await asyncio.sleep(0)
+        leave.set()
+        await asyncio.gather(*watching)
+
+    asyncio.run(asyncio.wait_for(many(), timeout=60))
+    assert sorted(statuses) == [200] * WATCHERS + [503] * 3
+    assert hub.watchers == 0
 
 
 def test_selection_is_asked_as_a_batch_refine_would_ask_it(tmp_path: Path) -> None:
@@ -166,7 +246,7 @@ def test_ten_thousand_candidates_are_filtered_sorted_and_paged(tmp_path: Path) -
                 return seen
 
     everything = Filter.parse({}, view.scores)
-    for sort in ("at", "-at", "motion", "-motion", "prompt", "-prompt", "rank"):
+    for sort in ("made", "-made", "at", "-at", "motion", "-motion", "prompt", "-prompt", "rank"):
         assert len(pages(everything, sort)) == 10_000
     falling = [view.candidates[each].scores["motion"] for each in pages(everything, "-motion")]
     known = [value for value in falling if value is not None]
@@ -261,3 +341,15 @@ def test_the_files_for_a_cluster_fit_ray_s_schema() -> None:
         groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
         tiers = {group["labels"]["gpu-tier"] for group in groups}
         assert {settings.pools.preview.labels["gpu-tier"], settings.pools.refine.labels["gpu-tier"]} == tiers
+
+
+def test_a_clip_is_quoted_at_the_price_of_the_card_it_would_be_made_on() -> None:
+    """`L4` is a part of `L40S`, and another card."""
+    prices = "prices.devices={L4: {on_demand: 1.0}, L40S: {on_demand: 2.0}}"
+    quoting = object.__new__(Service)  # only what an estimate needs
+    quoting.settings = Settings.load(None, [prices, "pools.refine.num_gpus=1"])
+    seconds = {"preview": {}, "refine": {"NVIDIA L40S": (1, 3600.0)}}
+    view = SimpleNamespace(seconds=seconds, total=lambda stage: 3600.0, mean=lambda stage: 3600.0)
+    quoting.state = cast(Any, SimpleNamespace(view=view))
+    found = quoting.estimate([cast(Any, SimpleNamespace(clip=None))] * 3)
+    assert (found["clips"], found["money"]) == (3, 6.0)

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import psutil
 import pytest
 import requests
 from ray import serve
+from serve_run import LIMIT, REJECTED, RENDERED, SIBLINGS, TOKENS, Served
 from support import free_ports, script, tiny_overrides
 
 from flashvideo_ray import video
@@ -28,15 +28,12 @@ from flashvideo_ray.ledger import decisions, tables
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.serve import app, local
-from flashvideo_ray.serve.app import ServeSettings
 
-TOKENS = {role: f"{role}-0123456789abcdef" for role in ("viewer", "reviewer", "operator")}
 HEADER = {"X-Requested-With": "flashvideo-ray"}
 PATIENCE = 240.0  # seconds; a busy machine needs them
 FIGURES = ["circle", "square", "star"]
 COLOURS = ["red", "blue", "green", "grey"]
 WAYS = ["left", "right", "up", "down"]
-LIMIT = 40
 
 
 class Client(requests.Session):
@@ -84,39 +81,16 @@ def eventually(question: Callable[[], Any]) -> Any:
     raise TimeoutError(f"not within {PATIENCE:g} s")
 
 
-@dataclass
-class Served:
-    """A running service and its run."""
-
-    address: str
-    store: Store
-    options: ServeSettings
-
-    def client(self, role: str = "operator") -> Client:
-        return Client(self.address, TOKENS[role])
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("served")
-    (folder / "tokens").write_text("\n".join(f"{role}:{role}'s name:{token}" for role, token in TOKENS.items()))
-    options = ServeSettings(
-        output=str(folder / "run"),
-        set=(*tiny_overrides(tiny_model), "preview.num_inference_steps=60", "refine.num_inference_steps=40"),
-        token_file=str(folder / "tokens"),
-        hosts=local.hosts("127.0.0.1", []),
-        queue_limit=LIMIT,
-    )
-    [port] = free_ports(1)
-    with local.running(options, port=port) as address:
-        yield Served(address, Store(options.output), options)
+def of(served: Served, role: str = "operator") -> Client:
+    """A client with that role's token."""
+    return Client(served.address, TOKENS[role])
 
 
 # Work -----------------------------------------------------------------------------------------------------------
 
 
 def test_from_a_prompt_to_a_clip_that_plays(served: Served) -> None:
-    client = served.client()
+    client = of(served)
     answer = client.post("prompts", json={"prompts": [{"prompt": "a red circle moves left", "seed": 3}]})
     assert answer.status_code == 202
     [item] = answer.json()["items"]
@@ -128,7 +102,7 @@ def test_from_a_prompt_to_a_clip_that_plays(served: Served) -> None:
     assert client.get(candidate["poster"]).headers["Content-Type"] == "image/jpeg"
 
     decision = {"clip_id": item["clip_id"], "word": "approved", "note": "calm"}
-    decided = served.client("reviewer").post("decisions", json={"decisions": [decision]})
+    decided = of(served, "reviewer").post("decisions", json={"decisions": [decision]})
     [shown] = decided.json()["items"]
     assert (shown["status"], shown["decision"]["by"], shown["decision"]["note"]) == (
         "approved",
@@ -140,8 +114,8 @@ def test_from_a_prompt_to_a_clip_that_plays(served: Served) -> None:
     [candidate] = client.until([item["clip_id"]], "rendered")
     clip = client.get(candidate["clip"]).content
     assert video.probe(clip, count=True).frames == 9
-    rows = tables.read(served.store, "clips").to_pylist()
-    assert [(row["clip_id"], row["status"], row["bytes"]) for row in rows] == [(item["clip_id"], "rendered", len(clip))]
+    rows = [row for row in tables.read(served.store, "clips").to_pylist() if row["clip_id"] == item["clip_id"]]
+    assert [(row["status"], row["bytes"]) for row in rows] == [("rendered", len(clip))]
 
 
 def test_the_same_candidate_has_the_id_that_a_batch_job_gives_it(served: Served) -> None:
@@ -150,7 +124,7 @@ def test_the_same_candidate_has_the_id_that_a_batch_job_gives_it(served: Served)
     settings, recipe = app.load_run(served.options)
     table = prompts.checked([{"prompt": "a blue square moves up"}], base_seed=settings.seed)
     batch = identity.candidates(table, 2, settings.stage1_recipe(), recipe["fingerprints"]["preview"])
-    client = served.client()
+    client = of(served)
     assert client.submit("a blue square moves up", candidates=2) == batch["clip_id"].to_pylist()
     again = client.post(f"candidates/{batch['clip_id'][0]}/reseed")
     [third] = [item["clip_id"] for item in again.json()["items"]]
@@ -161,7 +135,7 @@ def test_the_same_candidate_has_the_id_that_a_batch_job_gives_it(served: Served)
 
 
 def test_decisions_are_what_the_next_batch_refine_renders(served: Served) -> None:
-    client, reviewer = served.client(), served.client("reviewer")
+    client, reviewer = of(served), of(served, "reviewer")
     ids = client.submit(*(f"a grey star moves {way}" for way in WAYS[:3]))
     client.until(ids, "previewed")
     words = dict(zip(ids, ("approved", "rejected", "approved"), strict=True))
@@ -182,11 +156,51 @@ def test_decisions_are_what_the_next_batch_refine_renders(served: Served) -> Non
     assert not decisions.opinions(served.store).keys() & set(ids[1:])
 
 
+def test_a_decision_that_would_not_count_is_refused(served: Served) -> None:
+    client, ids = of(served), [f"{RENDERED * SIBLINGS + n:020x}" for n in range(2)]
+    before = client.candidate(ids[0])
+    assert before["status"] == "rendered"
+    answer = client.post("decisions", json={"decisions": [{"clip_id": ids[0], "word": "rejected"}]})
+    assert answer.status_code == 409
+    assert ids[0] in answer.json()["detail"]
+    bulk = {"filter": {"prompt_id": f"prompt-{RENDERED}"}, "word": "rejected", "expect": 0}  # none that it counts for
+    assert client.post("decisions", json=bulk).json() == {"items": []}
+    assert client.candidate(ids[0]) == before
+
+
+def test_undo_takes_back_what_one_said_oneself_and_nothing_else(served: Served) -> None:
+    ann, ben, clip_id = of(served), of(served, "reviewer"), f"{7:020x}"
+
+    def say(who: Client, word: str, note: str | None = None) -> None:
+        body = {"decisions": [{"clip_id": clip_id, "word": word, "note": note}]}
+        assert who.post("decisions", json=body).status_code == 200
+
+    def undo(who: Client, said: str, **before: Any) -> list[str]:
+        step = {"clip_id": clip_id, "word": said, "before": before}
+        return list(who.post("decisions/undo", json={"decisions": [step]}).json()["left"])
+
+    def stands() -> tuple[str, str, str | None] | None:
+        decision = ann.candidate(clip_id)["decision"]
+        return decision and (decision["word"], decision["by"], decision["note"])
+
+    hers = ("rejected", "operator's name", "blurred")
+    say(ann, "rejected", "blurred")
+    say(ben, "approved")
+    assert undo(ann, "rejected", word="cleared") == [clip_id]  # his stands now
+    assert stands() == ("approved", "reviewer's name", None)
+    assert undo(ben, "approved", word="rejected", by=hers[1], note="not what she said") == [clip_id]
+    assert undo(ben, "approved", word="rejected", by=hers[1], note=hers[2]) == []
+    assert stands() == hers
+    assert undo(ben, "approved", word="cleared") == [clip_id]
+    assert undo(ann, "rejected", word="cleared") == []
+    assert stands() is None
+
+
 def test_two_people_at_once_do_not_overwrite_one_another(served: Served) -> None:
-    client = served.client()
+    client = of(served)
     ids = client.submit(*(f"the red star moves {way}" for way in WAYS))
     client.until(ids, "previewed")
-    people = [served.client("reviewer"), served.client()]
+    people = [of(served, "reviewer"), of(served)]
 
     def decide(number: int) -> None:
         body = {"decisions": [{"clip_id": ids[number], "word": "approved", "note": str(number)}]}
@@ -200,7 +214,7 @@ def test_two_people_at_once_do_not_overwrite_one_another(served: Served) -> None
 
 
 def test_a_watcher_sees_the_steps(served: Served) -> None:
-    client = served.client()
+    client = of(served)
     seen: list[tuple[str, dict[str, Any]]] = []
     with client.get("events", stream=True) as stream:
         lines = stream.iter_lines(decode_unicode=True)
@@ -232,7 +246,7 @@ def test_a_watcher_sees_the_steps(served: Served) -> None:
 
 
 def test_work_waits_for_a_batch_job_and_can_be_cancelled(served: Served) -> None:
-    client = served.client()
+    client = of(served)
     eventually(lambda: _is_free(served.store))
     with Claim(served.store, Identity.of_this_process(), lease_seconds=60):
         ids = client.submit("a grey circle over the sand", "a grey square over the sand")
@@ -252,7 +266,7 @@ def test_work_waits_for_a_batch_job_and_can_be_cancelled(served: Served) -> None
 
 @pytest.mark.parametrize("stage", ["preview", "refine"])
 def test_a_replica_killed_in_the_middle_of_a_candidate(served: Served, stage: str) -> None:
-    client, scheduler = served.client(), serve.get_deployment_handle("scheduler", app.NAME)
+    client, scheduler = of(served), serve.get_deployment_handle("scheduler", app.NAME)
 
     def midway() -> str | None:
         """A new candidate in the middle of the stage, or None if it went through too fast to be seen there."""
@@ -278,7 +292,7 @@ def test_a_replica_killed_in_the_middle_of_a_candidate(served: Served, stage: st
 
 @pytest.mark.parametrize("all_of_it", [False, True])
 def test_all_of_twenty_queued_prompts_end_though_it_is_restarted(served: Served, all_of_it: bool) -> None:
-    client, place = served.client(), "water" if all_of_it else "sand"
+    client, place = of(served), "water" if all_of_it else "sand"
     prompts = [f"a {colour} {figure} on the {place} {way}" for colour in COLOURS for figure in FIGURES for way in WAYS]
     ids = client.submit(*prompts[:20])
     client.until(ids[:1], "previewed")
@@ -299,13 +313,16 @@ def test_all_of_twenty_queued_prompts_end_though_it_is_restarted(served: Served,
 
 @pytest.fixture
 def rendered(served: Served) -> dict[str, Any]:
-    client = served.client()
+    client = of(served)
     return dict(client.until(client.submit("a red circle on the sand", refine=True), "rendered")[0])
 
 
 def test_media_come_whole_in_ranges_or_not_at_all_if_known(served: Served, rendered: dict[str, Any]) -> None:
-    client, clip = served.client(), rendered["clip"]
+    client, clip = of(served), rendered["clip"]
     whole = client.get(clip)
+    for unit in ("items=0-9", "items="):  # a unit that it does not know is as good as not there
+        assert client.get(clip, headers={"Range": unit}).status_code == 200
+    assert client.get(clip, headers={"Range": "Bytes=0-9"}).status_code == 206
     size, tag = len(whole.content), whole.headers["ETag"]
     assert whole.headers["Accept-Ranges"] == "bytes"
     assert client.head(clip).headers["Content-Length"] == str(size)
@@ -321,22 +338,46 @@ def test_media_come_whole_in_ranges_or_not_at_all_if_known(served: Served, rende
 
 
 def test_pages_carry_etags_and_go_on_where_they_ended(served: Served, rendered: dict[str, Any]) -> None:
-    client = served.client()
-    query = {"limit": 2, "sort": "-motion"}
+    client = of(served)
+    query = {"limit": 2, "sort": "-motion", "max_motion": 3}
     page = client.get("candidates", params=query)
     known = {"If-None-Match": page.headers["ETag"]}
     assert client.get("candidates", params=query, headers=known).status_code == 304
     seen, cursor = list(page.json()["items"]), page.json()["next"]
     while cursor:
-        more = client.get("candidates", params={"limit": 50, "sort": "-motion", "cursor": cursor}).json()
+        more = client.get("candidates", params=query | {"limit": 50, "cursor": cursor}).json()
         seen, cursor = seen + more["items"], more["next"]
     assert len({each["clip_id"] for each in seen}) == len(seen) == page.json()["total"]
     motions = [each["scores"].get("motion") for each in seen if each["scores"].get("motion") is not None]
     assert motions == sorted(motions, reverse=True)
 
 
-def test_the_description_names_every_route(served: Served) -> None:
+def test_media_of_a_rejected_candidate_of_a_real_run(served: Served) -> None:
+    client = of(served)
+    shown = client.candidate(f"{REJECTED * SIBLINGS:020x}")
+    assert shown["status"] == "rejected"
+    assert (shown["clip"], shown["clip_poster"]) == (None, None)
+    assert client.get(shown["poster"]).status_code == client.get(shown["preview"]).status_code == 200
+
+
+def test_what_can_be_read_answers_head(served: Served, rendered: dict[str, Any]) -> None:
+    client = of(served)
+    for path in ("/", "/static/main.js", "me", "run", "candidates?limit=1", "openapi.json", "events", rendered["clip"]):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b""), path
+    assert client.head(rendered["clip"], headers={"Range": "bytes=0-9"}).status_code == 200  # ranges are for GET
+
+
+def test_what_it_is_busy_with_before_it_answers_is_said(served: Served) -> None:
+    [said] = served.said
+    assert "3 parts" in said  # previews, clips, what was decided
+    assert served.options.output in said
+
+
+def test_the_description_names_every_route_once(served: Served) -> None:
     paths = requests.get(f"{served.address}api/v1/openapi.json", timeout=PATIENCE).json()["paths"]
+    names = [operation["operationId"] for path in paths.values() for operation in path.values()]
+    assert len(names) == len(set(names))
     assert {"/api/v1/prompts", "/api/v1/decisions", "/api/v1/media/{clip_id}/{name}", "/api/v1/events"} <= set(paths)
 
 
@@ -358,7 +399,7 @@ def test_the_description_names_every_route(served: Served) -> None:
     ],
 )
 def test_no_id_becomes_a_path(served: Served, path: str) -> None:
-    client = served.client()
+    client = of(served)
     url = client.address.rstrip("/") + (path if path.startswith("/") else f"/api/v1/{path}")
     prepared = client.prepare_request(requests.Request("GET", url))
     prepared.url = url  # as it is: the library would tidy the dots away
@@ -368,7 +409,7 @@ def test_no_id_becomes_a_path(served: Served, path: str) -> None:
 
 
 def test_a_script_in_a_prompt_stays_text(served: Served) -> None:
-    client, script_ = served.client(), "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    client, script_ = of(served), "<script>alert(1)</script><img src=x onerror=alert(2)>"
     [clip_id] = client.submit(script_)
     answer = client.get(f"candidates/{clip_id}")
     assert answer.json()["prompt"] == script_
@@ -383,23 +424,25 @@ def test_a_script_in_a_prompt_stays_text(served: Served) -> None:
 @pytest.mark.parametrize("token", [None, "", "operator", TOKENS["operator"][:-1], TOKENS["operator"] + "0", "ü" * 20])
 def test_without_a_token_that_is_known_nothing_is_told(served: Served, token: str | None) -> None:
     headers = {} if token is None else {"Authorization": f"Bearer {token}".encode()}
-    for path in ("run", "candidates", "events", "media/0123456789abcdef0123/clip.mp4", "nothing"):
+    paths = ("run", "candidates", "events", "media/0123456789abcdef0123/clip.mp4", "nothing")
+    for path in paths if not token else paths[:1]:  # whoever shows many wrong ones waits for each answer
         answer = requests.get(f"{served.address}api/v1/{path}", headers=headers, timeout=PATIENCE)
         assert answer.status_code == 401
         assert answer.headers["Content-Type"] == "application/problem+json"
         assert answer.headers["WWW-Authenticate"] == "Bearer"
-    me = requests.get(f"{served.address}api/v1/me", headers=headers, timeout=PATIENCE).json()
-    assert me == {"name": None, "role": None, "login_needed": True}
+    if not token:
+        me = requests.get(f"{served.address}api/v1/me", headers=headers, timeout=PATIENCE).json()
+        assert me == {"name": None, "role": None, "login_needed": True}
 
 
 def test_roles(served: Served, rendered: dict[str, Any]) -> None:
-    decision = {"decisions": [{"clip_id": rendered["clip_id"], "word": "approved"}]}
+    decision = {"decisions": [{"clip_id": f"{5:020x}", "word": "cleared"}]}
     refine = {"clip_ids": [rendered["clip_id"]]}
     statuses = {
         role: (
-            served.client(role).get("run").status_code,
-            served.client(role).post("decisions", json=decision).status_code,
-            served.client(role).post("refine", json=refine).status_code,
+            of(served, role).get("run").status_code,
+            of(served, role).post("decisions", json=decision).status_code,
+            of(served, role).post("refine", json=refine).status_code,
         )
         for role in TOKENS
     }
@@ -436,18 +479,18 @@ def test_the_page_logs_in_with_a_cookie_that_scripts_cannot_read(served: Served)
     ],
 )
 def test_other_sites_cannot_post(served: Served, headers: dict[str, str | None]) -> None:
-    answer = served.client().post("prompts", json={"prompts": [{"prompt": "a red star"}]}, headers=headers)
+    answer = of(served).post("prompts", json={"prompts": [{"prompt": "a red star"}]}, headers=headers)
     assert answer.status_code == 403
     assert "Access-Control-Allow-Origin" not in answer.headers
 
 
 def test_another_host_name_is_refused(served: Served) -> None:
-    assert served.client().get("run", headers={"Host": "evil.example"}).status_code == 421
-    assert served.client().get("run", headers={"Host": "localhost:1"}).status_code == 200
+    assert of(served).get("run", headers={"Host": "evil.example"}).status_code == 421
+    assert of(served).get("run", headers={"Host": "localhost:1"}).status_code == 200
 
 
 def test_bodies_have_a_limit_whether_or_not_they_say_their_size(served: Served) -> None:
-    client, big = served.client(), b'{"prompts": [' + b" " * 300_000
+    client, big = of(served), b'{"prompts": [' + b" " * 300_000
     assert client.post("prompts", data=big).status_code == 413
     assert client.post("prompts", data=iter([big])).status_code == 413
 
@@ -469,7 +512,7 @@ def test_bodies_have_a_limit_whether_or_not_they_say_their_size(served: Served) 
     ],
 )
 def test_what_is_not_as_expected_is_refused_and_says_why(served: Served, body: Any) -> None:
-    answer = served.client().post("prompts", json=body)
+    answer = of(served).post("prompts", json=body)
     assert answer.status_code == 422
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert answer.json()["status"] == 422
@@ -484,20 +527,20 @@ def test_what_is_not_as_expected_is_refused_and_says_why(served: Served, body: A
     ],
 )
 def test_wrong_queries_are_refused(served: Served, rendered: dict[str, Any], query: str) -> None:
-    assert served.client().get(f"candidates?{query}").status_code == 422
+    assert of(served).get(f"candidates?{query}").status_code == 422
 
 
 @pytest.mark.parametrize(
-    "asked", ["bytes=9-0", "bytes=99999999-", "bytes=-0", "bytes=0-1,3-4", "bytes=" + "0-0," * 500, "lines=1-2"]
+    "asked", ["bytes=9-0", "bytes=99999999-", "bytes=-0", "bytes=0-1,3-4", "bytes=" + "0-0," * 500, "bytes="]
 )
 def test_ranges_that_are_none_are_refused(served: Served, rendered: dict[str, Any], asked: str) -> None:
-    answer = served.client().get(rendered["clip"], headers={"Range": asked})
+    answer = of(served).get(rendered["clip"], headers={"Range": asked})
     assert answer.status_code == 416
     assert answer.headers["Content-Range"].startswith("bytes */")
 
 
 def test_a_repeated_key_is_the_same_submission(served: Served) -> None:
-    client, key = served.client(), {"Idempotency-Key": "once"}
+    client, key = of(served), {"Idempotency-Key": "once"}
     body = {"prompts": [{"prompt": "the grey circle moves"}]}
     first, again = (client.post("prompts", json=body, headers=key) for _ in range(2))
     assert first.json() == again.json()
@@ -517,7 +560,7 @@ def test_of_a_thousand_quick_submissions_the_queue_takes_what_it_holds(served: S
             clients = threading.local()
 
             def submit(number: int) -> requests.Response:
-                clients.own = getattr(clients, "own", None) or served.client()
+                clients.own = getattr(clients, "own", None) or of(served)
                 return clients.own.post("prompts", json={"prompts": [{"prompt": "a star", "seed": number}]})
 
             answers = list(pool.map(submit, range(1000)))
@@ -525,7 +568,7 @@ def test_of_a_thousand_quick_submissions_the_queue_takes_what_it_holds(served: S
         taken = [answer.json()["items"][0]["clip_id"] for answer in answers if answer.status_code == 202]
         assert len(taken) == LIMIT
         assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers if answer.status_code == 429)
-        client = served.client()
+        client = of(served)
         assert {client.post(f"candidates/{clip_id}/cancel").status_code for clip_id in taken} == {202}
     assert not [
         row for row in tables.read(served.store, "previews", ["clip_id"])["clip_id"].to_pylist() if row in taken

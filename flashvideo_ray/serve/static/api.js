@@ -24,11 +24,16 @@
  * @property {{stage: string, done: number | null, total: number | null, seconds_left: number | null,
  *   queue_position: number} | null} progress
  * @property {string} at
+ * @property {string} made
+ * @typedef {{word: Word, by?: string | null, note?: string | null}} Said what stood about a candidate
+ * @typedef {{clip_id: string, word: Word, before: Said}} Step a decision that was made, and what stood before it
  * @typedef {Record<string, string | number | string[]>} Filter
  * @typedef {{clips: number, seconds: number | null, money: number | null, currency: string}} Estimate
  */
 
 const BASE = "/api/v1";
+const MOST = 1000; // decisions in one call
+const BODY_BYTES = 240 * 1024;
 
 /** A call that the service refused, or that never reached it (`status` 0). */
 export class ApiError extends Error {
@@ -117,10 +122,37 @@ export const submit = (body, key) => call("POST", "/prompts", body, { "Idempoten
 /** @param {{clip_id: string, word: Word, note?: string}[]} decisions @returns {Promise<{items: Candidate[]}>} */
 export async function decide(decisions) {
   const items = [];
-  for (let start = 0; start < decisions.length; start += 1000) {
-    items.push(...(await call("POST", "/decisions", { decisions: decisions.slice(start, start + 1000) })).items);
-  }
+  for (const some of portions(decisions)) items.push(...(await call("POST", "/decisions", { decisions: some })).items);
   return { items };
+}
+
+/** Take back own decisions. `left` are those that stay: somebody else decided since, or its clip is made.
+ * @param {Step[]} steps @returns {Promise<{items: Candidate[], left: string[]}>} */
+export async function undo(steps) {
+  /** @type {{items: Candidate[], left: string[]}} */ const done = { items: [], left: [] };
+  for (const some of portions(steps)) {
+    const { items, left } = await call("POST", "/decisions/undo", { decisions: some });
+    done.items.push(...items);
+    done.left.push(...left);
+  }
+  return done;
+}
+
+/** As many at a time as one call may hold. @template T @param {T[]} all @returns {T[][]} */
+function portions(all) {
+  /** @type {T[][]} */ const found = [[]];
+  let size = 0;
+  for (const each of all) {
+    const bytes = 4 * JSON.stringify(each).length; // at most, in UTF-8
+    const last = /** @type {T[]} */ (found.at(-1));
+    if (last.length && (last.length === MOST || size + bytes > BODY_BYTES)) {
+      found.push([]);
+      size = 0;
+    }
+    /** @type {T[]} */ (found.at(-1)).push(each);
+    size += bytes;
+  }
+  return found;
 }
 
 /** @param {Filter} filter @param {Word} word @param {number} expect @returns {Promise<{items: Candidate[]}>} */

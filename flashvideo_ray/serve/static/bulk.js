@@ -1,7 +1,7 @@
 /** Decisions about all that the filter shows, and the rendering of what is approved: never before the cost was seen. */
 
 import * as api from "./api.js";
-import { DECIDABLE, wordOf } from "./decisions.js";
+import { DECIDABLE, saidOf } from "./decisions.js";
 import { byId, closable } from "./dom.js";
 import { cost, count, counted } from "./format.js";
 import { TABS } from "./store.js";
@@ -25,7 +25,7 @@ export class Bulk {
     byId("bulk-approve").addEventListener("click", () => this.#decide("approved"));
     byId("bulk-reject").addEventListener("click", () => this.#decide("rejected"));
     byId("bulk-refine").addEventListener("click", () => this.#refine());
-    for (const event of ["run", "list", "filter", "candidate"]) store.on(event, () => this.#schedule());
+    for (const event of ["run", "list", "load", "filter", "candidate"]) store.on(event, () => this.#schedule());
   }
 
   #frame = 0;
@@ -45,7 +45,7 @@ export class Bulk {
 
   #show() {
     const { run, query } = this.store;
-    const decide = this.store.may("reviewer") && run && this.#statuses().length > 0 && query.status !== "working";
+    const decide = this.store.may("reviewer") && run && this.store.current && this.#statuses().length > 0 && query.status !== "working";
     const some =
       decide && this.store.order.some((id) => this.#statuses().includes(this.store.known.get(id)?.status ?? ""));
     byId("bulk-approve").hidden = !some;
@@ -83,9 +83,9 @@ export class Bulk {
       );
       this.#go = async () => {
         const known = filter.status.length === 1 && filter.status[0] === "previewed";
-        const before = known
-          ? null
-          : (await api.allCandidates(filter)).map((c) => ({ clip_id: c.clip_id, word: wordOf(c) }));
+        const before = new Map(
+          known ? [] : (await api.allCandidates(filter)).filter((c) => c.decision).map((c) => [c.clip_id, saidOf(c)]),
+        );
         await this.decisions.decideAll(filter, word, n, before);
       };
     });

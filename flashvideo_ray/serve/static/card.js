@@ -1,6 +1,6 @@
 /** One candidate in the grid: picture, status, prompt, scores, and what can be done with it. */
 
-import { icon, make, video } from "./dom.js";
+import { icon, lost, make, video } from "./dom.js";
 import { STATUS_WORDS, number, progressLine } from "./format.js";
 
 const SCORES = 3; // on a card; all are in the detail view
@@ -11,6 +11,7 @@ const STATUS_ICONS = { approved: "check", rendered: "play", rejected: "cross", f
 export class Card {
   /** @type {HTMLVideoElement | null} */ #video = null;
   /** @type {string | null} */ #shown = null;
+  /** @type {HTMLElement | null} */ #note = null;
 
   /** @param {Candidate} c @param {(c: Candidate) => boolean} canDecide @param {string | null} rank what the run ranks by */
   constructor(c, canDecide, rank) {
@@ -18,9 +19,13 @@ export class Card {
     this.canDecide = canDecide;
     this.rank = rank;
     this.picture = make("img", { alt: "", loading: "lazy", decoding: "async", draggable: "false" });
+    this.lost = lost("picture");
+    this.picture.addEventListener("error", () => this.#found(false));
+    this.picture.addEventListener("load", () => this.#found(true));
+    this.#found(true);
     this.badge = make("span", { class: "badge" });
     this.bar = make("progress", { class: "bar", "aria-hidden": "true" });
-    this.frame = make("div", { class: "frame", "data-do": "open" }, this.picture, this.badge, this.bar);
+    this.frame = make("div", { class: "frame", "data-do": "open" }, this.picture, this.lost, this.badge, this.bar);
     this.prompt = make("p", { class: "prompt", "data-do": "open" });
     this.line = make("p", { class: "line" });
     this.scores = make("p", { class: "scores" });
@@ -43,8 +48,11 @@ export class Card {
     this.candidate = c;
     const word = STATUS_WORDS[c.status];
     const poster = c.clip_poster ?? c.poster;
-    if (poster && this.picture.getAttribute("src") !== poster) this.picture.src = poster;
-    this.picture.hidden = !poster;
+    if (poster && this.picture.getAttribute("src") !== poster) {
+      this.#found(true);
+      this.picture.src = poster;
+    }
+    this.picture.hidden = !poster || !this.lost.hidden;
     this.element.dataset.status = c.status;
     const mark = STATUS_ICONS[c.status];
     this.badge.replaceChildren(...(mark ? [icon(mark)] : []), word);
@@ -73,6 +81,12 @@ export class Card {
     }
   }
 
+  /** Whether there is a picture, as far as is known. @param {boolean} there */
+  #found(there) {
+    this.lost.hidden = there;
+    this.picture.hidden = !there;
+  }
+
   get playing() {
     return Boolean(this.#video && !this.#video.paused);
   }
@@ -83,7 +97,9 @@ export class Card {
     if (!address) return;
     if (!this.#video) {
       this.#shown = address;
-      this.#video = video(address, { "aria-hidden": "true", tabindex: "-1" });
+      const what = this.candidate.clip ? "clip" : "preview";
+      const failed = () => this.#video?.after((this.#note = lost(what)));
+      this.#video = video(address, { "aria-hidden": "true", tabindex: "-1", on: { error: failed } });
       this.picture.after(this.#video);
     }
     this.#video.play().catch(() => {}); // it was stopped before it began
@@ -100,6 +116,8 @@ export class Card {
     this.#video.load(); // ends its download
     this.#video.remove();
     this.#video = null;
+    this.#note?.remove();
+    this.#note = null;
   }
 }
 

@@ -1,6 +1,6 @@
 /** Preview and clip of a candidate on one stage, in step, with a slider between them where both are there. */
 
-import { icon, make, stillPictures, video } from "./dom.js";
+import { icon, lost, make, stillPictures, video } from "./dom.js";
 import { duration } from "./format.js";
 
 const APART = 0.04; // seconds that the preview may be off the clip
@@ -60,6 +60,7 @@ export class Compare {
       class: "leader",
       "aria-label": `${label}: ${c.prompt}`,
       poster: c.clip_poster ?? c.poster,
+      on: { error: () => this.#lost(label.toLowerCase(), "right") },
     });
     const both = Boolean(c.clip && c.preview);
     this.picture.classList.toggle("both", both);
@@ -68,6 +69,7 @@ export class Compare {
         class: "follower",
         "aria-label": `Preview: ${c.prompt}`,
         poster: c.poster,
+        on: { error: () => this.#lost("preview", "left") },
       });
       this.picture.replaceChildren(
         this.#follower,
@@ -87,6 +89,13 @@ export class Compare {
     if (!stillPictures.matches || sameCandidate) this.play();
     this.#playChanged();
     this.#loop();
+  }
+
+  /** @param {string} what @param {string} side where both are there */
+  #lost(what, side) {
+    const note = lost(what);
+    note.classList.add(side);
+    this.picture.append(note);
   }
 
   play() {

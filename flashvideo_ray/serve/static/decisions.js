@@ -5,16 +5,18 @@ import { counted } from "./format.js";
 
 /** What a decision makes of a candidate's status, before the service says. */
 const STATUS_OF = { approved: "approved", rejected: "rejected", cleared: "previewed" };
+const VERBS = { approved: "Approved", rejected: "Rejected", cleared: "Decision cleared" };
 export const DECIDABLE = ["previewed", "approved", "rejected"];
 const KEPT = 50; // steps that can be undone
 
 /** @typedef {import("./api.js").Word} Word */
+/** @typedef {import("./api.js").Step} Step */
 
 export class Decisions {
   /** Calls go one after the other, so that undo never overtakes what it undoes. @type {Promise<unknown>} */ #last =
     Promise.resolve();
   #unanswered = 0;
-  /** What was before each step. @type {{clip_id: string, word: Word}[][]} */ #done = [];
+  /** @type {Step[][]} */ #done = [];
 
   /** @param {import("./store.js").Store} store @param {import("./notices.js").Notices} notices */
   constructor(store, notices) {
@@ -48,32 +50,42 @@ export class Decisions {
   /**
    * One word about all that a filter matches.
    * @param {import("./api.js").Filter} filter @param {Word} word @param {number} expect
-   * @param {{clip_id: string, word: Word}[] | null} before former words; null: none of them was decided
+   * @param {Map<string, import("./api.js").Said>} before what stood, where anybody had decided
    */
   async decideAll(filter, word, expect, before) {
     const { items } = await api.decideAll(filter, word, expect);
     for (const c of items) this.store.put(c);
-    this.#remember(before ?? items.map((c) => ({ clip_id: c.clip_id, word: "cleared" })));
-    this.#say(items.length, word);
+    const nothing = /** @type {import("./api.js").Said} */ ({ word: "cleared" });
+    this.#remember(items.map(({ clip_id }) => ({ clip_id, word, before: before.get(clip_id) ?? nothing })));
+    this.#say(items.map(() => word));
   }
 
-  /** Take back the last step. */
+  /** Take back the last step, where nobody has decided since. */
   async undo() {
     const step = this.#done.pop();
     if (!step) {
       this.notices.say("There is nothing to undo.");
       return null;
     }
-    const old = this.#paint(step);
+    const old = this.#paint(step.map(({ clip_id, before }) => ({ clip_id, ...before })));
+    let left;
     try {
-      await this.#inTurn(step);
+      ({ left } = await this.#inTurn(() => api.undo(step)));
     } catch (error) {
       this.#restore(old);
       this.#done.push(step);
       this.notices.fail("It was not undone", /** @type {Error} */ (error), () => this.undo());
       return null;
     }
-    this.notices.say(`Undone: ${counted(step.length, "decision")} taken back.`);
+    const back = step.length - left.length;
+    this.notices.say(
+      [
+        back ? `Undone: ${counted(back, "decision")} taken back.` : "Nothing was undone.",
+        left.length ? `${counted(left.length, "candidate")} stayed as others decided since, or is being rendered.` : "",
+      ]
+        .filter(Boolean)
+        .join(" "),
+    );
     return step[0].clip_id;
   }
 
@@ -81,47 +93,54 @@ export class Decisions {
   async #send(made) {
     made = made.filter(({ clip_id }) => this.canDecide(this.store.known.get(clip_id)));
     if (!made.length) return false;
-    const before = made.map(({ clip_id }) => ({ clip_id, word: wordOf(this.store.known.get(clip_id)) }));
+    const steps = made.map(({ clip_id, word }) => ({ clip_id, word, before: saidOf(this.store.known.get(clip_id)) }));
     const old = this.#paint(made);
-    this.#remember(before); // at once, so that undo means this step even while it is on its way
+    this.#remember(steps); // at once, so that undo means this step even while it is on its way
     try {
-      await this.#inTurn(made);
+      await this.#inTurn(() => api.decide(made));
     } catch (error) {
-      this.#done = this.#done.filter((step) => step !== before);
+      this.#done = this.#done.filter((step) => step !== steps);
       this.#restore(old);
       this.notices.fail("The decision was not stored", /** @type {Error} */ (error), () => this.#send(made));
       return false;
     }
-    this.#say(made.length, made[0].word);
+    this.#say(made.map(({ word }) => word));
     return true;
   }
 
-  /** Send decisions when those before them are answered. @param {{clip_id: string, word: Word, note?: string}[]} made */
-  async #inTurn(made) {
-    const call = this.#last.then(() => api.decide(made));
+  /**
+   * Send decisions when those before them are answered.
+   * @template {{items: import("./api.js").Candidate[]}} T @param {() => Promise<T>} send
+   */
+  async #inTurn(send) {
+    const call = this.#last.then(send);
     this.#last = call.catch(() => {});
     this.#unanswered += 1;
     try {
-      for (const c of (await call).items) this.store.put(c);
+      const answer = await call;
+      for (const c of answer.items) this.store.put(c);
+      return answer;
     } finally {
       this.#unanswered -= 1;
     }
   }
 
-  /** @param {{clip_id: string, word: Word}[]} before */
-  #remember(before) {
-    this.#done.push(before);
+  /** @param {Step[]} steps */
+  #remember(steps) {
+    this.#done.push(steps);
     if (this.#done.length > KEPT) this.#done.shift();
   }
 
-  /** Show decisions before the service has them; gives what was there. @param {{clip_id: string, word: Word}[]} made */
+  /** Show decisions before the service has them; gives what was there. @param {({clip_id: string} & import("./api.js").Said)[]} made */
   #paint(made) {
     const old = [];
-    for (const { clip_id, word } of made) {
+    const [me, at] = [this.store.me?.name ?? "", new Date().toISOString()];
+    for (const { clip_id, word, by, note } of made) {
       const c = this.store.known.get(clip_id);
       if (!c) continue;
       old.push(c);
-      this.store.put({ ...c, status: /** @type {any} */ (STATUS_OF[word]), reason: null });
+      const decision = word === "cleared" ? null : { word, by: by ?? me, at, note: note ?? null };
+      this.store.put({ ...c, status: /** @type {any} */ (STATUS_OF[word]), reason: null, decision });
     }
     return old;
   }
@@ -131,12 +150,19 @@ export class Decisions {
     for (const c of old) this.store.put(c);
   }
 
-  /** @param {number} n @param {Word} word */
-  #say(n, word) {
-    const verb = { approved: "Approved", rejected: "Rejected", cleared: "Decision cleared" }[word];
-    this.notices.say(n === 1 ? `${verb}.` : `${verb}: ${counted(n, "candidate")}.`, "Undo", () => this.undo());
+  /** @param {Word[]} words of each candidate that was decided about */
+  #say(words) {
+    const parts = Object.entries(VERBS).flatMap(([word, verb]) => {
+      const n = words.filter((each) => each === word).length;
+      return n ? [words.length === 1 ? `${verb}.` : `${verb}: ${counted(n, "candidate")}.`] : [];
+    });
+    this.notices.say(parts.join(" "), "Undo", () => this.undo());
   }
 }
 
 /** @param {import("./api.js").Candidate | undefined} c @returns {Word} */
 export const wordOf = (c) => c?.decision?.word ?? "cleared";
+
+/** What stands about a candidate now. @param {import("./api.js").Candidate | undefined} c @returns {import("./api.js").Said} */
+export const saidOf = (c) =>
+  c?.decision ? { word: c.decision.word, by: c.decision.by, note: c.decision.note } : { word: "cleared" };

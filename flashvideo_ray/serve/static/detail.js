@@ -24,7 +24,8 @@ export class Detail {
    * @param {import("./store.js").Store} store
    * @param {import("./decisions.js").Decisions} decisions
    * @param {import("./notices.js").Notices} notices
-   * @param {{act: (what: string, id: string) => void, closed: (id: string) => void, mine: (ids: string[]) => void}} hooks
+   * @param {{act: (what: string, id: string) => void, closed: (id: string) => void, mine: (ids: string[]) => void,
+   *   next: (id: string) => string | undefined}} hooks
    */
   constructor(store, decisions, notices, hooks) {
     this.store = store;
@@ -190,7 +191,11 @@ export class Detail {
     if (word) {
       const note = this.#note.value.trim();
       this.#note.value = "";
-      await this.decisions.decide([c.clip_id], /** @type {api.Word} */ (word), note || undefined);
+      if (word !== "cleared" && !this.decisions.canDecide(c)) return;
+      const next = word === "cleared" ? c.clip_id : this.hooks.next(c.clip_id);
+      const stored = this.decisions.decide([c.clip_id], /** @type {api.Word} */ (word), note || undefined);
+      if (next && next !== c.clip_id) this.open(next);
+      await stored;
       return;
     }
     const calls = {

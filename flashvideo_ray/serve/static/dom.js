@@ -42,6 +42,9 @@ export function closable(dialog) {
   });
 }
 
+/** What stands in the place of media that do not come. @param {string} what the preview, the clip */
+export const lost = (what) => make("p", { class: "lost" }, `The ${what} cannot be shown: it is not in the store.`);
+
 /** A muted, looping video that plays in place. @param {string} address @param {Record<string, any>} [attributes] */
 export function video(address, attributes = {}) {
   const element = make("video", { playsinline: true, loop: true, preload: "auto", ...attributes });

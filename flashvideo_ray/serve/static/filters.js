@@ -16,7 +16,7 @@ const TAB_WORDS = {
 
 export class Filters {
   /** Set as long as somebody types and what they wrote does not count yet. */ #timer = 0;
-  /** @type {string} */ #scores = "";
+  /** @type {string | null} */ #scores = null;
 
   /** @param {import("./store.js").Store} store */
   constructor(store) {
@@ -107,7 +107,8 @@ export class Filters {
     if (names.join() === this.#scores) return;
     this.#scores = names.join();
     this.sort.replaceChildren(
-      new Option("Newest first", "-at"),
+      new Option("Newest first", "-made"),
+      new Option("Changed last", "-at"),
       new Option("Prompt", "prompt"),
       ...names.flatMap((name) => [
         new Option(`${name}, high to low`, `-${name}`),

@@ -27,6 +27,7 @@ const detail = new Detail(store, decisions, notices, {
   act,
   closed: (id) => grid.focus(id),
   mine: (ids) => submit.mine(ids),
+  next: nextToReview,
 });
 const siblings = new Siblings(store, decisions, notices, { closed: (id) => grid.focus(id) });
 const filters = new Filters(store);
@@ -48,14 +49,20 @@ function act(what, id) {
       return;
     }
     decisions.decide([id], what === "approve" ? "approved" : "rejected");
-    const next = grid.nextAfter(id, (c) => c?.status === "previewed");
-    grid.focus(next ?? id);
+    grid.focus(nextToReview(id) ?? id);
   }
+}
+
+/** The next one that nobody has decided about. @param {string} id */
+function nextToReview(id) {
+  return grid.nextAfter(id, (c) => c?.status === "previewed");
 }
 
 async function undo() {
   const id = await decisions.undo();
-  if (id && !document.querySelector("dialog[open]")) grid.focus(id);
+  if (!id) return;
+  if (detail.dialog.open) detail.open(id);
+  else if (!document.querySelector("dialog[open]")) grid.focus(id);
 }
 
 /** The words above the grid, and what stands in its place when it is empty. */
@@ -66,6 +73,7 @@ function describeList() {
     : `${counted(total, "candidate")}${filters.narrowed || store.query.status !== "all" ? " match" : ""}`;
   for (const name of ["toolbar", "result", "figures"]) byId(name).hidden = Boolean(run && !run.candidates && !error);
   byId("more").hidden = !(loading && order.length && store.next);
+  byId("grid").classList.toggle("stale", !store.current);
   const fresh = byId("show-new");
   fresh.hidden = !unseen;
   fresh.textContent = `Show ${counted(unseen, "new one")}`;

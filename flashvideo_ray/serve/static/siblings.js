@@ -1,7 +1,7 @@
 /** All candidates of a prompt side by side, playing together. */
 
 import * as api from "./api.js";
-import { byId, closable, icon, make, stillPictures, video } from "./dom.js";
+import { byId, closable, icon, lost, make, stillPictures, video } from "./dom.js";
 import { STATUS_WORDS, number } from "./format.js";
 
 const SHOWN = 16; // as many as a prompt may have in one submission
@@ -107,6 +107,8 @@ export class Siblings {
   /** @param {import("./api.js").Candidate} c */
   #cell(c) {
     const address = c.clip ?? c.preview;
+    const failed = (/** @type {Event} */ event) =>
+      /** @type {Element} */ (event.target).replaceWith(lost(c.clip ? "clip" : "preview"));
     const button = (
       /** @type {string} */ what,
       /** @type {string} */ kind,
@@ -137,7 +139,7 @@ export class Siblings {
         "div",
         { class: "frame" },
         address
-          ? video(address, { "aria-hidden": "true", tabindex: "-1", poster: c.clip_poster ?? c.poster })
+          ? video(address, { "aria-hidden": "true", tabindex: "-1", poster: c.clip_poster ?? c.poster, on: { error: failed } })
           : make("p", { class: "soft" }, "No preview yet."),
         make("span", { class: "badge" }, STATUS_WORDS[c.status]),
       ),

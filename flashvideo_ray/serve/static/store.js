@@ -23,7 +23,7 @@ export const TABS = {
 };
 
 const PAGE = 120;
-const NEWEST = "-at";
+const NEWEST = "-made";
 
 /** @returns {Query} */
 export const emptyQuery = () => ({ status: "all", q: "", prompt_id: "", sort: NEWEST, bounds: {} });
@@ -41,6 +41,7 @@ export class Store extends EventTarget {
   loaded = false;
   /** @type {Error | null} */ error = null;
   #generation = 0;
+  /** What the list was loaded for. @type {string} */ #shown = "";
 
   /** @param {string} type @param {unknown} [detail] */
   tell(type, detail) {
@@ -56,6 +57,15 @@ export class Store extends EventTarget {
   may(role) {
     const roles = ["viewer", "reviewer", "operator"];
     return roles.indexOf(this.me?.role ?? "") >= roles.indexOf(role);
+  }
+
+  /** Whether the list is what the filter says: not another one's that is still there, nor one that could not be loaded. */
+  get current() {
+    return this.loaded && !this.error && this.#shown === this.#asked;
+  }
+
+  get #asked() {
+    return JSON.stringify([this.filter(), this.query.sort]);
   }
 
   /** The filter as the API takes it. @returns {import("./api.js").Filter} */
@@ -92,6 +102,7 @@ export class Store extends EventTarget {
   /** Load the list from its beginning. */
   async reload() {
     const generation = ++this.#generation;
+    const asked = this.#asked;
     this.loading = true;
     this.error = null;
     this.tell("load");
@@ -99,18 +110,30 @@ export class Store extends EventTarget {
       const page = await api.candidates(this.filter(), { sort: this.query.sort, limit: PAGE });
       if (generation !== this.#generation) return;
       for (const c of page.items) this.known.set(c.clip_id, c);
-      this.order = page.items.map((c) => c.clip_id);
-      this.next = page.next;
-      this.total = page.total;
-      this.unseen = 0;
-      this.loaded = true;
+      this.#show(
+        asked,
+        page.items.map((c) => c.clip_id),
+        page.next,
+        page.total,
+      );
     } catch (error) {
       if (generation !== this.#generation) return;
       this.error = /** @type {Error} */ (error);
+      if (asked !== this.#shown) this.#show("", [], null, 0); // cards of another filter would be taken for this one's
     }
     this.loading = false;
     this.tell("list");
     this.tell("load");
+  }
+
+  /** @param {string} asked @param {string[]} order @param {string | null} next @param {number} total */
+  #show(asked, order, next, total) {
+    this.#shown = asked;
+    this.order = order;
+    this.next = next;
+    this.total = total;
+    this.unseen = 0;
+    this.loaded = asked !== "";
   }
 
   /** Load the next page, if there is one. */
@@ -164,7 +187,7 @@ export class Store extends EventTarget {
       return;
     }
     // In a list that is not loaded to its end, one that somebody decided about may just be further down.
-    if (!this.loaded || !this.matches(c) || (this.next && (c.decision || c.clip))) return;
+    if (!this.current || !this.matches(c) || (this.next && (c.decision || c.clip))) return;
     this.total += 1;
     if (this.next) {
       this.unseen += 1;

@@ -1,0 +1,115 @@
+"""The service that tests over HTTP and in the browser share: its run holds ten thousand candidates of a batch job."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+from PIL import Image
+from support import free_ports, tiny_overrides
+
+from flashvideo_ray import video
+from flashvideo_ray.graph import remaining
+from flashvideo_ray.graph.stage import row_schema
+from flashvideo_ray.ledger import tables
+from flashvideo_ray.ledger.keys import clip_key, poster_key, preview_key
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.writer import Writer
+from flashvideo_ray.nano import world
+from flashvideo_ray.serve import app, local
+from flashvideo_ray.serve.app import ServeSettings
+from flashvideo_ray.settings import LedgerSettings, Settings
+
+MANY = 10_000
+SIBLINGS = 4
+# Prompts about which there is something to tell; the media of `LOST` are not in the store.
+HOSTILE, REJECTED, RENDERED, LOST = 7, 20, 21, 22
+HOSTILE_TEXT = 'a star <img src=x onerror="document.title=1"> <b>bold</b>'
+LIMIT = 40  # candidates that may wait
+TOKENS = {role: f"{role}-0123456789abcdef" for role in ("viewer", "reviewer", "operator")}
+
+
+@dataclass
+class Served:
+    """A running service and its run."""
+
+    address: str
+    store: Store
+    options: ServeSettings
+    said: list[str] = field(default_factory=list)
+    """What was said while it started."""
+
+
+@contextmanager
+def serving(folder: Path, tiny_model: Path) -> Iterator[Served]:
+    """Fill a run and serve it."""
+    people = [f"{role}:{role}'s name:{token}" for role, token in TOKENS.items()]
+    people.append("reviewer:another reviewer's name:another-0123456789abcdef")
+    (folder / "tokens").write_text("\n".join(people))
+    options = ServeSettings(
+        output=str(folder / "run"),
+        set=(
+            *tiny_overrides(tiny_model),
+            "preview.num_inference_steps=60",
+            "refine.num_inference_steps=40",
+            "select.require=motion >= 0",
+        ),
+        token_file=str(folder / "tokens"),
+        hosts=local.hosts("127.0.0.1", []),
+        queue_limit=LIMIT,
+    )
+    settings, recipe = app.load_run(options)
+    app.open_run(options.output, settings, recipe)
+    fill(folder / "run", settings)
+    ray.shutdown()  # the one that other tests share: the service starts its own
+    [port] = free_ports(1)
+    said: list[str] = []
+    with local.running(options, port=port, say=said.append) as address:
+        yield Served(address, Store(options.output), options, said)
+
+
+def fill(run: Path, settings: Settings) -> None:
+    """Ten thousand previews, four of each prompt, as a batch job would have left them; the newest first on the page."""
+    frames = (world.render(world.sample(1, torch.Generator().manual_seed(3)))[0] * 255).byte().permute(0, 2, 3, 1)
+    poster = io.BytesIO()
+    Image.fromarray(frames[0].numpy()).save(poster, "JPEG")
+    (run / "poster").write_bytes(poster.getvalue())
+    (run / "video").write_bytes(video.encode_mp4(frames.numpy(), world.FPS))
+    store, schema = Store(str(run)), tables.extended(tables.PREVIEWS, [pa.field("score_motion", pa.float64())])
+
+    def link(what: str, key: str) -> None:
+        (run / key).parent.mkdir(parents=True, exist_ok=True)
+        os.link(run / what, run / key)
+
+    rows, clips = [], []
+    for number in range(MANY):
+        clip_id, prompt = f"{number:020x}", number // SIBLINGS
+        preview, clip = preview_key(clip_id), clip_key(clip_id)
+        own: dict[str, Any] = {
+            "clip_id": clip_id, "id": f"prompt-{prompt}", "seed": number, "candidate": number % SIBLINGS,
+            "prompt": HOSTILE_TEXT if prompt == HOSTILE else f"shot {prompt:04d} of a red star",
+        }  # fmt: skip
+        made = {"preview": preview, "poster": poster_key(preview), "latents": f"latents/{clip_id}.safetensors"}
+        motion = -1.0 if prompt == REJECTED else number / 100
+        rows.append({**own, **made, "status": "previewed", "score_motion": motion, "preview_seconds": 0.5})
+        if prompt != LOST:
+            link("poster", poster_key(preview))
+            link("video", preview)
+        if prompt == RENDERED:
+            link("poster", poster_key(clip))
+            link("video", clip)
+            clips.append({**own, "status": "rendered", "clip": clip, "poster": poster_key(clip), "refine_seconds": 1.0})
+    for table, columns, content in (("previews", schema, rows), ("clips", tables.CLIPS, clips)):
+        writer = Writer(store, table, columns, LedgerSettings())  # type: ignore[arg-type]
+        writer.write(pa.Table.from_pylist([{**row, "at": tables.now()} for row in content], schema=columns))
+    decided = remaining.next_work(store, None, row_schema(), settings).decided
+    assert decided.num_rows == SIBLINGS
+    Writer(store, "clips", tables.CLIPS, LedgerSettings()).write(decided)
