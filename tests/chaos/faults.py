@@ -116,9 +116,9 @@ def schedule(count: int, kinds: Iterable[str], rng: random.Random) -> tuple[list
     rng.shuffle(outside)
     # Spread over the run, but each wherever it likes in its part of it.
     moments = [0.97 * (number + rng.random()) / len(outside) for number in range(len(outside))]
-    outside.sort(
-        key=lambda kind: kind != "label joins later"
-    )  # a run that has no place for a pool waits from the start
+    if "label joins later" in outside:  # a run without a place for a pool waits from the start
+        outside.sort(key=lambda kind: kind != "label joins later")
+        moments[0] = 0.0
     faults = [Fault(kind, m, rng.random(), rng.randrange(100)) for kind, m in zip(outside, moments, strict=True)]
     inside = [kind for kind in chosen if kind in INSIDE]
     rng.shuffle(inside)
