@@ -18,7 +18,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 # Files that take minutes. Two processes share the files: what takes longest begins first, so that both end together.
-LONG = ("chaos", "resume", "selecting", "job", "page", "service", "reselect", "faults", "placement", "pipeline")
+LONG = (
+    "chaos",
+    "resume",
+    "outage",
+    "selecting",
+    "job",
+    "page",
+    "service",
+    "reselect",
+    "faults",
+    "placement",
+    "pipeline",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,9 +12,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,52 @@ class S3:
 # 32768). Each process that asks holds a range of its own, whoever else tests on this machine.
 _FIRST_PORT, _RANGE, _RANGES = 20_000, 100, 120
 _own: dict[str, Any] = {}  # the range of this process, and the lock on it
+
+
+class Link:
+    """The network between a job and a server on this machine: it can be cut, and mended."""
+
+    def __init__(self, port: int):
+        self._port = port
+        self._open: set[socket.socket] = set()
+        self._cut = False
+        self._listener = socket.create_server(("127.0.0.1", free_ports(1)[0]))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """End all connections, and let nobody through."""
+        self._cut = True
+        for each in list(self._open):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def mend(self) -> None:
+        self._cut = False
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self._listener.accept()
+            if self._cut:
+                near.close()
+                continue
+            try:
+                far = socket.create_connection(("127.0.0.1", self._port))
+            except OSError:
+                near.close()
+                continue
+            self._open |= {near, far}
+            for pair in ((near, far), (far, near)):
+                threading.Thread(target=self._carry, args=pair, daemon=True).start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while piece := source.recv(2**16):
+                sink.sendall(piece)
+        for each in (source, sink):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            self._open.discard(each)
 
 
 def free_ports(count: int) -> list[int]:
@@ -291,3 +338,12 @@ def submit(env: Mapping[str, str], *words: str, seconds: float = 280.0) -> subpr
         if job.returncode == 0 or "No available agent" not in job.stdout + job.stderr:
             return job
         time.sleep(1)
+
+
+def short_lease(seconds: float) -> list[str]:
+    """Settings for a lease of a few seconds, and a patience in the defaults' proportion to it."""
+    from flashvideo_ray import Settings
+
+    defaults = Settings()
+    patience = seconds * defaults.store_patience_seconds / defaults.ledger.lease_seconds
+    return [f"ledger.lease_seconds={seconds}", f"store_patience_seconds={patience}"]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashvideo_ray.graph.recipe import about, recipe_of
-from flashvideo_ray.ledger import jobs, parquet_log, run_file, tables
+from flashvideo_ray.ledger import held, jobs, parquet_log, run_file, tables
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.texts import Texts
@@ -50,8 +50,9 @@ def branch(
         f"{old.url} made its previews otherwise", there, here, "Use the settings of that run for them."
     )
     run_file.check_recipe(new, recipe)
-    with Claim(new, Identity.of_this_process(), settings.ledger.lease_seconds, takeover):
-        return _copy(old, new, settings, recipe, progress)
+    lease, patience = settings.ledger.lease_seconds, settings.store_patience_seconds
+    with Claim(new, Identity.of_this_process(), lease, takeover, patience) as claim:
+        return _copy(old, held.under(claim), settings, recipe, progress)
 
 
 def _copy(

@@ -29,9 +29,8 @@ from flashvideo_ray.graph.progress import Progress
 from flashvideo_ray.graph.quota import Gate, Quota
 from flashvideo_ray.graph.remaining import Until
 from flashvideo_ray.graph.tracker import StageState, Tracker, TrackerClient
-from flashvideo_ray.ledger import jobs, prune, run_file, tables
-from flashvideo_ray.ledger.claim import Claim, Identity
-from flashvideo_ray.ledger.patience import PatientStore
+from flashvideo_ray.ledger import held, jobs, prune, run_file, tables
+from flashvideo_ray.ledger.claim import Claim, ClaimLostError, Identity
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.settings import STAGES, Settings, Stage
@@ -73,7 +72,7 @@ class Job:
     settings: Settings
     recipe: Mapping[str, Any]
     about: Mapping[str, Any]
-    next_work: Callable[[str | None], remaining.Work]  # takes what is to be retried
+    next_work: Callable[[Store, str | None], remaining.Work]  # takes the run's store and what is to be retried
     extra: list[pa.Field]
     takeover: bool
     retry: str | None
@@ -95,7 +94,7 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
     """
     trouble, lost = _Trouble(), None
     ended: Counter[str] = Counter()
-    work = _wanted(job, job.next_work(job.retry))
+    work = _wanted(job, job.next_work(job.store, job.retry))
     if work:
         stages_ = _pools(job.settings, "refine")
         run_file.check_writable(job.store)
@@ -103,9 +102,12 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
             cluster.connect(job.settings.pools, stages_)
             cluster.try_encoder(job.settings)
         identity = Identity.of_this_process()
-        with Claim(job.store, identity, job.settings.ledger.lease_seconds, job.takeover) as claim:
+        lease, patience = job.settings.ledger.lease_seconds, job.settings.store_patience_seconds
+        with Claim(job.store, identity, lease, job.takeover, patience) as claim:
+            # From here on the job waits for a store that is away, and writes nothing while it may be another's run.
+            job = replace(job, store=held.under(claim))
             # Read again: another job may have worked on the run until just now.
-            work = _wanted(job, job.next_work(job.retry))
+            work = _wanted(job, job.next_work(job.store, job.retry))
             run = run_file.open_run(job.store, job.recipe, job.about)
             with jobs.Record(job.store, run, started) as record:
                 while work:
@@ -113,7 +115,7 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
                     enough = _do(job, graph, work, claim, ended, record, trouble)
                     for fault in trouble.left_out[before:]:
                         record.met(f"left out: {fault}")
-                    done, work = work, job.next_work(None)
+                    done, work = work, job.next_work(job.store, None)
                     if trouble.stopped is not None:
                         record.met(f"stopped: {trouble.stopped}")
                         break
@@ -196,20 +198,27 @@ def _run_graph(
     settings, store = cluster.without(job.settings, trouble.left_out), job.store
     names = [f"score_{name}" for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
     scores = [pa.field(name, pa.float64()) for name in names]
-    clips = Writer(store, "clips", tables.extended(tables.CLIPS, job.extra), settings.ledger)
+    # The ledger's rows wait in memory when the store is away; only what the stages put and get must wait there.
+    clips = Writer(
+        held.HeldStore(store.url, 0.0, claim, store.clock),
+        "clips",
+        tables.extended(tables.CLIPS, job.extra),
+        settings.ledger,
+    )
     previews = tables.extended(tables.PREVIEWS, [*job.extra, *scores])
     health = Health(settings.max_equal_failures, {stage: getattr(settings.pools, stage).size for stage in STAGES})
-    tracker = start_tracker(store, previews, settings.ledger, remaining.context_rows(work.context), gate, health)
+    plain = Store(store.url, store.clock)
+    tracker = start_tracker(plain, previews, settings.ledger, remaining.context_rows(work.context), gate, health)
+    claim.report_to(tracker.permit.remote)
     _stop_on_sigterm()
     cluster.configure_data()
-    # The ledger's rows wait in memory when the store is away; only what the stages put and get must wait there.
-    patient = PatientStore(store.url, settings.store_patience_seconds)
     events = TrackerClient(tracker, ray.get, gate is not None, cluster.here)
+    patient = held.HeldStore(store.url, settings.store_patience_seconds, events)
     dataset = graph(work.rows, patient, settings, job.recipe, events, work.until)
     progress = Progress(settings, _totals(work, settings.select.keep), _pools(settings, work.until))
     placement = Placement(settings.pools, _pools(settings, work.until), settings.placement_patience_seconds)
     heartbeat = _Heartbeat(tracker, clips, progress, ended, record, placement)
-    rendered, lost, over = 0, 0, None
+    rendered, lost, over, last_patience = 0, 0, None, _LAST_FLUSH_SECONDS
     try:
         with progress, heartbeat:
             batches: Iterator[pa.Table] = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
@@ -233,6 +242,7 @@ def _run_graph(
             over = ray.get(tracker.over.remote())
             if stopped := ray.get(tracker.stopped.remote()):
                 trouble.stopped = stopped[0]
+        last_patience = max(last_patience, settings.store_patience_seconds)  # nobody waits for the end of this job
     except KeyboardInterrupt:
         if heartbeat.no_place is not None:
             raise JobError(heartbeat.no_place) from None
@@ -249,11 +259,13 @@ def _run_graph(
         # Each of them, whatever becomes of the others: a row that is lost here is paid for again.
         with ExitStack() as last:
             last.callback(ray.kill, tracker)
-            last.callback(lambda: _insist(clips.flush))
+            last.callback(claim.report_to, None)
+            last.callback(lambda: _insist(clips.flush, last_patience))
             # The last one first: a clip's row follows its preview's.
-            last.callback(lambda: _insist(lambda: ray.get(writing(tracker.flush).remote())))
+            last.callback(lambda: _insist(lambda: ray.get(writing(tracker.flush).remote()), last_patience))
             last.callback(record.round_over)
             last.callback(lambda: record.used(_used(ray.get(tracker.tick.remote()))))
+    claim.check()
     return over[0] if over is not None else None
 
 
@@ -301,12 +313,14 @@ def writing(method: Any) -> Any:
     return method.options(concurrency_group=_WRITING)
 
 
-def _insist(flush: Callable[[], None]) -> None:
-    """Write the ledger's last rows, against a store that is away for up to a minute."""
-    deadline = time.monotonic() + _LAST_FLUSH_SECONDS
+def _insist(flush: Callable[[], None], patience_seconds: float) -> None:
+    """Write the ledger's last rows, against a store that is away for so long."""
+    deadline = time.monotonic() + patience_seconds
     while True:
         try:
             return flush()
+        except ClaimLostError:
+            return  # what is left is for the job that has the run now
         except Exception:
             if time.monotonic() > deadline:
                 raise

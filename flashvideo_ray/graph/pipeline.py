@@ -74,9 +74,9 @@ def render(
     extra = [field for field in table.schema if field.name not in row_schema().names]
     schema = row_schema(extra)
 
-    def next_work(again: str | None) -> remaining.Work:
+    def next_work(run: Store, again: str | None) -> remaining.Work:
         more = partial(candidates, settings.candidates, settings.select.draw)
-        return remaining.next_work(store, table, schema, settings, until, again, more, relabel)
+        return remaining.next_work(run, table, schema, settings, until, again, more, relabel)
 
     job = Job(store, settings, recipe, about(settings, table.num_rows), next_work, extra, takeover, retry, quota)
     return run_job(job, build_graph, started)
@@ -125,8 +125,8 @@ def refine(
     extra = [field for field in tables.read(store, "previews").schema if field.name not in own]
     extra = [field for field in extra if not field.name.startswith("score_")]
 
-    def next_work(again: str | None) -> remaining.Work:
-        return remaining.next_work(store, None, row_schema(extra), settings, retry=again)
+    def next_work(run: Store, again: str | None) -> remaining.Work:
+        return remaining.next_work(run, None, row_schema(extra), settings, retry=again)
 
     record = {"settings": settings.model_dump(mode="json"), "sizes": sizes(settings)}
     job = Job(store, settings, recipe, record, next_work, extra, takeover, retry, quota)

@@ -14,7 +14,7 @@ from flashvideo_ray import scorers, video
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph import checks, cluster
 from flashvideo_ray.graph.stage import message_of, say
-from flashvideo_ray.ledger import jobs, run_file, tables
+from flashvideo_ray.ledger import held, jobs, run_file, tables
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store
@@ -78,7 +78,9 @@ def rescore(output: str, specs: Sequence[ScorerSettings], settings: Settings, *,
     if rows.num_rows:
         stages_ = tuple(dict.fromkeys(spec.pool for spec in specs))
         cluster.connect(settings.pools, stages_)
-    with Claim(store, Identity.of_this_process(), settings.ledger.lease_seconds, takeover):
+    lease, patience = settings.ledger.lease_seconds, settings.store_patience_seconds
+    with Claim(store, Identity.of_this_process(), lease, takeover, patience) as claim:
+        store = held.under(claim)
         if rows.num_rows:
             scored = _scored(rows, specs, store, settings, float(run["recipe"]["fps"]))
             tables.supersede(store, "previews", _joined(rows, scored, names))

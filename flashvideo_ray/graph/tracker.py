@@ -19,6 +19,8 @@ import pyarrow as pa
 
 from flashvideo_ray.graph.health import Fault, Health, Order, Worker
 from flashvideo_ray.graph.quota import Answer, Gate
+from flashvideo_ray.ledger.claim import ClaimLostError, clock
+from flashvideo_ray.ledger.held import HeldStore
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.settings import STAGES, LedgerSettings, Stage
@@ -120,6 +122,7 @@ class _Group:
     last: str | None = None
 
 
+_PERMIT_SECONDS = 5.0
 _NOBODY = Worker()
 _Call = tuple[Stage, str]  # the stage, and the candidate's clip_id
 
@@ -150,11 +153,26 @@ class Tracker:
         self._since: dict[str, float] = {}
         self._process: dict[_Call, str] = {}  # in whose line a call is
         self._deaths: Counter[_Call] = Counter()
-        self._previews = Writer(store, "previews", previews, settings)
+        self._held_until, self._lost = 0.0, ""
+        self._previews = Writer(HeldStore(store.url, 0.0, self, store.clock), "previews", previews, settings)
         self._begins: Counter[_Call] = Counter()
         self._overdue: set[_Call] = set()
         self._joined: dict[Stage, list[float]] = defaultdict(list)
         self._stages: dict[Stage, StageState] = defaultdict(StageState)
+
+    def permit(self, until: float, lost: str = "") -> None:
+        """The job says until when (by `claim.clock`) the run is surely its own, and why it is lost if it is."""
+        self._held_until, self._lost = until, lost
+
+    def permitted(self) -> tuple[float, str]:
+        """For how many seconds the run is surely held, by what the job said last; and why it is lost, or ''."""
+        return self._held_until - clock(), self._lost
+
+    def seconds(self) -> float:
+        """See Permit: for the ledger, which is written from here."""
+        if self._lost:
+            raise ClaimLostError(self._lost)
+        return self._held_until - clock()
 
     def starting(self, stage: Stage, worker: Worker = _NOBODY) -> float | None:
         """See StageEvents."""
@@ -323,6 +341,7 @@ class TrackerClient:
         self._worker = Worker()
         self._gated = gated
         self._process = uuid.uuid4().hex  # of each copy its own, and a process has one
+        self._permitted_until = 0.0
 
     def __reduce__(self) -> tuple[type[TrackerClient], tuple[Any, ...]]:
         return TrackerClient, (self._handle, self._get, self._gated, self._here)
@@ -339,6 +358,16 @@ class TrackerClient:
     def dismissed(self, stage: Stage) -> bool:
         """See StageEvents."""
         return self._get(self._handle.dismissed.remote(stage))
+
+    def seconds(self) -> float:
+        """See Permit. Asks again when an answer is `_PERMIT_SECONDS` old: by then the job knows who took its run."""
+        asked = clock()
+        if asked >= self._permitted_until:
+            seconds, lost = self._get(self._handle.permitted.remote())
+            if lost:
+                raise ClaimLostError(lost)
+            self._permitted_until = asked + min(seconds, _PERMIT_SECONDS)  # by this machine's clock, before it asked
+        return self._permitted_until - clock()
 
     def joined(self, stage: Stage) -> None:
         """See StageEvents."""

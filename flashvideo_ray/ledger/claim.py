@@ -11,7 +11,12 @@ up cannot touch that of its successor. The highest generation is never deleted, 
 Clocks: the times in a lease are those of its holder's clock, and those of two machines are expected to agree within
 `SKEW` of the lease (6 seconds of 60). No more hangs on that than a wrong waiting time: before a job takes over a claim
 that looks lapsed it watches the lease for two renewals, and one that moves is alive whatever the clocks say. How long
-its own lease lasts, a holder measures with a clock that nobody sets, and it gives up before anybody may take over.
+its own lease lasts, a holder measures with a clock that nobody sets.
+
+A holder whose lease has ended without a renewal, because the store is away, full or frozen, does not know whether the
+run is still its own: the claim is unsure, and nothing is written meanwhile (`held`). When the store answers, either a
+newer generation is there, and the claim is lost; or the holder creates the next one itself, as any other job would, and
+goes on.
 """
 
 from __future__ import annotations
@@ -49,6 +54,10 @@ class ClaimedError(InputError):
 
 class ClaimLostError(RuntimeError):
     """This job does not hold the run any more, and must stop paying for it. The message says why."""
+
+
+class ClaimUnsureError(OSError):
+    """Whether this job still holds the run will only be known when the store answers again."""
 
 
 class Identity(BaseModel):
@@ -120,12 +129,21 @@ class Claim:
     too; that one learns of it at its next renewal. Taking over a claim that lapsed takes two renewals longer.
 
     Long work calls `check()` again and again, or waits for `lost`. A claim is lost when another job took it over, or
-    when it could not be renewed for a whole lease (a shorter absence of the store is waited out): anybody may take the
-    run then. On leaving the block the claim is released, and the next job can start at once.
+    when it could not be renewed for a whole lease and `patience_seconds` on top of that. Between the end of the lease
+    and that it is unsure: `seconds()` says so, and who writes waits. On leaving the block the claim is released, and
+    the next job can start at once.
     """
 
-    def __init__(self, store: Store, identity: Identity, lease_seconds: float = 60.0, takeover: bool = False):
+    def __init__(
+        self,
+        store: Store,
+        identity: Identity,
+        lease_seconds: float = 60.0,
+        takeover: bool = False,
+        patience_seconds: float = 0.0,
+    ):
         self.store = store
+        self.patience_seconds = patience_seconds
         self.lease = Lease(
             holder=identity, nonce=uuid.uuid4().hex, since=_utc(), renewed=_utc(), lease_seconds=lease_seconds
         )
@@ -135,6 +153,7 @@ class Claim:
         self._takeover = takeover
         self._deadline = 0.0
         self._trouble = ""
+        self._tell: Callable[[float, str], object] | None = None
         self._over = threading.Event()
         # Two threads: a call to a store that went away may return long after the lease has ended.
         self._renewer = threading.Thread(target=self._renew, name="claim-renewer", daemon=True)
@@ -142,10 +161,20 @@ class Claim:
 
     def check(self) -> None:
         """Raise ClaimLostError if the run is not held any more. Costs nothing: the store is not asked."""
-        if self._expired():  # after this process was stopped, before its threads are awake
+        if clock() >= self._deadline + self.patience_seconds:  # this process was stopped, and its threads sleep still
             self._lose_by_time()
         if self.lost.is_set():
             raise ClaimLostError(self.reason)
+
+    def seconds(self) -> float:
+        """For how much longer the run is surely held; not positive while the claim is unsure. Raises as `check`."""
+        self.check()
+        return self._deadline - clock()
+
+    def report_to(self, tell: Callable[[float, str], object] | None) -> None:
+        """Tell somebody, now and at each change, until when the run is held (by `clock`), and why it is lost or ''."""
+        self._tell = tell
+        self._report()
 
     def __enter__(self) -> Self:
         takeover = self._takeover
@@ -154,7 +183,7 @@ class Claim:
             if highest and not takeover:
                 self._refuse_unless_free(highest)
             self.generation = highest + 1
-            self._deadline = _clock() + self.lease.lease_seconds
+            self._deadline = clock() + self.lease.lease_seconds
             # After creating it too: a generation that came and went while this job was slow is no claim any more.
             if self.store.create(_claim_key(self.generation), self._statement()) and self._highest() == self.generation:
                 break
@@ -201,21 +230,40 @@ class Claim:
         self._tolerantly(self._release)
 
     def _watch(self) -> None:
-        """The second thread: when renewing has failed, or hung, for a whole lease, the claim is lost."""
-        while not self._expired():
-            if self._over.wait(self._deadline - _clock()):
-                return
-        self._lose_by_time()
+        """The second thread: says when the claim becomes unsure, and when it is lost for want of an answer."""
+        while not self._over.wait(self._deadline - clock()):
+            if not self._expired():
+                continue
+            log.warning("%s: %s: nothing is written until the store answers", self.store.url, self._silence())
+            while self._expired() and not self._over.wait(min(1.0, self.lease.lease_seconds / 10)):
+                if clock() >= self._deadline + self.patience_seconds:
+                    return self._lose_by_time()
 
     def _renew_once(self) -> None:
-        started = _clock()
-        if self._is_held():
+        started = clock()
+        if not self._is_newest():
+            return
+        if started < self._deadline:
             self.store.put(_lease_key(self.generation), self._statement())
-            self._deadline = started + self.lease.lease_seconds
-            self._trouble = ""
+            if self._expired():
+                return  # it took too long: another job may have come meanwhile
+        elif not self._claim_again():
+            return
+        self._deadline = started + self.lease.lease_seconds
+        self._trouble = ""
+        self._report()
+
+    def _claim_again(self) -> bool:
+        """After a lease that lapsed: of this job and any that waited for that, one creates the next generation."""
+        generation = self.generation + 1
+        if not self.store.create(_claim_key(generation), self._statement()) or self._highest() != generation:
+            return False  # the next turn sees whose it is
+        self.generation = generation
+        log.warning("%s: the store answers, and nobody took the run: going on", self.store.url)
+        return True
 
     def _release(self) -> None:
-        if self._is_held():
+        if not self._expired() and self._is_newest():
             self.store.put(_lease_key(self.generation), self._statement(released=True))
             self._clean()
 
@@ -224,31 +272,43 @@ class Claim:
             if 0 < _generation(key) < self.generation:
                 self.store.delete(key)
 
-    def _is_held(self) -> bool:
-        """Whether the run is still this job's, by the store. Raises what the store raises."""
-        if self._expired() or self.lost.is_set():
+    def _is_newest(self) -> bool:
+        """Whether nobody has claimed the run after this job, by the store. Raises what the store raises."""
+        if self.lost.is_set():
             return False
-        highest = self._highest()
-        # Where the store has no conditional put, two may have created the same generation. A claim that is not there
-        # at all is an error like others: the folder of a share that is not mounted now looks the same.
-        made = self.store.get(_claim_key(self.generation)) if highest <= self.generation else b""
-        if self.lease.nonce.encode() not in made:
+        highest = max(self._highest(), self.generation)
+        # Where the store has no conditional put, two may have created the same generation; and one of this job's own
+        # may be there though the answer to creating it was lost. A claim that is not there at all is an error like
+        # others: the folder of a share that is not mounted now looks the same.
+        if self.lease.nonce.encode() in self.store.get(_claim_key(highest)):
+            self.generation = highest
+        else:
             self._lose(f"{_name(self._read(highest))} took it over")
-        return not self._expired() and not self.lost.is_set()
+        return not self.lost.is_set()
 
     def _expired(self) -> bool:
-        return _clock() >= self._deadline
+        return clock() >= self._deadline
+
+    def _silence(self) -> str:
+        why = self._trouble or "the store did not answer, or this process stood still"
+        return f"the claim was not renewed for {self.lease.lease_seconds:g} s ({why})"
 
     def _lose_by_time(self) -> None:
-        why = self._trouble or "the store did not answer, or this process stood still"
-        self._lose(f"it was not renewed for {self.lease.lease_seconds:g} s ({why}), and another job may take the run")
+        waited = f" and then for {self.patience_seconds:g} s" if self.patience_seconds else ""
+        self._lose(f"{self._silence()}{waited}, and another job may take the run")
 
     def _lose(self, reason: str) -> None:
         if not self.lost.is_set():
             self.reason = f"The claim on {self.store.url} is lost: {reason}."
             self.lost.set()
             self._over.set()
+            self._report()
             log.error("%s", self.reason)
+
+    def _report(self) -> None:
+        if self._tell is not None:
+            with suppress(Exception):  # whoever does not hear it any more does not write any more
+                self._tell(self._deadline, self.reason)
 
     def _tolerantly(self, act: Callable[[], None]) -> None:
         try:
@@ -256,6 +316,9 @@ class Claim:
         except Exception as error:  # each file system has its own
             self._trouble = f"{type(error).__name__}: {error}"
             log.warning("%s: trouble with the claim: %s", self.store.url, self._trouble)
+            if isinstance(error, PermissionError):
+                with suppress(Exception):
+                    self.store.reconnect()
 
     def _highest(self) -> int:
         return max((_generation(key) for key in self.store.keys("claims", ".json")), default=0)
@@ -287,7 +350,7 @@ def _generation(key: str) -> int:
 
 def _interval(lease_seconds: float) -> float:
     """Seconds between two renewals."""
-    return min(5.0, lease_seconds / 6)
+    return min(5.0, lease_seconds / 12)
 
 
 def _name(lease: Lease | None) -> str:
@@ -306,7 +369,7 @@ def _utc() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
 
 
-def _clock() -> float:
-    """Seconds by a clock that nobody sets, and where there is one, by one that goes on while the machine sleeps."""
+def clock() -> float:
+    """Seconds by a clock that nobody sets, the same for all processes of a machine; it goes on while that sleeps."""
     boottime = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boottime is None else time.clock_gettime(boottime)

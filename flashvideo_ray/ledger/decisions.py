@@ -41,8 +41,11 @@ class Decision:
 
 
 def write(store: Store, made: Iterable[Decision]) -> dt.datetime | None:
-    """Make decisions durable, all of them at once. Returns when they were made, or None if there were none."""
-    now = dt.datetime.now(dt.UTC)
+    """Make decisions durable, all of them at once. Returns when they were made, or None if there were none.
+
+    They are newer than all decisions that were read from this store, whatever the clocks say.
+    """
+    now = store.clock.now()
     rows = [{"clip_id": d.clip_id, "status": d.word, "by": d.by, "note": d.note, "at": now} for d in made]
     if not rows:
         return None

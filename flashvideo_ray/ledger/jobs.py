@@ -20,7 +20,7 @@ import pyarrow as pa
 from flashvideo_ray.ledger import parquet_log
 from flashvideo_ray.ledger.claim import ClaimLostError, Identity
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.ledger.tables import JOBS, now
+from flashvideo_ray.ledger.tables import JOBS
 from flashvideo_ray.settings import STAGES, Stage
 
 PREFIX = "ledger/jobs-"
@@ -66,7 +66,7 @@ def take_up(store: Store, run: Mapping[str, Any]) -> None:
         return
     if seconds:
         begun = dt.datetime.fromisoformat(run["created"])
-        told = _told(run, run["settings"], used)
+        told = _told(store, run, run["settings"], used)
         unknown = dict.fromkeys(("command", "host", "user"))
         _write(
             store,
@@ -77,7 +77,7 @@ def take_up(store: Store, run: Mapping[str, Any]) -> None:
 def note(store: Store, run: Mapping[str, Any], settings: Mapping[str, Any] | None = None, seconds: float = 0.0) -> None:
     """A row for what needed no pools and changed what a run is told. `settings`, if they are not those of `run`."""
     take_up(store, run)
-    told = _told(run, settings or run["settings"], {})
+    told = _told(store, run, settings or run["settings"], {})
     _write(store, {"job_id": uuid.uuid4().hex, "status": "ended", "seconds": seconds, **told})
 
 
@@ -100,7 +100,7 @@ class Record:
     def __init__(self, store: Store, run: Mapping[str, Any], started: float):
         """`started` is of `time.monotonic`."""
         self._store, self._started = store, started
-        self._row = {"job_id": uuid.uuid4().hex, **_told(run, run["settings"], {})}
+        self._row = {"job_id": uuid.uuid4().hex, **_told(store, run, run["settings"], {})}
         self._before: dict[Stage, tuple[float, float]] = {}
         self._now: Used = {}
         self._due = time.monotonic() + _UPDATE_SECONDS
@@ -154,10 +154,10 @@ class Record:
         )
 
 
-def _told(run: Mapping[str, Any], settings: Mapping[str, Any], used: Used) -> dict[str, Any]:
+def _told(store: Store, run: Mapping[str, Any], settings: Mapping[str, Any], used: Used) -> dict[str, Any]:
     who = Identity.of_this_process()
     return {
-        "started": now(),
+        "started": store.clock.now(),
         "command": who.command,
         "host": who.host,
         "user": who.user,
@@ -172,6 +172,6 @@ def _columns(used: Used) -> dict[str, float]:
 
 
 def _write(store: Store, row: Mapping[str, Any]) -> None:
-    moment = now()
+    moment = store.clock.now()
     whole = {**dict.fromkeys(JOBS.names), **row, "at": moment}
     parquet_log.write(store, f"{PREFIX}{moment:%Y%m%dT%H%M%S%f}", pa.Table.from_pylist([whole], schema=JOBS))

@@ -6,6 +6,7 @@ jobs), a `status` and `at`. The newest row of a key counts.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ _THREADS = 4  # for a local folder, where more only get in each other's way
 _LISTINGS = 50
 _WHOLE = 2**22  # bytes; of a larger part in an object store only the columns that are asked for are fetched
 _TAKE = 100_000  # rows
+log = logging.getLogger("flashvideo_ray")
 
 
 class DamagedPartError(InputError):
@@ -162,11 +164,9 @@ def _pool(store: Store) -> ThreadPoolExecutor:
 
 
 def _list(store: Store, prefix: str) -> Iterator[tuple[str, int]]:
-    root = store.path()
-    for path, info in store.fs.find(store.path(prefix.rpartition("/")[0]), detail=True).items():
-        key = path.removeprefix(root).lstrip("/")
+    for key, size in store.sizes(prefix.rpartition("/")[0]).items():
         if key.startswith(prefix) and key.endswith(".parquet"):
-            yield key, info["size"]
+            yield key, size
 
 
 def _read(
@@ -174,17 +174,21 @@ def _read(
 ) -> pa.Table | DamagedPartError | None:
     """One part, or None if it is gone, or what is wrong with it."""
     name, size = listed
+    if not store.is_local and columns is not None and size > _WHOLE:
+        try:
+            return _parse(
+                store, pa.PythonFile(store.fs.open(store.path(name), cache_type="none"), mode="r"), key, columns
+            )
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # damaged, or the store went away: reading it whole is patient, and tells which
+            log.warning("%s/%s: %s: %s; reading it whole", store.url, name, type(error).__name__, error)
     try:
-        if store.is_local:
-            source = pa.OSFile(store.path(name))
-        elif columns is None or size <= _WHOLE:
-            source = pa.BufferReader(store.get(name))
-        else:
-            source = pa.PythonFile(store.fs.open(store.path(name), cache_type="none"), mode="r")
+        source = pa.OSFile(store.path(name)) if store.is_local else pa.BufferReader(store.get(name))
     except FileNotFoundError:
         return None
     try:
-        return _parse(source, key, columns)
+        return _parse(store, source, key, columns)
     except FileNotFoundError:
         return None
     except Exception as error:  # Arrow has no class of its own for a damaged file
@@ -194,11 +198,15 @@ def _read(
         )
 
 
-def _parse(source: pa.NativeFile, key: str, columns: list[str] | None) -> pa.Table:
+def _parse(store: Store, source: pa.NativeFile, key: str, columns: list[str] | None) -> pa.Table:
     with source, pq.ParquetFile(source) as file:
         names = file.schema_arrow.names
         missing = [name for name in (key, "status", "at") if name not in names]
         if missing:
             raise ValueError(f"no column {', '.join(missing)}")
         wanted = None if columns is None else [name for name in columns if name in names]
-        return file.read(wanted, use_threads=False)  # parts are read side by side already
+        part = file.read(wanted, use_threads=False)  # parts are read side by side already
+    newest = pc.max(part["at"]).as_py()
+    if newest is not None:
+        store.clock.see(newest)
+    return part

@@ -8,28 +8,39 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from flashvideo_ray.ledger.claim import ClaimLostError, ClaimUnsureError
+from flashvideo_ray.ledger.clock import Clock
 from flashvideo_ray.ledger.store import Store
 
 T = TypeVar("T")
 # These will not be otherwise in a minute.
-FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError, ClaimLostError)
 FIRST_DELAY, LONGEST_DELAY = 0.5, 15.0  # seconds
+# Of the patience, for a store that refuses this user: stores do so for seconds, and tokens are renewed; but a wrong key
+# stays wrong.
+DENIED_SHARE = 0.1
+_STALE = frozenset({"InvalidToken", "TokenRefreshRequired"})  # S3's codes that s3fs takes for something else
 log = logging.getLogger("flashvideo_ray")
 
 
 class PatientStore(Store):
     """Tries again, with growing pauses, for up to `patience_seconds`: a server that restarts, a disk that is full.
 
-    An operation that still fails then raises the store's own error.
+    A store that refuses this user is asked with fresh credentials each time, for a tenth of the patience. An operation
+    that still fails then raises the store's own error.
     """
 
-    def __init__(self, url: str, patience_seconds: float):
-        super().__init__(url)
+    def __init__(self, url: str, patience_seconds: float, clock: Clock | None = None):
+        super().__init__(url, clock)
         self.patience_seconds = patience_seconds
 
     def put(self, key: str, data: bytes) -> None:
         """See Store."""
         self._wait_for(lambda: Store.put(self, key, data), key)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """See Store."""
+        return self._wait_for(lambda: Store.create(self, key, data), key)
 
     def get(self, key: str) -> bytes:
         """See Store."""
@@ -39,24 +50,57 @@ class PatientStore(Store):
         """See Store."""
         return self._wait_for(lambda: Store.exists(self, key), key)
 
-    def keys(self, folder: str = "", suffix: str = "") -> list[str]:
+    def delete(self, key: str) -> None:
         """See Store."""
-        return self._wait_for(lambda: Store.keys(self, folder, suffix), folder)
+        self._wait_for(lambda: Store.delete(self, key), key)
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """See Store."""
+        return self._wait_for(lambda: Store.sizes(self, folder), folder)
 
     def _wait_for(self, operation: Callable[[], T], key: str) -> T:
         deadline = time.monotonic() + self.patience_seconds
+        denied_deadline = None
         delay = FIRST_DELAY
         while True:
+            pause = delay * random.uniform(0.5, 1.0)  # so that a hundred workers do not come back at once
             try:
                 return operation()
             except FINAL:
                 raise
-            except Exception as error:  # each store has its own
-                if time.monotonic() + delay > deadline:
+            except ClaimUnsureError:
+                if not self.patience_seconds:
                     raise
+                pause = FIRST_DELAY
+                deadline += pause  # whose run it is has a patience of its own
+            except Exception as error:  # each store has its own
+                last = deadline
+                if denied := _denied(error):
+                    if self.is_local:
+                        raise
+                    self.reconnect()
+                    if denied_deadline is None:
+                        denied_deadline = time.monotonic() + self.patience_seconds * DENIED_SHARE
+                    last = min(deadline, denied_deadline)
+                if time.monotonic() + delay > last:
+                    if not denied:
+                        raise
+                    raise PermissionError(
+                        f"{self.url}/{key}: refused, with fresh credentials too ({denied}); look at the keys of this "
+                        "worker, when they expire, and the rights of the bucket"
+                    ) from error
                 log.warning("%s/%s: %s: %s; trying again", self.url, key, type(error).__name__, error)
-            time.sleep(delay * random.uniform(0.5, 1.0))  # so that a hundred workers do not come back at once
-            delay = min(2 * delay, LONGEST_DELAY)
+                delay = min(2 * delay, LONGEST_DELAY)
+            time.sleep(pause)
 
-    def __reduce__(self) -> tuple[type[PatientStore], tuple[str, float]]:  # type: ignore[override]
-        return PatientStore, (self.url, self.patience_seconds)
+    def __reduce__(self) -> tuple[type[PatientStore], tuple[str, float, Clock]]:  # type: ignore[override]
+        return PatientStore, (self.url, self.patience_seconds, self.clock)
+
+
+def _denied(error: Exception) -> str | None:
+    """Why the store refuses this user, if that is the error."""
+    response = getattr(error.__cause__, "response", None)
+    code = response.get("Error", {}).get("Code", "") if isinstance(response, dict) else ""
+    if isinstance(error, PermissionError) or code in _STALE:
+        return ": ".join(filter(None, [code, str(error)]))
+    return None

@@ -56,9 +56,4 @@ def prune(store: Store, planned: Plan) -> None:
 
 
 def _sizes(store: Store, folders: Sequence[str]) -> dict[str, int]:
-    root = store.path()
-    return {
-        path.removeprefix(root).lstrip("/"): info["size"]
-        for folder in folders
-        for path, info in store.fs.find(store.path(folder), detail=True).items()
-    }
+    return {key: size for folder in folders for key, size in store.sizes(folder).items()}

@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
 
 def write(store: Store, rows: Iterable[Mapping[str, Any]]) -> None:
     """Make requests durable, all at once. `at` is now, a microsecond apart: they are worked off in this order."""
-    now = dt.datetime.now(dt.UTC)
+    now = store.clock.now()
     made = [
         {**{name: row.get(name) for name in SCHEMA.names}, "at": now + dt.timedelta(microseconds=place)}
         for place, row in enumerate(rows)

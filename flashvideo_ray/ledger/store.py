@@ -14,6 +14,8 @@ from functools import cached_property
 import fsspec
 from fsspec.core import url_to_fs
 
+from flashvideo_ray.ledger.clock import Clock
+
 # fsspec's names of the stores whose file systems turn `mode="create"` into a conditional put.
 CONDITIONAL_PUT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 SETTLE_SECONDS = 2.0
@@ -25,18 +27,28 @@ class Store:
 
     Keys are relative and use `/`. `put` is atomic: object stores make an object visible when its upload is complete, a
     local file is written beside its place and renamed. A store is picklable; each process opens its own connection,
-    with credentials from the environment (`AWS_*`) or fsspec's configuration.
+    with credentials from the environment (`AWS_*`) or fsspec's configuration. Its `clock` gives the times of rows that
+    are written, after those of all rows that were read.
     """
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, clock: Clock | None = None):
         self.url = url if "://" in url else os.path.abspath(url)
+        self.clock = clock or Clock()
 
     @cached_property
     def _location(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        # A listing cached by this process would hide what other workers publish.
-        options = {"use_listings_cache": False} if "://" in self.url and not self.url.startswith("file://") else {}
+        return self._connected()
+
+    def _connected(self, **options: bool) -> tuple[fsspec.AbstractFileSystem, str]:
+        if "://" in self.url and not self.url.startswith("file://"):
+            # A listing cached by this process would hide what other workers publish.
+            options["use_listings_cache"] = False
         filesystem, root = url_to_fs(self.url, **options)
         return filesystem, root.rstrip("/")
+
+    def reconnect(self) -> None:
+        """Open the connection anew, with credentials as they are now: a process keeps those that it began with."""
+        self.__dict__["_location"] = self._connected(skip_instance_cache=True)
 
     @property
     def fs(self) -> fsspec.AbstractFileSystem:
@@ -62,11 +74,19 @@ class Store:
     def put(self, key: str, data: bytes) -> None:
         """Write an object; whoever reads the key sees all of it or what was there before."""
         path = self.path(key)
+        self._may_write()
         if not self.is_local:
-            self.fs.pipe_file(path, data)
+            self._send(path, data)
             return
         with _written_beside(path, data) as partial:
+            self._may_write()
             os.replace(partial, path)
+
+    def _may_write(self) -> None:
+        """Called before anything is written, and before it becomes visible. A store that may not write now raises."""
+
+    def _send(self, path: str, data: bytes) -> None:
+        self.fs.pipe_file(path, data)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write an object where there is none. Returns whether the key now holds the data of this call.
@@ -90,6 +110,7 @@ class Store:
 
     def _create(self, key: str, data: bytes) -> None:
         path = self.path(key)
+        self._may_write()
         if self.is_local:
             with _written_beside(path, data) as partial:
                 try:
@@ -117,22 +138,23 @@ class Store:
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is removed already."""
+        self._may_write()
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(key))
 
     def keys(self, folder: str = "", suffix: str = "") -> list[str]:
         """Keys of all objects below a folder, sorted. An absent folder has none."""
-        return sorted(self._keys(folder, suffix))
+        return sorted(key for key in self.sizes(folder) if key.endswith(suffix))
 
-    def _keys(self, folder: str, suffix: str) -> Iterator[str]:
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """All objects below a folder by their keys, with their sizes in bytes. Hidden ones are left out."""
         root = self.path()
-        for path in self.fs.find(self.path(folder)):
-            key = path.removeprefix(root).lstrip("/")
-            if key.endswith(suffix) and not posixpath.basename(key).startswith("."):
-                yield key
+        found = self.fs.find(self.path(folder), detail=True)
+        sizes = {path.removeprefix(root).lstrip("/"): info["size"] for path, info in found.items()}
+        return {key: size for key, size in sizes.items() if not posixpath.basename(key).startswith(".")}
 
-    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return Store, (self.url,)
+    def __reduce__(self) -> tuple[type[Store], tuple[str, Clock]]:
+        return Store, (self.url, self.clock)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from flashvideo_ray.ledger import parquet_log
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.ledger.tables import Table, now, stem
+from flashvideo_ray.ledger.tables import Table, stem
 from flashvideo_ray.settings import LedgerSettings
 
 
@@ -36,12 +36,12 @@ class Writer:
         with self._lock:
             if not self._rows:
                 self._oldest = time.monotonic()
-            self._rows.append({**{name: row.get(name) for name in self.schema.names}, "at": now()})
+            self._rows.append({**{name: row.get(name) for name in self.schema.names}, "at": self.store.clock.now()})
 
     def write(self, rows: pa.Table) -> None:
         """Write many rows as a part of their own, now; columns that the schema does not have are left out."""
         if rows.num_rows:
-            at = pa.array([now()] * rows.num_rows, self.schema.field("at").type)
+            at = pa.array([self.store.clock.now()] * rows.num_rows, self.schema.field("at").type)
             columns = [at if name == "at" else rows[name] for name in self.schema.names]
             parquet_log.write(self.store, stem(self.table), pa.table(columns, schema=self.schema))
 

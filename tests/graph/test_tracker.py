@@ -13,6 +13,7 @@ from support import S3
 from flashvideo_ray.graph.job import start_tracker, writing
 from flashvideo_ray.graph.tracker import Attempt, Tracker, TrackerClient
 from flashvideo_ray.ledger import tables
+from flashvideo_ray.ledger.claim import clock
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import LedgerSettings
 
@@ -56,6 +57,7 @@ def test_without_a_quota_nobody_asks_whether_a_call_may_begin() -> None:
 def test_a_store_that_is_away_keeps_no_card_waiting(s3: S3, tmp_path: Path) -> None:
     store = Store(f"s3://{s3.bucket}/{tmp_path.name}")
     actor = start_tracker(store, tables.PREVIEWS, LedgerSettings(), {}, None)
+    actor.permit.remote(clock() + 600)
     client = TrackerClient(actor, lambda answer: ray.get(answer, timeout=20), gated=False)
     client.previewed([preview_row("a")])
     s3.process.send_signal(signal.SIGSTOP)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 import time
@@ -15,12 +16,14 @@ from pathlib import Path
 import pytest
 from support import S3
 
-from flashvideo_ray.ledger.claim import Claim, ClaimedError, ClaimLostError, Identity, Lease
+from flashvideo_ray.ledger.claim import Claim, ClaimedError, ClaimLostError, Identity, Lease, _interval
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.settings import Settings
 
 # Processes come from a server that has imported everything: a race of eight costs no eight starts of Python.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__, "s3fs"])
+PATIENCE = Settings().store_patience_seconds / Settings().ledger.lease_seconds  # leases; the defaults' proportion
 ME = Identity(host="alpha", pid=7, user="ann", command="render a b", ray_job="raysubmit_1")
 
 
@@ -34,7 +37,7 @@ def job(parent: Connection, environment: dict[str, str], url: str, lease_seconds
     parent.send("ready")
     while parent.recv():
         try:
-            with Claim(store, elsewhere, lease_seconds) as claim:
+            with Claim(store, elsewhere, lease_seconds, patience_seconds=PATIENCE * lease_seconds) as claim:
                 parent.send(f"holds {claim.generation}")
                 while not claim.lost.is_set() and not parent.poll(0.05):
                     pass
@@ -236,7 +239,77 @@ def test_a_folder_that_is_briefly_away_costs_nothing(tmp_path: Path) -> None:
         claim.check()
 
 
-def test_a_store_that_is_away_for_a_whole_lease_costs_the_claim(s3: S3, tmp_path: Path) -> None:
+def test_the_defaults_of_lease_and_patience_agree() -> None:
+    lease, patience = Settings().ledger.lease_seconds, Settings().store_patience_seconds
+    assert _interval(lease) <= lease / 10  # a few renewals may go wrong
+    assert _interval(lease / 20) == pytest.approx(_interval(lease) / 20)  # and in short tests as many
+    assert patience >= 5 * lease  # the run outlives an absence of the store that its lease does not
+
+
+def until(done: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_store_that_is_away_for_longer_than_the_lease_costs_nothing(s3: S3, tmp_path: Path) -> None:
+    store = Store(f"s3://{s3.bucket}/{tmp_path.name}")
+    heard: list[tuple[float, str]] = []
+    with Claim(store, ME, lease_seconds=2, patience_seconds=2 * PATIENCE) as claim:
+        claim.report_to(lambda until, lost: heard.append((until, lost)))
+        s3.process.send_signal(signal.SIGSTOP)
+        try:
+            until(lambda: claim.seconds() <= 0)
+            unsure = len(heard)
+            time.sleep(1)
+        finally:
+            s3.process.send_signal(signal.SIGCONT)
+        until(lambda: claim.seconds() > 0)
+        assert claim.generation == 2
+        assert heard[unsure][0] > heard[unsure - 1][0]
+        with pytest.raises(ClaimedError), Claim(store, Identity.of_this_process()):
+            pass
+    assert lease(store, 2).released
+    assert {lost for _, lost in heard} == {""}
+
+
+def refuse_to_grow_files(holder: Job, yes: bool) -> None:
+    """As a full disk does to this process: the kernel refuses each byte that it writes, and lets it read."""
+    limit = 0 if yes else resource.RLIM_INFINITY
+    assert holder.process.pid is not None
+    resource.prlimit(holder.process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+
+def test_a_disk_that_is_full_for_longer_than_the_lease_costs_nothing(tmp_path: Path, start: StartJobs) -> None:
+    store = Store(str(tmp_path))
+    [holder] = start(store, 2, 1)
+    assert holder.claims() == "holds 1"
+    refuse_to_grow_files(holder, True)
+    wait_until_lapsed(store)
+    assert store.keys("claims", ".json") == ["claims/000001.json"]
+    refuse_to_grow_files(holder, False)
+    until(lambda: "claims/000002.lease" in store.keys("claims"))
+    assert lease(store, 2).holder.pid == holder.process.pid
+    assert not holder.connection.poll()  # it has not lost it
+
+
+def test_a_run_that_was_taken_while_the_disk_was_full_is_left_alone(tmp_path: Path, start: StartJobs) -> None:
+    store = Store(str(tmp_path))
+    [holder] = start(store, 2, 1)
+    assert holder.claims() == "holds 1"
+    refuse_to_grow_files(holder, True)
+    wait_until_lapsed(store)
+    with Claim(store, ME) as claim:
+        refuse_to_grow_files(holder, False)
+        lost = holder.says()
+        assert lost.startswith("ClaimLostError")
+        assert str(ME) in lost
+        assert claim.generation == 2
+        assert {key.partition(".")[0] for key in store.keys("claims")} == {"claims/000002"}
+
+
+def test_without_patience_a_store_that_is_away_for_a_whole_lease_costs_the_claim(s3: S3, tmp_path: Path) -> None:
     store = Store(f"s3://{s3.bucket}/{tmp_path.name}")
     with Claim(store, ME, lease_seconds=2) as claim:
         s3.process.send_signal(signal.SIGSTOP)
