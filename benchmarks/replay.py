@@ -116,7 +116,7 @@ def text(golden: Golden) -> Iterator[Comparison]:
     yield "embedding, stage 2", EXACT, golden.refine.encode_prompt(words["prompt_s1"]), theirs["s2_cond"]
     yield "embedding, short prompt", EXACT, golden.preview.encode_prompt(words["short"]), theirs["short_cond"]
     for name, pipeline in (("1", golden.preview), ("2", golden.refine)):
-        _, uncond = pipeline._text_tokens(words["prompt_s1"], None, None, None)
+        _, uncond = pipeline._project_text(*pipeline._embed_text(words["prompt_s1"], None, None, None))
         expected = pipeline.transformer.project_text(theirs[f"s{name}_uncond"])
         yield f"unconditional text, stage {name}", EXACT, uncond, expected
 

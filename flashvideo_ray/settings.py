@@ -76,6 +76,31 @@ class TextSettings(Frozen):
     dtype: Dtype = "float32"
 
 
+class CacheSettings(Frozen):
+    """A cache that reuses parts of one step in the next, and diffusers' options of it."""
+
+    name: Literal["first_block", "mag", "pyramid_attention"]
+    options: dict[str, Any] = {}
+
+
+class OptimizeSettings(Frozen):
+    """What makes a network faster or smaller, and changes its pixels a little. What would do nothing is refused."""
+
+    compile: bool = Field(
+        False, description="compile the transformer's blocks; the first clip of an actor takes longer"
+    )
+    attention: str | None = Field(None, description="diffusers' name of an attention kernel; null: PyTorch's own")
+    cache: CacheSettings | None = None
+    quantization: Literal["fp8"] | None = Field(None, description="fp8: the blocks' matrices are kept in 8 bits")
+
+
+class AdapterSettings(Frozen):
+    """A LoRA that is merged into the transformer, so much of it."""
+
+    path: str = Field(description="a .safetensors file that every node of the stage sees")
+    weight: float = 1.0
+
+
 class PreviewSettings(Frozen):
     """Stage 1: text to low-resolution latents (arXiv 2502.05179, section 3.2)."""
 
@@ -88,6 +113,8 @@ class PreviewSettings(Frozen):
     num_inference_steps: Steps | None = None
     guidance_scale: NonNegative | None = None
     guidance_batching: GuidanceBatching = "together"
+    optimize: OptimizeSettings = OptimizeSettings()
+    adapters: tuple[AdapterSettings, ...] = ()
 
 
 class RefineSettings(Frozen):
@@ -106,6 +133,8 @@ class RefineSettings(Frozen):
     encode_tiles: tuple[Positive, Positive] | None = Field(None, description="rows, columns; more need less memory")
     decode_tiling: Literal["none", "reference", "blend"] | None = None
     decode_tiles: tuple[Positive, Positive] | None = Field(None, description="rows, columns; more need less memory")
+    optimize: OptimizeSettings = OptimizeSettings()
+    adapters: tuple[AdapterSettings, ...] = ()
 
 
 class ScorerSettings(Frozen):
@@ -332,16 +361,24 @@ class Settings(Frozen):
             raise SettingsError("\n".join(_explain(issue, cls, where) for issue in error.errors())) from None
 
     def recipe(self) -> dict[str, Any]:
-        """What decides pixels and scores: a run has exactly one. Plain JSON values."""
-        return self.model_dump(
-            mode="json", include={"seed", "candidates", "text", "preview", "score", "refine", "video"}
-        )
+        """What decides pixels and scores, apart from weights: a run has exactly one. Plain JSON values."""
+        tree = self.model_dump(mode="json", include={"seed", "candidates", "text", "score", "video"})
+        return tree | {stage: _own_recipe(getattr(self, stage)) for stage in ("preview", "refine")}
 
     def stage1_recipe(self) -> dict[str, Any]:
         """What decides a preview's pixels, apart from prompt, seed and weights."""
-        return self.model_dump(
-            mode="json", include={"text": True, "preview": {*PreviewSettings.model_fields} - {"model"}}
-        )
+        return {"text": self.text.model_dump(mode="json"), "preview": _own_recipe(self.preview)}
+
+
+def _own_recipe(own: PreviewSettings | RefineSettings) -> dict[str, Any]:
+    """A stage's settings without its weights (model, adapters), which stand in a recipe by their fingerprint.
+
+    `optimize` is left out where nothing is asked for: runs from before there was such a key have the same recipe.
+    """
+    tree = own.model_dump(mode="json", exclude={"model", "adapters"})
+    if own.optimize == OptimizeSettings():
+        del tree["optimize"]
+    return tree
 
 
 def presets() -> list[str]:

@@ -18,7 +18,7 @@ def test_every_preset_loads(name: str) -> None:
 
 def test_the_1080p_preset_places_the_two_stages_on_large_and_small_cards() -> None:
     pools = Settings.load("flashvideo-1080p").pools
-    assert (pools.preview.num_gpus, pools.preview.labels) == (1, {"gpu-tier": "large"})
+    assert (pools.preview.num_gpus, pools.preview.labels) == (0.75, {"gpu-tier": "large"})
     assert (pools.refine.num_gpus, pools.refine.labels) == (1, {"gpu-tier": "small"})
 
 
@@ -148,7 +148,7 @@ def test_a_file_that_is_not_settings(tmp_path: Path, content: str, message: str 
 
 
 def test_a_name_that_is_neither_file_nor_preset() -> None:
-    with pytest.raises(SettingsError, match="presets: demo, flashvideo-1080p, nano"):
+    with pytest.raises(SettingsError, match="presets: demo, flashvideo-1080p, flashvideo-1080p-80gb, nano"):
         Settings.load("nan")
 
 

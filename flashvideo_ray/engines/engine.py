@@ -65,11 +65,14 @@ class PreviewModel(Protocol):
 
     def sample(
         self, prompt_embeds: torch.Tensor, negative_embeds: torch.Tensor | None, seed: int, told: StepTold
-    ) -> torch.Tensor:
-        """Latents on the CPU, in the space that the description names. Raises NonFiniteError."""
+    ) -> tuple[torch.Tensor, str | None]:
+        """Latents on the CPU, in the space that the description names, and a note if they came otherwise than asked.
 
-    def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """RGB uint8 `[frames, height, width, 3]`. Raises NonFiniteError."""
+        Raises NonFiniteError.
+        """
+
+    def decode(self, latents: torch.Tensor) -> tuple[np.ndarray, str | None]:
+        """RGB uint8 `[frames, height, width, 3]`, and a note likewise. Raises NonFiniteError."""
 
 
 class RefineModel(Protocol):
@@ -107,6 +110,9 @@ class Engine(Protocol):
 
     def fingerprint(self) -> str:
         """A hex digest of its weights and configuration: equal content, equal digest. Raises ModelNotFoundError."""
+
+    def verify(self, fingerprint: str) -> None:
+        """Raise WeightsError unless the weights that this machine has are those of the fingerprint."""
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, the end among them, uncut."""

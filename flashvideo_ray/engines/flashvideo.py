@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flashvideo_ray.engines import weights
 from flashvideo_ray.engines.engine import Description, Vocabulary
 from flashvideo_ray.models import geometry
-from flashvideo_ray.settings import Settings
+from flashvideo_ray.settings import OptimizeSettings, PreviewSettings, RefineSettings, Settings
 
 if TYPE_CHECKING:
     from flashvideo_ray.engines.flashvideo_models import Preview, Refine, Text
@@ -48,7 +49,7 @@ class FlashVideo:
 
     def problems(self) -> list[str]:
         """See Engine."""
-        own, (vae, spatial, unit) = getattr(self.settings, self.stage), self._grid()
+        own, (vae, spatial, unit) = self._own, self._grid()
         stated = {**weights.sampling_defaults(self._model, self.stage), **own.model_dump(exclude_none=True)}
         ratio = int(vae["temporal_compression_ratio"])
         found: list[str] = []
@@ -71,11 +72,26 @@ class FlashVideo:
                 ask("decode_tiles", geometry.check_tiles, *latent, stated["decode_tiles"], tiling == "blend")
             if "encode_tiles" in stated:
                 ask("encode_tiles", geometry.check_tiles, *latent, stated["encode_tiles"])
+        if self._own.optimize != OptimizeSettings() or self._own.adapters:
+            # What `optimize` would do in vain, and adapters that do not fit; no card is looked for.
+            from flashvideo_ray.engines import flashvideo_models as models
+
+            parts = [weights.config(self._model, self.stage, part) for part in ("transformer", "scheduler")]
+            found += models.problems(self._own, self.stage, *parts)
         return found
 
     def fingerprint(self) -> str:
         """See Engine."""
-        return weights.fingerprint(self._model, self.stage)
+        return weights.fingerprint(self._model, self.stage, self._own.adapters)
+
+    def verify(self, fingerprint: str) -> None:
+        """See Engine."""
+        found = self.fingerprint()
+        if found != fingerprint:
+            raise weights.WeightsError(
+                f"{self._model}: this node's {self.stage} weights are not those of the run (fingerprint {found}, the "
+                f"run has {fingerprint}); bring the folder up to date on {socket.gethostname()}"
+            )
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """See Engine."""
@@ -106,8 +122,12 @@ class FlashVideo:
         return vae, spatial, spatial * weights.config(self._model, self.stage, "transformer")["patch_size"]
 
     @property
+    def _own(self) -> PreviewSettings | RefineSettings:
+        return getattr(self.settings, self.stage)
+
+    @property
     def _model(self) -> str:
-        return getattr(self.settings, self.stage).model
+        return self._own.model
 
     @property
     def _folder(self) -> Any:

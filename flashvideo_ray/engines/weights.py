@@ -6,26 +6,39 @@ ships with the package, `org/name[@revision]` one on the Hugging Face hub.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import platformdirs
 
 from flashvideo_ray.errors import InputError
-from flashvideo_ray.settings import Settings
+from flashvideo_ray.settings import AdapterSettings, Settings
 
 ModelStage = Literal["preview", "refine"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_COMMIT = re.compile(r"@[0-9a-f]{40}$")
 _CHUNK = 16 * 2**20
+_LARGE = 2**30  # bytes; reading fewer is not worth a word
+_TELL_SECONDS = 10.0
+
+log = logging.getLogger("flashvideo_ray")
 
 
 class ModelNotFoundError(InputError):
     """No such model. The message says what was looked for and what to do."""
+
+
+class WeightsError(RuntimeError):
+    """The weights on a node are not those of the run. The message says which and where."""
 
 
 def locate(model: str, stage: ModelStage) -> Path:
@@ -50,23 +63,36 @@ def sampling_defaults(model: str, stage: ModelStage) -> dict[str, Any]:
     return {key: value for key, value in index.items() if not key.startswith("_") and not _is_component(value)}
 
 
-def config(model: str, stage: ModelStage, part: Literal["transformer", "vae"]) -> dict[str, Any]:
-    """The configuration of one of a stage's networks; of a hub model only that file is downloaded.
+def config(model: str, stage: ModelStage, part: Literal["transformer", "vae", "scheduler"]) -> dict[str, Any]:
+    """The configuration of one of a stage's parts; of a hub model only that file is downloaded.
 
     Raises ModelNotFoundError.
     """
-    return _json(model, stage, f"{part}/config.json")
+    return _json(model, stage, f"{part}/{'scheduler_config' if part == 'scheduler' else 'config'}.json")
+
+
+def pinned(model: str) -> str:
+    """A hub model with its commit, `org/name@commit`, so that all that is said and loaded of it is of that one.
+
+    Others are returned as they are. Without a network the commit is the one that was downloaded last. Raises
+    ModelNotFoundError.
+    """
+    if _local(model) is not None or _COMMIT.search(model):
+        return model
+    folder = _download(model, ["*/model_index.json"])  # a snapshot's folder has its commit for a name
+    return f"{model.partition('@')[0]}@{folder.name}"
 
 
 def with_model_defaults(settings: Settings) -> Settings:
     """The settings with every null in `preview` and `refine` replaced by what the models themselves state.
 
-    So that a recipe holds what was really used. Raises ModelNotFoundError.
+    Hub models are pinned to their commit. So that a recipe holds what was really used. Raises ModelNotFoundError.
     """
     resolved: dict[str, Any] = {}
     stage: ModelStage
     for stage in ("preview", "refine"):
         own = getattr(settings, stage)
+        own = own.model_copy(update={"model": pinned(own.model)})
         defaults = {"vae_dtype": own.dtype, **sampling_defaults(own.model, stage)}
         nulls = [name for name in type(own).model_fields if getattr(own, name) is None]
         known = {name: defaults[name] for name in nulls if name in defaults}
@@ -79,23 +105,32 @@ def with_model_defaults(settings: Settings) -> Settings:
     return settings.model_copy(update=resolved)
 
 
-def fingerprint(model: str, stage: ModelStage) -> str:
+def fingerprint(model: str, stage: ModelStage, adapters: Sequence[AdapterSettings] = ()) -> str:
     """A hex digest of one stage's weights and configs, or the commit of a hub model; equal content, equal digest.
 
-    The digest of a file is remembered by path, size and time of change, so that gigabytes are read once.
+    With adapters, also of their content and weights. The digest of a file is remembered by path, size and time of
+    change, so that gigabytes are read once on a node. Raises ModelNotFoundError.
     """
     if _local(model) is None:
-        from huggingface_hub import HfApi
+        name, _, commit = pinned(model).partition("@")
+        own = _short(f"{name}@{commit}/{stage}")
+    else:
+        folder = locate(model, stage)
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        digests = _digests(files)
+        own = _short("\n".join(f"{path.relative_to(folder).as_posix()} {digests[path]}" for path in files))
+    if not adapters:
+        return own
+    paths = [Path(adapter.path).expanduser() for adapter in adapters]
+    if absent := [str(path) for path in paths if not path.is_file()]:
+        raise ModelNotFoundError(f"{stage}.adapters: no such file: {', '.join(absent)}")
+    digests = _digests(paths)
+    merged = [f"{digests[path]} {adapter.weight!r}" for path, adapter in zip(paths, adapters, strict=True)]
+    return _short("\n".join([own, *merged]))
 
-        name, _, revision = model.partition("@")
-        commit = HfApi().model_info(name, revision=revision or None).sha
-        return hashlib.sha256(f"{name}@{commit}/{stage}".encode()).hexdigest()[:16]
-    folder = locate(model, stage)
-    cache = _DigestCache()
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    listing = [f"{path.relative_to(folder).as_posix()} {cache.digest(path)}" for path in files]
-    cache.save()
-    return hashlib.sha256("\n".join(listing).encode()).hexdigest()[:16]
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _local(model: str) -> Path | None:
@@ -141,39 +176,75 @@ def _download(model: str, allow_patterns: list[str]) -> Path:
         ) from error
 
 
-class _DigestCache:
-    """SHA-256 of files, kept in the user's cache folder."""
+def _digests(files: Sequence[Path]) -> dict[Path, str]:
+    """SHA-256 of files, from the user's cache folder where they were read before.
 
-    def __init__(self) -> None:
-        self.file = Path(platformdirs.user_cache_dir("flashvideo_ray")) / "digests.json"
+    One process of a node reads, the others wait for what it finds.
+    """
+    cache = Path(platformdirs.user_cache_dir("flashvideo_ray")) / "digests.json"
+    keys = {path: _identity(path) for path in files}
+    with _locked(cache.with_suffix(".lock")):
         try:
-            self.known: dict[str, str] = json.loads(self.file.read_text())
+            known: dict[str, str] = json.loads(cache.read_text())
         except (OSError, ValueError):
-            self.known = {}
-        self.changed = False
+            known = {}
+        fresh = [path for path in files if keys[path] not in known]
+        reading = _Reading(fresh)
+        for path in fresh:
+            known[keys[path]] = reading.digest(path)
+        if fresh:
+            _save(cache, known)
+    return {path: known[keys[path]] for path in files}
+
+
+def _identity(path: Path) -> str:
+    status = path.stat()
+    return f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+
+
+class _Reading:
+    """Files that are read for their digests; what takes long is told."""
+
+    def __init__(self, files: Sequence[Path]):
+        self._total, self._done = sum(path.stat().st_size for path in files), 0
+        self._told = time.monotonic()
 
     def digest(self, path: Path) -> str:
-        status = path.stat()
-        key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
-        if key not in self.known:
-            sha = hashlib.sha256()
-            with open(path, "rb") as file:
-                while chunk := file.read(_CHUNK):
-                    sha.update(chunk)
-            self.known[key] = sha.hexdigest()
-            self.changed = True
-        return self.known[key]
+        sha = hashlib.sha256()
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                sha.update(chunk)
+                self._done += len(chunk)
+                if self._total > _LARGE and time.monotonic() - self._told > _TELL_SECONDS:
+                    self._told = time.monotonic()
+                    log.warning(
+                        "reading weights once for their fingerprint: %.1f of %.1f GiB", self._done / 2**30,
+                        self._total / 2**30,
+                    )  # fmt: skip
+        return sha.hexdigest()
 
-    def save(self) -> None:
-        if not self.changed:
-            return
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.file.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps(self.known))
-            os.replace(partial, self.file)
-        except OSError:
-            pass  # a home folder that cannot be written costs time, nothing else
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Alone on this node. A home folder that cannot be written costs time, nothing else."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(file, "w")  # noqa: SIM115  closed below, which also gives up the lock
+    except OSError:
+        yield
+        return
+    with handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _save(cache: Path, known: dict[str, str]) -> None:
+    try:
+        partial = cache.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(known))
+        os.replace(partial, cache)
+    except OSError:
+        pass
 
 
 def count_tokens(model: str, texts: Sequence[str]) -> list[int]:

@@ -138,8 +138,8 @@ def build_graph(
 ) -> ray.data.Dataset:
     """The graph. Rows have the schema of `row_schema` and never leave the dataset, whatever becomes of them."""
     pools = settings.pools
-    text = {"settings": settings, "events": events}
-    common = {**text, "store": store}
+    text = {"settings": settings, "events": events, "fingerprints": recipe["fingerprints"]}
+    common = {"settings": settings, "events": events, "store": store}
     publishing = {**common, "fps": recipe["fps"], "provenance": provenance(recipe)}
 
     # A block is the unit of streaming: with one row in each, the first clip is done while previews are being made.
@@ -151,7 +151,7 @@ def build_graph(
     # Rows that already have a preview pass through these.
     ds = ds.map_batches(
         stages.Preview,
-        fn_constructor_kwargs=common,
+        fn_constructor_kwargs={**text, "store": store},
         **cluster.map_options(pools.preview, calls=cluster.PUBLISHING_CALLS),
     )
     # Candidates of one prompt leave the last of the scoring stages together, when all of them are judged.

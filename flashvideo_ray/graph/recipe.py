@@ -24,7 +24,6 @@ def recipe_of(settings: Settings) -> dict[str, Any]:
     fingerprints = {}
     stage: ModelStage
     for stage in ("preview", "refine"):
-        del recipe[stage]["model"]
         fingerprints[stage] = engines.of(settings, stage).fingerprint()
     fps = engines.of(settings, "preview").describe().fps
     return {**recipe, "fps": fps, "fingerprints": fingerprints}

@@ -12,6 +12,7 @@ import json
 import socket
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,14 @@ from safetensors.torch import load as unpack
 from safetensors.torch import save as pack
 
 from flashvideo_ray import engines, video
+from flashvideo_ray.engines.ladder import notes
 from flashvideo_ray.graph.stage import DROPPED, StageBase, origin
 from flashvideo_ray.graph.tracker import StageEvents
 from flashvideo_ray.ledger.keys import clip_key, latents_key, poster_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings, Stage
+
+_TEXTS_KEPT = 32  # embeddings; 2 MB each of the released encoder
 
 
 class EncodeText(StageBase):
@@ -33,10 +37,16 @@ class EncodeText(StageBase):
 
     name = "text"
 
+    def __init__(self, settings: Settings, events: StageEvents, fingerprints: Mapping[str, str]):
+        self.fingerprints = fingerprints
+        super().__init__(settings, events)
+
     def load(self) -> None:
         """The text encoder."""
         preview, refine = engines.of(self.settings, "preview"), engines.of(self.settings, "refine")
-        self.model = preview.load_text()
+        preview.verify(self.fingerprints["preview"])
+        # Candidates of a prompt come one after the other, and their text is the same.
+        self._encode = lru_cache(_TEXTS_KEPT)(preview.load_text().encode)
         self.prefixes = {"preview": preview.describe().prompt_prefix, "refine": refine.describe().prompt_prefix}
 
     def takes(self, row: Mapping[str, Any]) -> bool:
@@ -48,9 +58,9 @@ class EncodeText(StageBase):
         started = time.perf_counter()
         stages = ["refine"] if row["status"] != "open" else ["preview", "refine"]
         with self.device(row):
-            embeds = {stage: self.model.encode(row["prompt"], self.prefixes[stage]) for stage in stages}
+            embeds = {stage: self._encode(row["prompt"], self.prefixes[stage]) for stage in stages}
             if row["negative_prompt"]:
-                embeds["negative"] = self.model.encode(row["negative_prompt"])
+                embeds["negative"] = self._encode(row["negative_prompt"])
         return {"prompt_embeds": pack(embeds), "text_seconds": time.perf_counter() - started}
 
 
@@ -64,13 +74,16 @@ class Preview(StageBase):
     name = "preview"
     gated = True
 
-    def __init__(self, settings: Settings, events: StageEvents, store: Store):
+    def __init__(self, settings: Settings, events: StageEvents, store: Store, fingerprints: Mapping[str, str]):
+        self.fingerprints = fingerprints
         self.store = store
         super().__init__(settings, events)
 
     def load(self) -> None:
         """The preview model."""
-        self.model = engines.of(self.settings, "preview").load_preview()
+        engine = engines.of(self.settings, "preview")
+        engine.verify(self.fingerprints["preview"])
+        self.model = engine.load_preview()
         self.device_name = self.model.device_name
 
     def takes(self, row: Mapping[str, Any]) -> bool:
@@ -82,8 +95,8 @@ class Preview(StageBase):
         kept = self._kept(row["clip_id"])
         with self.device(row):
             started = time.perf_counter()
-            latents = self._sample(row) if kept is None else kept
-            pixels = self.model.decode(latents)
+            latents, as_sampled = self._sample(row) if kept is None else (kept, None)
+            pixels, as_decoded = self.model.decode(latents)
             seconds = time.perf_counter() - started
         packed = pack({"latents": latents}, {"candidate": json.dumps(origin(row))})
         if kept is None:
@@ -92,11 +105,12 @@ class Preview(StageBase):
             "preview_latents": packed,
             "preview_frames": pack({"frames": torch.from_numpy(pixels)}),
             "preview_seconds": seconds if kept is None else None,
+            "reason": notes(as_sampled, as_decoded),
             "device": self.device_name,
             "host": socket.gethostname(),
         }
 
-    def _sample(self, row: Mapping[str, Any]) -> torch.Tensor:
+    def _sample(self, row: Mapping[str, Any]) -> tuple[torch.Tensor, str | None]:
         return self.model.sample(*_embeds(row["prompt_embeds"], self.name), row["seed"], self.steps(row))
 
     def _kept(self, clip_id: str) -> torch.Tensor | None:
@@ -130,7 +144,9 @@ class Refine(StageBase):
     def load(self) -> None:
         """The refine model, and the encoder of its clips."""
         video.check_encoder(self.settings.video.codec, self.settings.video.encoder_preset)
-        self.model = engines.of(self.settings, "refine").load_refine()
+        engine = engines.of(self.settings, "refine")
+        engine.verify(json.loads(self.provenance["model_fingerprints"])["refine"])
+        self.model = engine.load_refine()
         self.device_name = self.model.device_name
 
     def takes(self, row: Mapping[str, Any]) -> bool:

@@ -111,6 +111,31 @@ class FlashVideoPreviewPipeline(FlashVideoPipeline):
             decode_tiles=decode_tiles,
         )
 
+    def check_inputs(
+        self,
+        prompt: str | list[str] | None,
+        height: int | None,
+        width: int | None,
+        num_frames: int | None,
+        num_inference_steps: int | None = None,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        generator: Generators = None,
+        latents: torch.Tensor | None = None,
+        step_noise: torch.Tensor | None = None,
+        guidance_batching: str = "together",
+        output_type: str = "pt",
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> None:
+        """Raise ValueError, with what is wrong and what would be right, for a call that cannot be made."""
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        batch = self._check_text(prompt, prompt_embeds, negative_prompt, negative_prompt_embeds)
+        self._check_options(batch, steps, generator, guidance_batching, output_type, callback_on_step_end_tensor_inputs)
+        shape = self._latent_shape(batch, num_frames or self.config.num_frames, *self._floor_size(height, width))
+        self._check_shape("latents", latents, shape)
+        self._check_shape("step_noise", step_noise, (steps - 1, *shape))
+
     @torch.no_grad()
     def __call__(
         self,
@@ -131,6 +156,7 @@ class FlashVideoPreviewPipeline(FlashVideoPipeline):
         guidance_batching: GuidanceBatching = "together",
         output_type: OutputType = "pt",
         callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
     ) -> FlashVideoPreviewOutput:
         """Generate previews. Arguments left out take the pipeline's configured defaults.
@@ -152,30 +178,49 @@ class FlashVideoPreviewPipeline(FlashVideoPipeline):
             negative_prompt_embeds: likewise, of the batch or of one sample.
             guidance_batching: "together" or, in half the memory, "apart".
             output_type: "pt", "np", "pil", or "latent" to skip the decoder.
-            callback_on_step_end: called as `(pipeline, step, timestep, {"latents": …})`; may return new latents.
+            callback_on_step_end: called as `(pipeline, step, timestep, {"latents": …})`; may return new latents,
+                and set `_interrupt` of the pipeline to skip the steps that remain.
+            callback_on_step_end_tensor_inputs: what of `_callback_tensor_inputs` the callback is given.
             return_dict: return `FlashVideoPreviewOutput` instead of (frames, latents).
         """
         config, device = self.config, self._execution_device
+        self.check_inputs(
+            prompt,
+            height,
+            width,
+            num_frames,
+            num_inference_steps,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            generator,
+            latents,
+            step_noise,
+            guidance_batching,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
         height, width = self._floor_size(height, width)
         num_frames = num_frames or config.num_frames
-        steps = num_inference_steps or config.num_inference_steps
+        steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = config.guidance_scale if guidance_scale is None else guidance_scale
         dynamic = config.use_dynamic_cfg if use_dynamic_cfg is None else use_dynamic_cfg
 
         # 1. Text
-        cond, uncond = self._text_tokens(prompt, prompt_embeds, negative_prompt, negative_prompt_embeds)
+        self._begin(steps, scale)
+        embeds = self._embed_text(prompt, prompt_embeds, negative_prompt, negative_prompt_embeds)
+        cond, uncond = self._project_text(*embeds)
 
         # 2. Time and guidance of every step
         self.scheduler.set_timesteps(steps, device=device)
         timesteps = self.scheduler.timesteps
-        scales = [dynamic_guidance_scale(scale, t, steps) if dynamic else scale for t in timesteps.tolist()]
+        times = timesteps.tolist()
+        scales = [dynamic_guidance_scale(scale, t, steps) if dynamic else scale for t in times]
 
         # 3. All noise at once: nothing is copied to the device while the loop runs
         shape = self._latent_shape(len(cond), num_frames, height, width)
         if latents is None:
             latents = draw_noise(shape, generator, device)
-        if latents.shape != shape:
-            raise ValueError(f"latents must have the shape {shape}, got {tuple(latents.shape)}")
         latents = latents.to(device, torch.float32)
         approximate = isinstance(self.scheduler, CogVideoXDPMScheduler)  # draws its own noise
         if step_noise is None:
@@ -188,6 +233,9 @@ class FlashVideoPreviewPipeline(FlashVideoPipeline):
         previous_x0 = None
         with self.progress_bar(total=steps) as bar:
             for i, t in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                self._current_timestep = times[i]
                 velocity = predict(latents, t, scales[i])
                 if approximate:
                     before = timesteps[i - 1] if i else None
@@ -197,8 +245,9 @@ class FlashVideoPreviewPipeline(FlashVideoPipeline):
                 else:
                     noise = step_noise[i] if i < steps - 1 else None
                     latents = self.scheduler.step(velocity, t, latents, noise=noise).prev_sample
-                latents = self._after_step(callback_on_step_end, i, t, latents)
+                latents = self._after_step(callback_on_step_end, callback_on_step_end_tensor_inputs, i, t, latents)
                 bar.update()
+        self._current_timestep = None
 
         # 5. Decode
         frames = None

@@ -113,6 +113,8 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
         width: int | None = None,
         generator: Generators = None,
         posterior_noise: torch.Tensor | None = None,
+        chunk_frames: int | None = None,
+        tiles: tuple[int, int] | None = None,
     ) -> torch.Tensor:
         """Upsample low-resolution frames and encode them: the flow's starting point before it is degraded.
 
@@ -122,6 +124,8 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
             width: likewise.
             generator: for the posterior, which is sampled, as in training, and not replaced by its mode.
             posterior_noise: standard normal of the shape of the result, instead of a draw.
+            chunk_frames: see `encode_video`; default from `config`.
+            tiles: likewise.
 
         Returns:
             Scaled latents `[batch, latent frames, channels, height / 8, width / 8]` float32.
@@ -131,8 +135,8 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
             self.vae,
             frames,
             self._floor_size(height, width),
-            chunk_frames=self.config.encode_chunk_frames,
-            tiles=tuple(self.config.encode_tiles),
+            chunk_frames=chunk_frames or self.config.encode_chunk_frames,
+            tiles=tiles or tuple(self.config.encode_tiles),
             device=device,
         ).to(device)
         mean, log_variance = moments.chunk(2, dim=2)
@@ -141,6 +145,61 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
         deviation = torch.exp(0.5 * log_variance.clamp(-30, 20))
         return (mean + deviation * posterior_noise.to(device, torch.float32)) * self.vae.config["scaling_factor"]
 
+    def check_inputs(
+        self,
+        prompt: str | list[str] | None,
+        height: int | None,
+        width: int | None,
+        preview_latents: torch.Tensor | None = None,
+        frames: torch.Tensor | None = None,
+        encoded: torch.Tensor | None = None,
+        num_inference_steps: int | None = None,
+        noise_step: int | None = None,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        generator: Generators = None,
+        posterior_noise: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        guidance_batching: str = "together",
+        decode_tiling: str | None = None,
+        output_type: str = "pt",
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> None:
+        """Raise ValueError, with what is wrong and what would be right, for a call that cannot be made."""
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        step = self.config.noise_step if noise_step is None else noise_step
+        batch = self._check_text(prompt, prompt_embeds, negative_prompt, negative_prompt_embeds)
+        self._check_options(
+            batch,
+            steps,
+            generator,
+            guidance_batching,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+            decode_tiling,
+        )
+        if not 0 <= step < self.scheduler.config.num_train_timesteps:
+            raise ValueError(f"noise_step must be 0 to {self.scheduler.config.num_train_timesteps - 1}: {step}")
+        given = {"preview_latents": preview_latents, "frames": frames, "encoded": encoded}
+        ways = [(name, tensor) for name, tensor in given.items() if tensor is not None]
+        if len(ways) != 1:
+            raise ValueError("pass either preview_latents, or frames, or encoded")
+        [(name, video)] = ways
+        channels = 3 if name == "frames" else self.vae.config["latent_channels"]
+        if video.ndim != 5 or video.shape[2] != channels:
+            raise ValueError(
+                f"{name} must have the shape [batch, frames, {channels}, height, width], got {list(video.shape)}"
+            )
+        if len(video) != batch:
+            raise ValueError(f"{len(video)} videos for {batch} prompts")
+        ratio = int(self.vae.config["temporal_compression_ratio"])
+        num_frames = video.shape[1] if name == "frames" else (video.shape[1] - 1) * ratio + 1
+        shape = self._latent_shape(batch, num_frames, *self._floor_size(height, width))
+        self._check_shape("encoded", encoded, shape)
+        self._check_shape("posterior_noise", posterior_noise, shape)
+        self._check_shape("noise", noise, shape)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -148,6 +207,7 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
         *,
         preview_latents: torch.Tensor | None = None,
         frames: torch.Tensor | None = None,
+        encoded: torch.Tensor | None = None,
         negative_prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -164,14 +224,16 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
         decode_tiles: tuple[int, int] | None = None,
         output_type: OutputType = "pt",
         callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
     ) -> FlashVideoRefineOutput:
         """Refine previews. Arguments left out take the pipeline's configured defaults.
 
         Args:
             prompt: one or several, without the prefix; or give `prompt_embeds`.
-            preview_latents: latents that the preview pipeline returned; or give `frames`.
+            preview_latents: latents that the preview pipeline returned; or give `frames` or `encoded`.
             frames: `[batch, frames, 3, h, w]` float in [0, 1], any low resolution; 4k + 1 frames.
+            encoded: what `encode_frames` returned at this size.
             negative_prompt: None is the reference's behaviour: a zero embedding. A string is encoded, without the
                 prefix, which the network was not trained for.
             height: pixels, rounded down to a multiple of 16.
@@ -188,30 +250,51 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
             decode_tiling: see `decode_latents`.
             decode_tiles: see `decode_latents`.
             output_type: "pt", "np", "pil", or "latent" to skip the decoder.
-            callback_on_step_end: called as `(pipeline, step, timestep, {"latents": …})`; may return new latents.
+            callback_on_step_end: called as `(pipeline, step, timestep, {"latents": …})`; may return new latents,
+                and set `_interrupt` of the pipeline to skip the steps that remain.
+            callback_on_step_end_tensor_inputs: what of `_callback_tensor_inputs` the callback is given.
             return_dict: return `FlashVideoRefineOutput` instead of (frames, latents).
         """
         config, device = self.config, self._execution_device
-        steps = num_inference_steps or config.num_inference_steps
+        self.check_inputs(
+            prompt,
+            height,
+            width,
+            preview_latents,
+            frames,
+            encoded,
+            num_inference_steps,
+            noise_step,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            generator,
+            posterior_noise,
+            noise,
+            guidance_batching,
+            decode_tiling,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
+        steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = config.guidance_scale if guidance_scale is None else guidance_scale
         noise_step = config.noise_step if noise_step is None else noise_step
-        if not 0 <= noise_step < self.scheduler.config.num_train_timesteps:
-            raise ValueError(f"noise_step must be 0 to {self.scheduler.config.num_train_timesteps - 1}: {noise_step}")
-        if (preview_latents is None) == (frames is None):
-            raise ValueError("pass either preview_latents or frames")
 
         # 1. Text
-        cond, uncond = self._text_tokens(prompt, prompt_embeds, negative_prompt, negative_prompt_embeds)
+        self._begin(steps, scale)
+        embeds = self._embed_text(prompt, prompt_embeds, negative_prompt, negative_prompt_embeds)
 
         # 2. The preview in pixels, upsampled, encoded and degraded: x at t = 0
-        if frames is None:
-            assert preview_latents is not None
-            frames = self.decode_latents(preview_latents, scaling_factor=config.preview_scaling_factor, tiling="none")
-        if len(frames) != len(cond):
-            raise ValueError(f"{len(frames)} videos for {len(cond)} prompts")
-        latents = self.encode_frames(
-            frames, height=height, width=width, generator=generator, posterior_noise=posterior_noise
-        )
+        if encoded is None:
+            if frames is None:
+                assert preview_latents is not None
+                frames = self.decode_latents(
+                    preview_latents, scaling_factor=config.preview_scaling_factor, tiling="none"
+                )
+            encoded = self.encode_frames(
+                frames, height=height, width=width, generator=generator, posterior_noise=posterior_noise
+            )
+        latents = encoded.to(device, torch.float32)
         if noise is None:
             noise = draw_noise(latents.shape, generator, device)
         latents = self.scheduler.add_noise(latents, noise.to(device, torch.float32), noise_step)
@@ -219,15 +302,21 @@ class FlashVideoRefinePipeline(FlashVideoPipeline):
         # 3. Flow to the high-resolution latents
         self.scheduler.set_timesteps(steps, device=device)
         told_step = torch.tensor(self.scheduler.model_noise_step(noise_step), device=device)
+        cond, uncond = self._project_text(*embeds)
         predict = self._guided(
             cond, uncond, guidance_batching, uncond_first=False, guided=scale != 1, ref_noise_step=told_step
         )
         with self.progress_bar(total=steps) as bar:
+            times = self.scheduler.timesteps.tolist()
             for i, t in enumerate(self.scheduler.timesteps):
+                if self.interrupt:
+                    continue
+                self._current_timestep = times[i]
                 velocity = predict(latents, t, scale)
                 latents = self.scheduler.step(velocity, t, latents).prev_sample
-                latents = self._after_step(callback_on_step_end, i, t, latents)
+                latents = self._after_step(callback_on_step_end, callback_on_step_end_tensor_inputs, i, t, latents)
                 bar.update()
+        self._current_timestep = None
 
         # 4. Decode
         final = None

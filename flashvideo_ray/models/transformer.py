@@ -15,6 +15,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
+from diffusers.models.attention_processor import Attention
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import CogVideoXPatchEmbed, TimestepEmbedding, Timesteps, get_1d_rotary_pos_embed
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -24,6 +25,9 @@ from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBloc
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.peft_utils import apply_lora_scale
 from torch import nn
+from torch.nn import functional as F
+
+from .attention import FlashVideoAttnProcessor
 
 
 @lru_cache(maxsize=8)
@@ -143,6 +147,9 @@ class FlashVideoTransformer3DModel(  # type: ignore[misc]
             )
             for _ in range(num_layers)
         )
+        for module in self.transformer_blocks.modules():
+            if isinstance(module, Attention):
+                module.set_processor(FlashVideoAttnProcessor())  # type: ignore[arg-type]
         self.norm_final = nn.LayerNorm(inner_dim, norm_eps)
         self.norm_out = AdaLayerNorm(
             embedding_dim=time_embed_dim,
@@ -161,9 +168,11 @@ class FlashVideoTransformer3DModel(  # type: ignore[misc]
         The tokens do not change while sampling: project once, then call the model with `text_is_projected=True`.
         Works wherever an offloading hook has left the weights; the result is on the device of the input.
         """
-        linear = self.patch_embed.text_proj
-        device = prompt_embeds.device if linear.weight.is_meta else linear.weight.device
-        return linear(prompt_embeds.to(device, self.dtype)).to(prompt_embeds.device)
+        linear, embeds = self.patch_embed.text_proj, prompt_embeds.to(self.dtype)
+        if linear.weight.is_meta or linear.weight.device == embeds.device:
+            return linear(embeds)
+        # Group offload has left this layer behind: its weights go where all else is computed, not the other way round.
+        return F.linear(embeds, linear.weight.to(embeds.device), linear.bias.to(embeds.device))
 
     def condition(
         self,

@@ -9,6 +9,7 @@ width]` as the VAE has them, without a scaling factor.
 """
 
 from itertools import product
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,24 @@ class SplitConv3d(CogVideoXSafeConv3d):
     into parts that can be shorter than the kernel: it cannot decode 1072x1920 whole. The numbers are the same.
     """
 
+    @classmethod
+    def of(cls, conv: nn.Conv3d) -> Self:
+        """The same convolution, with the very same parameters."""
+        with torch.device("meta"):
+            split = cls(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,  # type: ignore[arg-type]
+                conv.stride,  # type: ignore[arg-type]
+                conv.padding,  # type: ignore[arg-type]
+                conv.dilation,  # type: ignore[arg-type]
+                conv.groups,
+                conv.bias is not None,
+                conv.padding_mode,
+            )
+        split.weight, split.bias = conv.weight, conv.bias
+        return split.train(conv.training)
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Convolve `[batch, channels, frames, height, width]`; time is neither padded nor strided."""
         kernel = self.kernel_size[0]
@@ -91,10 +110,11 @@ class SplitConv3d(CogVideoXSafeConv3d):
 
 
 def split_convolutions(vae: AutoencoderKLCogVideoX) -> None:
-    """Make a VAE's convolutions `SplitConv3d`, in place; its weights stay as they are."""
-    for module in vae.modules():
-        if type(module) is CogVideoXSafeConv3d:
-            module.__class__ = SplitConv3d
+    """Put a `SplitConv3d` in the place of each of a VAE's convolutions; it takes over the weights as they are."""
+    for parent in list(vae.modules()):
+        for name, module in parent.named_children():
+            if type(module) is CogVideoXSafeConv3d:
+                setattr(parent, name, SplitConv3d.of(module))
 
 
 @torch.no_grad()
@@ -161,8 +181,9 @@ def decode_video(
     tiles: tuple[int, int] = (1, 1),
     blend: bool = False,
     device: torch.device | str | None = None,
+    quantise: bool = False,
 ) -> torch.Tensor:
-    """Decode latents into frames; only the chunk in work is on the device.
+    """Decode latents into frames; only the chunk in work is on the device, unless they are quantised there.
 
     Args:
         vae: decodes in its own dtype.
@@ -170,37 +191,87 @@ def decode_video(
         tiles: rows and columns. Tiles overlap by 16 latent pixels on inner sides.
         blend: cross-fade the overlap instead of cutting it hard; the reference cuts.
         device: where to run; default is where the VAE is.
+        quantise: round to 8 bits on the device, where it is checked too, so that a quarter of the bytes is copied.
 
     Returns:
-        Frames `[batch, frames, 3, height, width]` float32 in [0, 1], not rounded to 8 bits, on the CPU.
+        Frames `[batch, frames, 3, height, width]` float32 in [0, 1], not rounded to 8 bits, on the CPU; with `quantise`
+        `[batch, frames, height, width, 3]` uint8 on the CPU.
+
+    Raises:
+        FloatingPointError: with `quantise`, if the decoder gave NaN or infinite values.
     """
     batch, latent_frames = latents.shape[:2]
     scale, ratio = spatial_factor(vae), int(vae.config["temporal_compression_ratio"])
     if not can_decode(latent_frames, ratio):
         raise ValueError(f"the VAE decodes an odd number of latent frames, got {latent_frames}")
     check_tiles(int(latents.shape[-2]), int(latents.shape[-1]), tiles, blend)
+    device = torch.device(device or vae.device)
+    kept = device if quantise else torch.device("cpu")
     chunks = decode_chunks(latent_frames, vae.num_latent_frames_batch_size)
     rows, columns = tile_axis(latents.shape[-2], tiles[0]), tile_axis(latents.shape[-1], tiles[1])
     row_weights, column_weights = axis_weights(rows, scale, blend), axis_weights(columns, scale, blend)
-    frames = torch.zeros(
-        batch, (latent_frames - 1) * ratio + 1, 3, latents.shape[-2] * scale, latents.shape[-1] * scale
-    )
+    count, height, width = (latent_frames - 1) * ratio + 1, latents.shape[-2] * scale, latents.shape[-1] * scale
+    # Tiles that are cut hard are rounded one by one; what is cross-faded is a sum, which must be whole first.
+    at_once = quantise and not blend
+    video = torch.empty(batch, count, height, width, 3, dtype=torch.uint8, device=kept) if quantise else None
+    frames = torch.zeros(0 if at_once else batch, count, 3, height, width, device=kept)
+    bad = torch.zeros((), dtype=torch.long, device=device)
 
     for sample, (r, row), (c, column) in product(range(batch), enumerate(rows), enumerate(columns)):
         tile = latents[sample : sample + 1, :, :, row.start : row.stop, column.start : column.stop]
-        weights = row_weights[r][:, None] * column_weights[c]
+        weights = (row_weights[r][:, None] * column_weights[c]).to(kept)
         cache, done = None, 0
         for start, stop in chunks:
-            chunk = tile[:, start:stop].to(device or vae.device, vae.dtype).transpose(1, 2)
+            chunk = tile[:, start:stop].to(device, vae.dtype).transpose(1, 2)
             out, cache = vae.decoder(chunk, conv_cache=cache)
-            pixels = (out[0].transpose(0, 1).float().cpu() / 2 + 0.5).clamp_(0, 1)
+            raw = out[0].transpose(0, 1).float()
+            bad += (~torch.isfinite(raw)).sum()
+            pixels = (raw.to(kept) / 2 + 0.5).clamp_(0, 1)
+            own = slice(done, done + len(pixels))
+            done += len(pixels)
+            if at_once:
+                assert video is not None
+                inner = pixels[
+                    ...,
+                    (row.own_start - row.start) * scale : (row.own_stop - row.start) * scale,
+                    (column.own_start - column.start) * scale : (column.own_stop - column.start) * scale,
+                ]
+                video[
+                    sample,
+                    own,
+                    row.own_start * scale : row.own_stop * scale,
+                    column.own_start * scale : column.own_stop * scale,
+                ] = _to_8_bits(inner)
+                continue
             target = frames[
                 sample,
-                done : done + len(pixels),
+                own,
                 :,
                 row.start * scale : row.stop * scale,
                 column.start * scale : column.stop * scale,
             ]
             target += weights * pixels
-            done += len(pixels)
-    return frames
+    if video is None:
+        return frames
+    if not at_once:
+        for sample, number in product(range(batch), range(count)):
+            video[sample, number] = _to_8_bits(frames[sample, number : number + 1])[0]
+    if bad:
+        share = bad.item() / (batch * count * 3 * height * width)
+        raise FloatingPointError(f"NaN or infinite values ({min(share, 1):.1%} of them)")
+    return to_host(video)
+
+
+def _to_8_bits(frames: torch.Tensor) -> torch.Tensor:
+    """Frames `[frames, 3, height, width]` in [0, 1] as uint8 `[frames, height, width, 3]`; halves go to even."""
+    return (frames * 255).round_().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A device's tensor on the CPU, through page-locked memory, which PyTorch keeps for the next one."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return host

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,9 +27,10 @@ class Worker:
         self.events = _LocalEvents()
         store = PatientStore(output, settings.store_patience_seconds)
         publishing: dict[str, Any] = {"store": store, "fps": fps, "provenance": provenance}
+        fingerprints = json.loads(provenance["model_fingerprints"])
         made: dict[Stage, Callable[[], StageBase]] = {
-            "text": lambda: stages.EncodeText(settings, self.events),
-            "preview": lambda: stages.Preview(settings, self.events, store),
+            "text": lambda: stages.EncodeText(settings, self.events, fingerprints),
+            "preview": lambda: stages.Preview(settings, self.events, store, fingerprints),
             "score": lambda: scoring.Score(settings, self.events, **publishing),
             "rate": lambda: scoring.Rate(settings, self.events, **publishing),
             "refine": lambda: stages.Refine(settings, self.events, **publishing),

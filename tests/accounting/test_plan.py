@@ -12,7 +12,7 @@ from support import write_prompts
 from typer.testing import CliRunner
 
 from flashvideo_ray import Settings
-from flashvideo_ray.accounting import plan
+from flashvideo_ray.accounting import estimates, plan
 from flashvideo_ray.cli import app
 from flashvideo_ray.ledger.store import Store
 
@@ -101,6 +101,25 @@ def test_a_setting_that_cannot_fit_a_card_is_named_with_what_helps() -> None:
     assert refine.remedy["refine.guidance_batching"] == "apart"
     assert refine.remedy_gib is not None
     assert refine.remedy_gib < 48
+
+
+def test_text_is_counted_by_prompts_and_holds_no_card_of_its_own() -> None:
+    """10 000 prompts, best of four: the encoder works 10 000 times and not 40 000, in a share of a preview's card."""
+    measures = plan.declared("text=0.1,preview=30.1,score=0.5,refine=72.2")
+    best = ["candidates=4", "select.keep=1", "prices.devices={H100: {on_demand: 4.0}}"]
+    card = ["pools.text.accelerator_type=H100", "pools.preview.accelerator_type=H100"]
+    text, preview, *_ = plan.plan(10_000, Settings.load("flashvideo-1080p", [*best, *card]), measures).pools
+    assert (text.calls, preview.calls) == (10_000, 40_000)
+    assert text.idle_share is not None
+    assert text.idle_share > 0.99  # as a card of its own would be, all night
+    assert text.money == pytest.approx(preview.money / 6)  # a quarter of one card, and three quarters of two
+
+
+def test_any_two_actors_of_the_preset_for_one_class_of_cards_fit_a_card_together() -> None:
+    settings = Settings.load("flashvideo-1080p-80gb")
+    assert settings.pools.preview.num_gpus == settings.pools.refine.num_gpus == 0.5
+    needed = {stage: estimates.fit(settings, stage, 40).needed_gib for stage in ("preview", "refine")}
+    assert 2 * max(needed.values()) < 80e9 / 2**30
 
 
 def test_a_plan_from_the_command_line(tmp_path: Path) -> None:

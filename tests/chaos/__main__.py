@@ -18,43 +18,59 @@ from typing import Any
 from rich.console import Console
 from support import S3, script, serve_s3
 
-from flashvideo_ray import video
+from flashvideo_ray import Settings, video
 
 from .account import Account
-from .faults import INSIDE, KINDS, OUTSIDE, Fault, Injection, inject, schedule
+from .faults import INSIDE, KINDS, LABEL, OUTSIDE, Fault, Injection, inject, schedule
 from .model import StandIn
 from .nodes import Nodes, serve_ray
 from .runs import Run
 
 JOBS = 60  # how often the command is started at most
-CRASHES = 2  # jobs in a row that may end with an error, the S3 server being away
-JOB_SECONDS = 900
-FAULTS_A_RUN = 22
+JOB_SECONDS = 1500
+FAULTS_A_RUN = 35
 SECONDS = {"preview": 0.3, "refine": 0.3}  # of a sampling: most of a run has calls in flight
 SHORT = ("preview worker killed", "refine worker killed", "driver killed", "S3 server killed", "second job started")
-SHORT += ("disk full", "NaN", "exception", "out of memory once", "out of memory")
-console = Console(width=160)
+SHORT += (
+    "disk full",
+    "store away longer than the lease",
+    "access denied",
+    "NaN",
+    "exception",
+    "out of memory once",
+    "out of memory",
+)
+console = Console(width=220)
 
 
-def disturb(run: Run, faults: Sequence[Fault], nodes: Nodes, s3: S3, stop_seconds: float) -> list[Injection]:
-    """Start the command until it ends by itself, and inject the faults meanwhile."""
-    left, done, crashes = list(faults), [], 0
-    while run.jobs < JOBS and crashes <= CRASHES:
+def disturb(
+    run: Run, faults: Sequence[Fault], nodes: Nodes, s3: S3, options: argparse.Namespace, account: Account
+) -> list[Injection]:
+    """Start the command until the run has ended, and inject the faults meanwhile."""
+    left, done = list(faults), []
+    while run.jobs < JOBS:
         job = run.start()
+        mine: list[Injection] = []
         try:
-            _watch(run, left, done, nodes, s3, stop_seconds)
+            _watch(run, left, mine, nodes, s3, options)
         finally:
             job.kill()  # if it has not ended
             job.wait()
+            run.clock = 0 if not mine or not mine[-1].kind.startswith("clock") else run.clock
+        done += mine
         say(f"{run.progress():4.0%} job {run.jobs} ended with {job.returncode}")
         if job.returncode in (0, 3):
             run.finished()
-            return done
-        crashes = crashes + 1 if job.returncode > 0 else 0
+            if not run.open() and not run.alike():
+                return done
+        if job.returncode not in (0, 3) or run.open():
+            account.ended(run, mine, job.returncode)
     raise RuntimeError(f"{run.jobs} jobs did not finish the run: {run.log.read_text()[-3000:]}")
 
 
-def _watch(run: Run, left: list[Fault], done: list[Injection], nodes: Nodes, s3: S3, stop_seconds: float) -> None:
+def _watch(
+    run: Run, left: list[Fault], done: list[Injection], nodes: Nodes, s3: S3, options: argparse.Namespace
+) -> None:
     """Inject what is left into the job that runs now, until it ends."""
     assert run.process is not None
     deadline = time.monotonic() + JOB_SECONDS
@@ -62,7 +78,7 @@ def _watch(run: Run, left: list[Fault], done: list[Injection], nodes: Nodes, s3:
         if time.monotonic() > deadline:
             raise TimeoutError(f"the job does not end: {run.log.read_text()[-3000:]}")
         if left and run.progress() >= left[0].moment:
-            injection = inject(left.pop(0), run, nodes, s3, stop_seconds)
+            injection = inject(left.pop(0), run, nodes, s3, options.stop_seconds, options.lease)
             if injection is not None:
                 done.append(injection)
                 say(f"{run.progress():4.0%} {injection.kind}")
@@ -79,7 +95,7 @@ def verified(run: Run) -> int:
 
 
 def chaos(options: argparse.Namespace, folder: Path, nodes: Nodes, s3: S3) -> tuple[Account, dict[str, Any]]:
-    """Runs with up to 22 faults each, of all kinds."""
+    """Runs with up to 35 faults each, of all kinds."""
     rng = random.Random(options.seed)
     outside, inside = schedule(options.faults, options.kinds, rng)
     count = -(-options.faults // FAULTS_A_RUN)
@@ -94,9 +110,11 @@ def chaos(options: argparse.Namespace, folder: Path, nodes: Nodes, s3: S3) -> tu
             seed=options.seed + number,
         )
         output = f"s3://{s3.bucket}/run{number}"
-        run = Run(folder / f"run{number}", output, model, [kind for kind, _, _ in mine])
+        late = any(fault.kind == "label joins later" for fault in outside[number::count])
+        overrides = _lease(options) + [f"pools.refine.labels={json.dumps(LABEL)}"] * late
+        run = Run(folder / f"run{number}", output, model, [kind for kind, _, _ in mine], overrides=overrides)
         say(f"{output}: {options.candidates} candidates, {len(outside[number::count]) + len(mine)} faults")
-        injections = disturb(run, outside[number::count], nodes, s3, options.stop_seconds)
+        injections = disturb(run, outside[number::count], nodes, s3, options, account)
         account.add(run, injections, verified(run))
         told += [(injection.kind, injection.at, injection.over) for injection in injections]
     return account, {"injections": [[kind, at, over] for kind, at, over in told]}
@@ -107,13 +125,15 @@ def kills(options: argparse.Namespace, folder: Path, nodes: Nodes, s3: S3) -> tu
     rng = random.Random(options.seed)
     model = StandIn(folder / "stand-in", options.candidates, seconds=SECONDS, rejected=0.75)
     pools = {"preview": 2, "refine": 1}
-    straight = Run(folder / "straight", f"s3://{s3.bucket}/straight", model, pools=pools)
-    disturb(straight, [], nodes, s3, 0)
-    model.log.unlink()
-    killed = Run(folder / "killed", f"s3://{s3.bucket}/killed", model, pools=pools)
+    account = Account()
+    straight = Run(folder / "straight", f"s3://{s3.bucket}/straight", model, pools=pools, overrides=_lease(options))
+    disturb(straight, [], nodes, s3, options, account)
+    for line in model.log.iterdir():
+        line.unlink()
+    killed = Run(folder / "killed", f"s3://{s3.bucket}/killed", model, pools=pools, overrides=_lease(options))
     moments = sorted(0.97 * rng.random() for _ in range(options.kills))
     faults = [Fault("driver killed", moment, 2 * rng.random(), 0) for moment in moments]
-    account, injections = Account(), disturb(killed, faults, nodes, s3, 0)
+    injections = disturb(killed, faults, nodes, s3, options, account)
     account.add(killed, injections, verified(killed))
     account.wrong += _differences(straight, killed)
     last = injections[-1]
@@ -121,6 +141,13 @@ def kills(options: argparse.Namespace, folder: Path, nodes: Nodes, s3: S3) -> tu
     if calls != options.candidates - len(last.stored):
         account.wrong.append(f"{calls} stage-1 calls after the last kill, {len(last.stored)} previews finished before")
     return account, {"previews finished at the last kill": len(last.stored), "stage-1 calls after it": calls}
+
+
+def _lease(options: argparse.Namespace) -> list[str]:
+    """The defaults, or what is shorter in their proportions."""
+    default = Settings()
+    patience = default.store_patience_seconds * options.lease / default.ledger.lease_seconds
+    return [f"ledger.lease_seconds={options.lease:g}", f"store_patience_seconds={patience:g}"]
 
 
 def _differences(straight: Run, killed: Run) -> list[str]:
@@ -153,17 +180,19 @@ def main() -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("what", nargs="?", choices=["faults", "kills"], default="faults")
     parser.add_argument("--seed", type=int, default=0, help="the same one gives the same schedule")
-    parser.add_argument("--faults", type=int, help="how many; 66")
+    parser.add_argument("--faults", type=int, help="how many; 70")
     parser.add_argument("--kinds", type=lambda text: text.split(","), help=", ".join(KINDS))
     parser.add_argument("--kills", type=int, help="of the driver; 20")
     parser.add_argument("--candidates", type=int, help="of each run; 200, and 100 for kills")
     parser.add_argument("--stop-seconds", type=float, default=20.0, help="how long the S3 server stands still")
+    parser.add_argument("--lease", type=float, help="seconds; the default of the settings")
     parser.add_argument("--short", action="store_true", help="the form for `make test`")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     defaults = {
-        "faults": len(SHORT) if options.short else 66,
+        "faults": len(SHORT) if options.short else 70,
         "kinds": list(SHORT if options.short else KINDS),
+        "lease": 6.0 if options.short else Settings().ledger.lease_seconds,
         "kills": 1 if options.short else 20,
         "candidates": 30 if options.short else 100 if options.what == "kills" else 200,
     }

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from rich.table import Table
 
-from .faults import Injection
+from .faults import OUTSIDE, Injection
 from .model import Call
 from .runs import CALLS, Run
 
@@ -23,6 +23,9 @@ class Line:
     candidates: int = 0
     lost: int = 0
     duplicated: int = 0
+    unforced: int = 0  # ends of a job after which it had to be started again, though nothing forced it to end
+    said: int = 0  # how often the job named what it waited for
+    silent: int = 0  # how often it did not
     unreadable: int = 0
     redone: int = 0
     beyond: int = 0  # redone although they were not in flight at any fault
@@ -49,6 +52,10 @@ class Account:
         counts: dict[str, int] = defaultdict(int)
         for injection in injections:
             counts[injection.kind] += 1
+            self.line(injection.kind).said += injection.said is True
+            if injection.said is False:
+                self.line(injection.kind).silent += 1
+                self.wrong.append(f"{run.output}: the job did not say what it waited for: {injection.kind}")
         for kind in run.kinds.values():
             counts[kind] += 1
         lost, duplicated = self._lost(run), run.duplicated()
@@ -63,6 +70,17 @@ class Account:
             line.unreadable += unreadable
         for stage in ("preview", "refine"):
             self._redone(run, stage, injections)
+
+    def ended(self, run: Run, injections: Sequence[Injection], returncode: int) -> None:
+        """A job had to be started again. Whether anything that struck it may end a job is in `faults.OUTSIDE`."""
+        if any(OUTSIDE[injection.kind].ends for injection in injections):
+            return
+        kind = injections[-1].kind if injections else "(nothing)"
+        self.line(kind).unforced += 1
+        self.wrong.append(
+            f"{run.output}: job {run.jobs} ended with {returncode} after {kind}, which is no reason: "
+            f"{run.log.read_text()[-1500:]}"
+        )
 
     def _lost(self, run: Run) -> int:
         """Candidates that did not end, or not as they would have undisturbed."""
@@ -102,15 +120,20 @@ class Account:
 
     def table(self) -> Table:
         table = Table(
-            "fault", "times", "candidates", "lost", "duplicated", "unreadable",
+            "fault", "the job", "times", "lost", "doubled", "ended unforced", "waited and said so", "unreadable",
             "stage-1 calls redone", "of them not in flight", "seconds of work redone",
         )  # fmt: skip
         for line in self.lines.values():
-            numbers = (line.injected, line.candidates, line.lost, line.duplicated, line.unreadable, line.redone)
+            expected = OUTSIDE[line.fault].expected if line.fault in OUTSIDE else "goes on"
+            said = f"{line.said} of {line.said + line.silent}" if line.said + line.silent else ""
+            counts = (line.injected, line.lost, line.duplicated, line.unforced, said, line.unreadable, line.redone)
+            numbers = (expected, *counts)
             table.add_row(line.fault, *map(str, numbers), str(line.beyond), f"{line.seconds:.1f}")
         beyond, redone = (sum(getattr(line, n) for line in self.lines.values()) for n in ("beyond", "redone"))
         seconds = sum(line.seconds for line in self.lines.values())
-        table.add_row("all", str(self.injected), "", "", "", "", str(redone), str(beyond), f"{seconds:.1f}")
+        unforced = sum(line.unforced for line in self.lines.values())
+        sums = (self.injected, "", "", unforced, "", "", redone, beyond, f"{seconds:.1f}")
+        table.add_row("all", "", *map(str, sums))
         return table
 
     def tree(self) -> dict[str, object]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
 import os
 import random
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from diffusers import AutoencoderKLCogVideoX, ModelMixin  # noqa: F401  see `faulty_network`
 from diffusers.configuration_utils import register_to_config
@@ -60,6 +63,8 @@ class WatchedTransformer(FaultyTransformer):
             size_embedding=size_embedding,
             ref_step_embedding=ref_step_embedding,
         )
+        self._fate = Fate(Path(log).parent, stage)
+        self._fate.loads()
         self._steps_left = 0
         self._number = 0.0
         self._decodes = 0  # which will find no memory, when the sampling has ended
@@ -67,6 +72,7 @@ class WatchedTransformer(FaultyTransformer):
     def project_text(self, embeds: torch.Tensor) -> torch.Tensor:
         number = embeds.double().sum().item()
         if number:  # the unconditional embedding is all zeros
+            self._fate.calls()
             self._number, self._steps_left = number, STEPS[self.config.stage]
             _exhausted["decodes"] = self._decodes = 0
             self._write("begin")
@@ -88,10 +94,52 @@ class WatchedTransformer(FaultyTransformer):
         return result
 
     def _write(self, event: str) -> None:
-        line = f"{time.time():.4f} {self.config.stage} {event} {self._number:.6f} {os.getpid()}\n"
-        log = os.open(self.config.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(log, line.encode())
-        os.close(log)
+        """A line of the log is the name of an empty file: it can be written where no file may grow."""
+        line = f"{time.time():.6f} {self.config.stage} {event} {self._number:.6f} {os.getpid()}"
+        os.close(os.open(Path(self.config.log) / line, os.O_WRONLY | os.O_CREAT))
+
+
+class AlikeError(RuntimeError):
+    """What each call raises that is told to fail."""
+
+
+class Fate:
+    """How the stand-in is to fail from now on, whatever the prompt: files in a folder, written by the harness.
+
+    `{stage}-load-die-*` and `{stage}-load-raise-*` are each good for one load: the process is killed, or the
+    constructor raises. `{stage}-load-die-on` and `{stage}-call-raise-on` hold the id of a node, or `everywhere`.
+    """
+
+    def __init__(self, folder: Path, stage: str):
+        self.folder, self.stage = folder, stage
+
+    def loads(self) -> None:
+        if self._is_here("load-die-on") or self._drawn("load-die-"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._drawn("load-raise-"):
+            raise RuntimeError("this load was told to fail")
+
+    def calls(self) -> None:
+        if self._is_here("call-raise-on"):
+            raise AlikeError("this call was told to fail")
+
+    def tell(self, what: str, where: str = "") -> Path:
+        """Let it fail so; the fault is over when the file is gone."""
+        path = self.folder / f"{self.stage}-{what}"
+        path.write_text(where)
+        return path
+
+    def _is_here(self, what: str) -> bool:
+        path = self.folder / f"{self.stage}-{what}"
+        where = path.read_text() if path.exists() else ""
+        return where == "everywhere" or (bool(where) and where == ray.get_runtime_context().get_node_id())
+
+    def _drawn(self, what: str) -> bool:
+        for path in self.folder.glob(f"{self.stage}-{what}[0-9]*"):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+                return True
+        return False
 
 
 class ScarceVAE(AutoencoderKLCogVideoX):
@@ -153,7 +201,9 @@ class StandIn:
     ):
         from tiny import save_model
 
-        self.folder, self.log = folder / "model", folder / "calls.log"
+        self.folder, self.log = folder / "model", folder / "calls"
+        self.log.mkdir(parents=True)
+        self.fates = {stage: Fate(folder, stage) for stage in STEPS}
         self.rejected = rejected
         save_model(self.folder)
         pipes = {
@@ -198,7 +248,7 @@ class StandIn:
         known = self._numbers[stage]
         open_: dict[str, Call] = {}  # by process: the last line of the log may be of any
         calls: list[Call] = []
-        for line in self.log.read_text().splitlines() if self.log.exists() else []:
+        for line in sorted(os.listdir(self.log), key=lambda line: float(line.split()[0])):
             at, where, event, number, pid = line.split()
             if where != stage:
                 continue

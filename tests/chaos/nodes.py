@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import psutil
 from ray._private import ray_constants
@@ -25,19 +26,35 @@ class Nodes:
         health = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000}
         self._cluster = Cluster()
         self._cluster.add_node(num_cpus=_CPUS, include_dashboard=False, _system_config=health)
-        self._others = [self._cluster.add_node(num_cpus=_CPUS) for _ in range(2)]
+        self._labels: dict[str, dict[str, str]] = {}  # by node id
+        self._others: list[Any] = []
+        for _ in range(2):
+            self.join()
 
     @property
     def address(self) -> str:
         return self._cluster.address
 
-    def workers(self, stage: Stage | None = None) -> list[int]:
-        """The processes of a stage's pool, or of all."""
+    def join(self, labels: Mapping[str, str] | None = None) -> None:
+        """One more node that may go."""
+        node = self._cluster.add_node(num_cpus=_CPUS, labels=dict(labels or {}))
+        self._labels[node.node_id] = dict(labels or {})
+        self._others.append(node)
+
+    def workers(self, stage: Stage | None = None, node_id: str | None = None) -> list[int]:
+        """The processes of a stage's pool, or of all; on one node, or on all."""
         title = f"MapBatches({_ACTORS[stage]})" if stage else "MapBatches("
-        return [pid for node in [self._cluster.head_node, *self._others] for pid in _children(node, title)]
+        nodes = [node for node in [self._cluster.head_node, *self._others] if node_id in (None, node.node_id)]
+        return [pid for node in nodes for pid in _children(node, title)]
+
+    def some_of(self, stage: Stage) -> str | None:
+        """A node that has some of a stage's workers, but not all."""
+        counts = {node.node_id: len(self.workers(stage, node.node_id)) for node in self._others}
+        everywhere = len(self.workers(stage))
+        return next((node_id for node_id, count in counts.items() if 0 < count < everywhere), None)
 
     def kill_one(self, number: int) -> list[int]:
-        """SIGKILL one of the nodes that may go, the raylet and its workers, and start another one.
+        """SIGKILL one of the nodes that may go, the raylet and its workers, and start another one with its labels.
 
         Returns which processes that were.
         """
@@ -48,7 +65,7 @@ class Nodes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._cluster.remove_node(node, allow_graceful=False)
-        self._others.append(self._cluster.add_node(num_cpus=_CPUS))
+        self.join(self._labels[node.node_id])
         return [process.pid for process in doomed]
 
     def shutdown(self) -> None:

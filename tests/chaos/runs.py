@@ -19,9 +19,10 @@ from flashvideo_ray.ledger import parquet_log, tables
 from flashvideo_ray.ledger.keys import latents_key
 from flashvideo_ray.ledger.store import Store
 
-from .model import StandIn
+from .model import AlikeError, StandIn
 
 HOOK = {"runtime_env": {"worker_process_setup_hook": "chaos.hook.watch"}}
+_CLOCK = Path(__file__).parent / "clock"  # what makes a job's clock wrong
 POOLS = {"preview": 2, "refine": 2}  # of workers
 CALLS = 2  # that one worker has in flight: one samples, another is stored
 SETTINGS = [
@@ -37,15 +38,22 @@ class Run:
     """One OUTPUT, the command that fills it, and the jobs that were started of it."""
 
     def __init__(
-        self, folder: Path, output: str, model: StandIn, kinds: Sequence[str] = (), pools: Mapping[str, int] = POOLS
+        self,
+        folder: Path,
+        output: str,
+        model: StandIn,
+        kinds: Sequence[str] = (),
+        pools: Mapping[str, int] = POOLS,
+        overrides: Sequence[str] = (),
     ):
         folder.mkdir(parents=True, exist_ok=True)
         self.kinds = dict(zip(model.faults, kinds, strict=True))  # what the model's faults are called
         self.folder, self.output, self.model, self.pools = folder, output, model, pools
         self.store = Store(output)
         self.jobs = 0
+        self.clock = 0  # seconds by which the clock of the next job's host is wrong
         self.process: subprocess.Popen[bytes] | None = None
-        self._seen: set[tuple[str, Any]] = set()  # rows of candidates that ended
+        self._seen: set[tuple[str, Any, str]] = set()  # rows of candidates that ended
         self._ended_before = self._unseen = 0
         self.url = write_prompts(folder / "prompts.parquet", model.prompts)
         overrides = [
@@ -53,6 +61,7 @@ class Run:
             f"select.require=lot >= {model.rejected}",
             *(f"pools.{stage}.size={size}" for stage, size in pools.items()),
             *SETTINGS,
+            *overrides,
         ]
         words = [word for setting in overrides for word in ("--set", setting)]
         self._keys = _latents_keys(self.url, Settings.load("nano", overrides))
@@ -69,23 +78,38 @@ class Run:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the command; what has ended so far is looked at first."""
+        retry = ["--retry", f"failed:{AlikeError.__name__}"] if self.alike() else []
         self._look()
-        self._ended_before = len({clip_id for clip_id, _ in self._seen})
+        self._ended_before = len({clip_id for clip_id, _, status in self._seen if status != "failed"})
         self.jobs += 1
+        env = self.env
+        if self.clock:
+            env |= {"CHAOS_CLOCK": str(self.clock), "PYTHONPATH": f"{_CLOCK}{os.pathsep}{env['PYTHONPATH']}"}
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=self.env)
+            self.process = subprocess.Popen([*self.command, *retry], stdout=log, stderr=log, env=env)
         return self.process
 
     def finished(self) -> None:
         """A job ended by itself. It compacted the ledger, so its rows are counted by what it says of itself."""
         # Lines such as `│ rendered  │ 97  │ 120 │`: of this job, and of the whole run.
-        said = re.findall(r"^\W*(?:rendered|rejected|failed|skipped)\W+(\d+)\W+\d+\W*$", self.log.read_text(), re.M)
-        self._unseen += max(0, sum(map(int, said)) - (len(self.model.prompts) - self._ended_before))
+        said = re.findall(r"^\W*(?:rendered|rejected|skipped)\W+(\d+)\W+\d+\W*$", self.log.read_text(), re.M)
+        failed = sum(row["status"] == "failed" for row in self.rows("clips").values())
+        left = len(self.model.prompts) - failed - self._ended_before
+        self._unseen += max(0, sum(map(int, said)) - left)
+
+    def open(self) -> int:
+        """How many candidates have not ended."""
+        return len(self.model.prompts) - len(self.rows("clips"))
+
+    def alike(self) -> int:
+        """How many candidates failed that were told to fail, whatever they are."""
+        return sum(row["error_class"] == AlikeError.__name__ for row in self.rows("clips").values())
 
     def duplicated(self) -> int:
-        """How many rows too many say that a candidate ended."""
+        """How many rows too many say that a candidate ended, other than those that were to be tried again."""
         self._look()
-        return len(self._seen) - len({clip_id for clip_id, _ in self._seen}) + self._unseen
+        ended = [clip_id for clip_id, _, status in self._seen if status != "failed"]
+        return len(ended) - len(set(ended)) + self._unseen
 
     def progress(self) -> float:
         """The share of all samplings that have ended."""
@@ -104,7 +128,9 @@ class Run:
 
     def _look(self) -> None:
         found = parquet_log.read_all(self.store, "ledger/clips-", ["clip_id", "status", "at"])
-        self._seen |= {(row["clip_id"], row["at"]) for part in found.values() for row in part.to_pylist()}
+        self._seen |= {
+            (row["clip_id"], row["at"], row["status"]) for part in found.values() for row in part.to_pylist()
+        }
 
 
 def _latents_keys(url: str, settings: Settings) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """The two pipelines, as someone with a notebook uses them. `tiny_model` is a model folder with random weights."""
 
+from itertools import groupby
+
 import numpy as np
 import pytest
 import torch
@@ -176,15 +178,56 @@ def test_a_callback_sees_every_step_and_may_replace_the_latents(preview):
     assert not result.latents.any()
 
 
+def test_a_callback_may_end_a_call_and_is_given_what_it_asks_for(preview, refine):
+    """As in diffusers: `_interrupt` skips the steps that remain, and the call returns what it has."""
+    seen = []
+
+    def stop(pipeline, step, timestep, tensors):
+        seen.append((step, sorted(tensors), pipeline.num_timesteps, pipeline.current_timestep == timestep))
+        pipeline._interrupt = True
+        return {}
+
+    options = {"generator": seed(0), "callback_on_step_end": stop, "output_type": "latent"}
+    first = preview(PROMPT, num_inference_steps=4, **options)
+    refine(PROMPT, preview_latents=first.latents, callback_on_step_end_tensor_inputs=[], **options)
+    assert seen == [(0, ["latents"], 4, True), (0, [], 2, True)]
+    assert preview.interrupt
+    preview(PROMPT, num_inference_steps=2, output_type="latent")
+    assert not preview.interrupt
+
+
+def test_the_transformer_is_moved_in_once_for_a_clip(tiny_model, preview, refine):
+    """Model offload loads a network whenever it is asked for anything: text is projected right before the loop."""
+    latents = preview(PROMPT, generator=seed(0), output_type="latent").latents
+    pipeline = load_refine(tiny_model, tokenizer=preview.tokenizer, text_encoder=preview.text_encoder)
+    pipeline.enable_model_cpu_offload(device="cpu")
+    asked = []
+    for name in ("text_encoder", "transformer", "vae"):
+        hook = getattr(pipeline, name)._hf_hook
+        hook.pre_forward = lambda module, *args, _name=name, **kwargs: asked.append(_name) or (args, kwargs)
+    pipeline(PROMPT, preview_latents=latents, generator=seed(1))
+    assert [name for name, _ in groupby(asked)] == ["text_encoder", "vae", "transformer", "vae"]
+
+
 def test_what_cannot_be_made_is_refused(preview):
     for options, message in (
+        ({"prompt": 3}, "a string or a list of strings, got int"),
+        ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
+        ({"negative_prompt": "a", "negative_prompt_embeds": torch.zeros(1, 16, 32)}, "not both"),
+        ({"negative_prompt_embeds": torch.zeros(1, 15, 32)}, "a length of 15 tokens, the prompt's 16"),
+        ({"negative_prompt_embeds": torch.zeros(1, 16, 31)}, r"must have the shape \[batch, length, 32\]"),
+        ({"generator": [seed(0), seed(1)]}, "2 generators for 1 prompts"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be 1 to 1000, got 0"),
+        ({"output_type": "mp4"}, "output_type must be one of 'pt', 'np', 'pil', 'latent', got 'mp4'"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"may hold \['latents'\], found \['noise'\]"),
+        ({"step_noise": torch.zeros(1)}, "step_noise must have the shape"),
         ({"num_frames": 8}, r"8k \+ 1"),
         ({"num_frames": 5}, r"8k \+ 1"),
         ({"height": 8}, "smallest size"),
         ({"latents": torch.zeros(1, 3, 4, 4, 4)}, "shape"),
     ):
         with pytest.raises(ValueError, match=message):
-            preview(PROMPT, **options)
+            preview(**{"prompt": PROMPT, **options})
 
 
 def test_the_scheduler_of_diffusers_works_approximately(tiny_model, preview):

@@ -110,15 +110,15 @@ def test_a_wrong_setting_is_caught(mistake, converted, tmp_path):
 
 
 def encode_the_empty_string(patch: pytest.MonkeyPatch) -> None:
-    tokens = FlashVideoPipeline._text_tokens
+    embed = FlashVideoPipeline._embed_text
     patch.setattr(
-        FlashVideoPipeline, "_text_tokens", lambda self, prompt, embeds, *_: tokens(self, prompt, embeds, "", None)
+        FlashVideoPipeline, "_embed_text", lambda self, prompt, embeds, *_: embed(self, prompt, embeds, "", None)
     )
 
 
 def swap_the_guidance_branches(patch: pytest.MonkeyPatch) -> None:
-    tokens = FlashVideoPipeline._text_tokens
-    patch.setattr(FlashVideoPipeline, "_text_tokens", lambda self, *arguments: tokens(self, *arguments)[::-1])
+    tokens = FlashVideoPipeline._project_text
+    patch.setattr(FlashVideoPipeline, "_project_text", lambda self, *embeds: tokens(self, *embeds)[::-1])
 
 
 def round_the_steps(patch: pytest.MonkeyPatch) -> None:
