@@ -521,7 +521,7 @@ class Told:
     """A stage's events, of which nobody hears."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        from flashvideo_ray.graph.tracker import Attempt
+        from flashvideo_ray.graph.events import Attempt
 
         answers = {"starting": 0.0, "begin": 1, "attempt": Attempt(1, overdue=False), "admit": "go"}
         return lambda *args, **kwargs: answers.get(name)

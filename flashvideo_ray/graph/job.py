@@ -28,7 +28,8 @@ from flashvideo_ray.graph.placement import Placement
 from flashvideo_ray.graph.progress import Progress
 from flashvideo_ray.graph.quota import Gate, Quota
 from flashvideo_ray.graph.remaining import Until
-from flashvideo_ray.graph.tracker import StageState, Tracker, TrackerClient
+from flashvideo_ray.graph.tracker import StageState, Tracker
+from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import held, jobs, prune, run_file, tables
 from flashvideo_ray.ledger.claim import Claim, ClaimLostError, Identity
 from flashvideo_ray.ledger.store import Store

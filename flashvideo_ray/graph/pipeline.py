@@ -18,7 +18,7 @@ from flashvideo_ray.graph.quota import Quota
 from flashvideo_ray.graph.recipe import about, provenance, recipe_of, sizes, with_added_scorers
 from flashvideo_ray.graph.remaining import Until
 from flashvideo_ray.graph.stage import PAYLOAD, row_schema
-from flashvideo_ray.graph.tracker import TrackerClient
+from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import STAGES, Settings

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from flashvideo_ray.errors import in_a_line
-from flashvideo_ray.graph.tracker import StageEvents
+from flashvideo_ray.graph.events import StageEvents
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.settings import Pool, Settings, Stage
 

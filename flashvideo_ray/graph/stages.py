@@ -23,8 +23,8 @@ from safetensors.torch import save as pack
 
 from flashvideo_ray import engines, video
 from flashvideo_ray.engines.ladder import notes
+from flashvideo_ray.graph.events import StageEvents
 from flashvideo_ray.graph.stage import DROPPED, StageBase, origin
-from flashvideo_ray.graph.tracker import StageEvents
 from flashvideo_ray.ledger.keys import clip_key, latents_key, poster_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings, Stage

@@ -20,7 +20,8 @@ import pytest
 from flashvideo_ray import Settings
 from flashvideo_ray.graph.health import Health
 from flashvideo_ray.graph.stage import LoadError, StageBase, row_schema
-from flashvideo_ray.graph.tracker import Tracker, TrackerClient
+from flashvideo_ray.graph.tracker import Tracker
+from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import LedgerSettings
@@ -93,7 +94,7 @@ def test_a_call_is_marked_before_the_device_is_free_for_it(tmp_path: Path) -> No
     threads[0].start()
     assert begun.wait(60)
     threads[1].start()
-    marks = stage.events._handle._tracker._process  # type: ignore[attr-defined]
+    marks = stage.events._handle._tracker._calls._process  # type: ignore[attr-defined]
     deadline = time.monotonic() + 60
     while ("preview", "second") not in marks:
         assert time.monotonic() < deadline

@@ -10,8 +10,8 @@ from safetensors.torch import load as unpack
 
 from flashvideo_ray import engines
 from flashvideo_ray.engines import weights
+from flashvideo_ray.graph.events import Attempt
 from flashvideo_ray.graph.stages import EncodeText
-from flashvideo_ray.graph.tracker import Attempt
 from flashvideo_ray.settings import Settings
 
 

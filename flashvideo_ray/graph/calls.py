@@ -1,0 +1,79 @@
+"""How often a call was tried, and of whose device it may have died: what survives the death of the process it is in."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+from flashvideo_ray.graph.events import Attempt
+from flashvideo_ray.settings import Stage
+
+_Call = tuple[Stage, str]  # the stage, and the candidate's clip_id
+
+
+class Calls:
+    """The calls that are open, and for each process those that wait for its device in their order.
+
+    The first in a line has the device. If the process dies, it died of that call; the others are bystanders.
+    """
+
+    def __init__(self) -> None:
+        self._begins: Counter[_Call] = Counter()
+        self._lines: dict[str, list[_Call]] = {}
+        self._since: dict[str, float] = {}  # by process: since when the first has the device
+        self._process: dict[_Call, str] = {}  # in whose line a call is
+        self._deaths: Counter[_Call] = Counter()
+        self._overdue: set[_Call] = set()
+
+    def begin(self, stage: Stage, clip_id: str) -> int:
+        """How many times the call was started without an end, this time included.
+
+        A call whose process was killed never ends, so its count stays for the next begin.
+        """
+        self._begins[stage, clip_id] += 1
+        return self._begins[stage, clip_id]
+
+    def end(self, stage: Stage, clip_id: str) -> bool:
+        """The call ended. Whether it was open."""
+        return bool(self._begins.pop((stage, clip_id), 0))
+
+    def attempt(self, stage: Stage, clip_id: str, process: str) -> Attempt:
+        """See StageEvents. A call that is still in the line of a process comes again because that process died."""
+        call = (stage, clip_id)
+        if call in self._process:
+            self._died(self._process[call])
+        line = self._lines.setdefault(process, [])
+        if not line:
+            self._since[process] = time.time()
+        line.append(call)
+        self._process[call] = process
+        return Attempt(self._deaths[call] + 1, call in self._overdue)
+
+    def _died(self, process: str) -> None:
+        """It died of the call that had its device; those that waited for it are bystanders."""
+        del self._since[process]
+        line = self._lines.pop(process)
+        self._deaths[line[0]] += 1
+        for call in line:
+            del self._process[call]
+
+    def overdue(self, stage: Stage, clip_id: str) -> None:
+        """The call is over its time limit."""
+        self._overdue.add((stage, clip_id))
+
+    def survived(self, stage: Stage, clip_id: str) -> float:
+        """The call gave the device back. Returns for how many seconds it had it."""
+        call, now = (stage, clip_id), time.time()
+        self._deaths.pop(call, None)
+        self._overdue.discard(call)
+        process = self._process.pop(call, None)
+        if process is None:
+            return 0.0
+        line = self._lines[process]
+        line.remove(call)
+        busy = now - self._since.pop(process)
+        if line:
+            self._since[process] = now
+        else:
+            del self._lines[process]
+        return busy
