@@ -18,7 +18,7 @@ from flashvideo_ray.serve.problems import Problem
 from flashvideo_ray.serve.queue import Reply, Submission
 from flashvideo_ray.serve.security import Caller, Role, Tokens
 from flashvideo_ray.serve.service import BASE, Said, Service, Undo, as_text
-from flashvideo_ray.serve.view import Filter
+from flashvideo_ray.serve.snapshot import Filter
 
 _QUERY = {"sort", "cursor", "limit"}
 _SINGLE = {"prompt_id", "q", "job"}
@@ -196,8 +196,8 @@ def _read_routes(app: FastAPI, service: Service) -> None:
         limit: Annotated[int, Query(ge=1, le=200)] = 60,
     ) -> Response:
         """A page. Filters: status (may repeat), prompt_id, job, q, min_<score>, max_<score>. `-` sorts falling."""
-        wanted = Filter.parse(_filter_of(request), service.view.scores)
-        page = service.view.page(wanted, service.active, sort, cursor, limit)
+        wanted = Filter.parse(_filter_of(request), service.snapshot.scores)
+        page = service.snapshot.page(wanted, service.active, sort, cursor, limit)
         items = ",".join(service.text(candidate) for candidate in page.items)
         return _tagged(request, f'{{"items":[{items}],"next":{as_text(page.next)},"total":{page.total}}}')
 

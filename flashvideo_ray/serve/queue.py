@@ -1,4 +1,4 @@
-"""What waits, in which order, and what may still be added to it. Pure functions over a view of the run."""
+"""What waits, in which order, and what may still be added to it. Pure functions over a snapshot of the run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 
 from flashvideo_ray import identity, prompts
-from flashvideo_ray.serve.view import Candidate, View
+from flashvideo_ray.serve.snapshot import Candidate, Snapshot
 from flashvideo_ray.settings import SelectSettings, Settings
 
 _SEEDS = 2**63
@@ -50,15 +50,17 @@ class Reply:
     retry_after: int | None = None
 
 
-def queue(view: View, select: SelectSettings, refine_approved: bool) -> dict[Literal["preview", "refine"], list[str]]:
+def queue(
+    snapshot: Snapshot, select: SelectSettings, refine_approved: bool
+) -> dict[Literal["preview", "refine"], list[str]]:
     """Candidates that wait for stage 1 and for stage 2, the longest waiting first."""
-    previews = [c for c in view.candidates.values() if c.status == "queued"]
+    previews = [c for c in snapshot.candidates.values() if c.status == "queued"]
     # Where candidates of a prompt are compared, none goes on before all are there, unless a person said so.
     compared = select.keep is not None or select.duplicates is not None
     incomplete = {c.prompt_id for c in previews} if compared else set()
     refines = [
         c
-        for c in view.candidates.values()
+        for c in snapshot.candidates.values()
         if c.survives
         and (c.wish == "refine" or (refine_approved and c.status == "approved"))
         and (c.status == "approved" or c.prompt_id not in incomplete)
@@ -72,38 +74,38 @@ def queue(view: View, select: SelectSettings, refine_approved: bool) -> dict[Lit
 
 def accepted(
     submission: Submission,
-    view: View,
+    snapshot: Snapshot,
     settings: Settings,
     recipe: Mapping[str, Any],
     room: int,
     retry_after: int,
 ) -> tuple[Reply, list[dict[str, Any]]]:
     """The answer to a submission, and the request rows that it makes. `room` is what the queue still takes."""
-    before = [c for c in view.candidates.values() if submission.key is not None and c.key == submission.key]
+    before = [c for c in snapshot.candidates.values() if submission.key is not None and c.key == submission.key]
     if before and before[0].body != submission.body:
         return Reply(422, "This Idempotency-Key was used for another request."), []
     if before and submission.reseed is not None:
         return Reply(202, "", [c.clip_id for c in before], before[0].job), []
     if submission.refine:
-        unfit = [clip_id for clip_id in submission.refine if not _refinable(view.candidates.get(clip_id))]
+        unfit = [clip_id for clip_id in submission.refine if not _refinable(snapshot.candidates.get(clip_id))]
         if unfit:
             return Reply(409, f"Only previewed and approved candidates are refined, not {', '.join(unfit[:5])}."), []
-        rows = [row_of(view.candidates[clip_id], "refine", submission.by) for clip_id in submission.refine]
+        rows = [row_of(snapshot.candidates[clip_id], "refine", submission.by) for clip_id in submission.refine]
     else:
         try:
-            made = _candidates(submission, view, settings, recipe)
+            made = _candidates(submission, snapshot, settings, recipe)
         except prompts.PromptError as error:
             return Reply(422, str(error)), []
-        clash = _clash(made, view)
+        clash = _clash(made, snapshot)
         if clash is not None:
             return Reply(409, clash), []
         rows = [{**row, "status": submission.wish, "by": submission.by} for row in made]
     clip_ids = [row["clip_id"] for row in rows]
-    fresh = [row for row in rows if _adds(row, view.candidates.get(row["clip_id"]))]
+    fresh = [row for row in rows if _adds(row, snapshot.candidates.get(row["clip_id"]))]
     if len(fresh) > room:
         return Reply(429, "The queue is full.", retry_after=retry_after), []
     if submission.refine or not fresh:
-        return Reply(202, "", clip_ids, view.candidates[clip_ids[0]].job), fresh
+        return Reply(202, "", clip_ids, snapshot.candidates[clip_ids[0]].job), fresh
     job = hashlib.sha256((submission.key or uuid.uuid4().hex).encode()).hexdigest()[:20]
     own = {"job": job, "key": submission.key, "body": submission.body}
     return Reply(202, "", clip_ids, job), [{**row, **own} for row in fresh]
@@ -117,13 +119,13 @@ def row_of(candidate: Candidate, wish: str, by: str) -> dict[str, Any]:
 
 
 def _candidates(
-    submission: Submission, view: View, settings: Settings, recipe: Mapping[str, Any]
+    submission: Submission, snapshot: Snapshot, settings: Settings, recipe: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """The rows that a batch job would make of the same prompts: they have the same clip_ids."""
     first, count, asked = 0, submission.candidates, list(submission.prompts)
     if submission.reseed is not None:
-        like = view.candidates[submission.reseed]
-        first = max(c.candidate for c in view.prompts[like.prompt_id]) + 1
+        like = snapshot.candidates[submission.reseed]
+        first = max(c.candidate for c in snapshot.prompts[like.prompt_id]) + 1
         count = first + 1
         asked = [
             {
@@ -138,10 +140,10 @@ def _candidates(
     return made.filter(pc.greater_equal(made["candidate"], first)).to_pylist()
 
 
-def _clash(rows: list[dict[str, Any]], view: View) -> str | None:
+def _clash(rows: list[dict[str, Any]], snapshot: Snapshot) -> str | None:
     """Why an id cannot be used: another prompt of the run has it."""
     for row in rows:
-        there = view.prompts.get(row["id"])
+        there = snapshot.prompts.get(row["id"])
         if there is None:
             continue
         first, mine = there[0], (row["prompt"], row["negative_prompt"], _base_seed(row["seed"], row["candidate"]))

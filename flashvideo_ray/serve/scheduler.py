@@ -28,10 +28,10 @@ from ray.serve.handle import DeploymentHandle
 from flashvideo_ray.graph.stage import DROPPED, row_schema
 from flashvideo_ray.ledger import requests
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.serve.books import RETRY_SECONDS, Books
 from flashvideo_ray.serve.queue import Reply, Submission, accepted, queue, row_of
+from flashvideo_ray.serve.run_writer import RETRY_SECONDS, RunWriter
+from flashvideo_ray.serve.snapshot import Candidate, Snapshot
 from flashvideo_ray.serve.state import RunState
-from flashvideo_ray.serve.view import Candidate, View
 from flashvideo_ray.settings import STAGES, Settings, Stage
 
 Kind = Literal["preview", "refine"]
@@ -79,11 +79,11 @@ class Scheduler:
         self.queue_limit = queue_limit
         self.refine_approved = refine_approved
         self.state = RunState(self.store, settings)
-        self.books = Books(self.store, settings)
+        self.writer = RunWriter(self.store, settings)
         self._version = 0  # of what this process has seen of the run
         self._calls: dict[str, _Call] = {}
         self._queues: dict[Kind, list[str]] = {"preview": [], "refine": []}
-        self._queued = self.state.view  # the view that they were made from
+        self._queued = self.state.snapshot  # the snapshot that they were made from
         self._cancelling: set[str] = set()
         self._busy_at = time.monotonic()
         self._writing = asyncio.Lock()  # requests, one after the other, so that the queue's limit is one
@@ -95,9 +95,9 @@ class Scheduler:
     async def submit(self, submission: Submission) -> Reply:
         """Queue candidates. They are durable when this returns."""
         async with self._writing:
-            view = await self._refresh()
-            room = self.queue_limit - sum(len(waiting) for waiting in self._lines(view).values())
-            reply, rows = accepted(submission, view, self.settings, self.recipe, room, self._retry_after(view))
+            snapshot = await self._refresh()
+            room = self.queue_limit - sum(len(waiting) for waiting in self._lines(snapshot).values())
+            reply, rows = accepted(submission, snapshot, self.settings, self.recipe, room, self._retry_after(snapshot))
             await asyncio.to_thread(requests.write, self.store, rows)
             await self._refresh()
         self._wake.set()
@@ -106,9 +106,9 @@ class Scheduler:
     async def cancel(self, clip_id: str, by: str) -> Reply:
         """Take back what is wanted of a candidate, unless it is being worked on or nothing is open."""
         async with self._writing:
-            view = await self._refresh()
-            candidate = view.candidates.get(clip_id)
-            waiting = {waits for line in self._lines(view).values() for waits in line}
+            snapshot = await self._refresh()
+            candidate = snapshot.candidates.get(clip_id)
+            waiting = {waits for line in self._lines(snapshot).values() for waits in line}
             if candidate is None:
                 return Reply(404, "There is no such candidate.")
             if clip_id in self._calls or clip_id not in waiting:
@@ -124,9 +124,9 @@ class Scheduler:
                 self._cancelling.discard(clip_id)
         return Reply(202, "", [clip_id])
 
-    async def snapshot(self) -> dict[str, Any]:
+    async def work(self) -> dict[str, Any]:
         """What is being worked on and what waits, by clip_id; who else holds the run; and whether the run changed."""
-        view = self.state.view
+        snapshot = self.state.snapshot
         found: dict[str, dict[str, Any]] = {}
         for clip_id, call in self._calls.items():
             found[clip_id] = {
@@ -134,11 +134,11 @@ class Scheduler:
                 "stage": call.stage,
                 "done": call.done,
                 "total": call.total,
-                "seconds_left": _rounded(call.seconds_left(view.mean(call.kind))),
+                "seconds_left": _rounded(call.seconds_left(snapshot.mean(call.kind))),
                 "queue_position": 0,
             }
         for kind, line in self._queues.items():
-            mean = view.mean(kind)
+            mean = snapshot.mean(kind)
             size = getattr(self.settings.pools, kind).size
             waiting = [clip_id for clip_id in line if clip_id not in self._calls]
             for position, clip_id in enumerate(waiting, start=1):
@@ -147,13 +147,13 @@ class Scheduler:
                     "kind": None, "stage": kind, "done": 0, "total": 0,
                     "seconds_left": _rounded(left), "queue_position": position,
                 }  # fmt: skip
-        return {"calls": found, "held": self.books.blocked, "version": self._version}
+        return {"calls": found, "held": self.writer.blocked, "version": self._version}
 
     async def close(self) -> None:
         """Stop, with the ledger written and the claim released. What was in flight is done again some day."""
         self._loop.cancel()
         await self._drop_calls()
-        await self.books.give_back()
+        await self.writer.give_back()
 
     async def __del__(self) -> None:
         """Serve calls it when it stops the replica."""
@@ -173,21 +173,21 @@ class Scheduler:
                 await asyncio.wait_for(self._wake.wait(), self.state.look_seconds)
 
     async def _turn(self) -> None:
-        if self.books.lost():
+        if self.writer.lost():
             await self._drop_calls()
-        view = await self._refresh()
-        if view is not self._queued:
-            self._queues, self._queued = self._lines(view), view
-        if any(self._queues.values()) and await self.books.take():
+        snapshot = await self._refresh()
+        if snapshot is not self._queued:
+            self._queues, self._queued = self._lines(snapshot), snapshot
+        if any(self._queues.values()) and await self.writer.take():
             self._queues = self._lines(await self._refresh())  # somebody else may just have done it
-        if self.books.held:
+        if self.writer.held:
             self._start()
         if self._calls or any(self._queues.values()):
             self._busy_at = time.monotonic()
             return
-        self.books.blocked = None
-        if self.books.held and time.monotonic() - self._busy_at > IDLE_SECONDS:
-            await self.books.give_back()
+        self.writer.blocked = None
+        if self.writer.held and time.monotonic() - self._busy_at > IDLE_SECONDS:
+            await self.writer.give_back()
 
     def _start(self) -> None:
         """Send what waits, as far as there is room: one candidate more than a pool has actors."""
@@ -201,15 +201,15 @@ class Scheduler:
 
     async def _work(self, clip_id: str, call: _Call) -> None:
         try:
-            row = self._row(self.state.view.candidates[clip_id], call.kind)
+            row = self._row(self.state.snapshot.candidates[clip_id], call.kind)
             passed = ("preview", "score", "rate") if call.kind == "refine" else ("refine",)
             for stage in (each for each in STAGES if each in self.handles and each not in passed):
                 row = await self._through(stage, row, call)
                 if row["status"] == "failed":
                     break
             if call.kind == "refine" or (row["status"] == "failed" and row["preview"] is None):
-                self.books.ended(row)
-            await self.books.durably()
+                self.writer.ended(row)
+            await self.writer.durably()
             await self._refresh()
         except Exception:
             log.exception("scheduler: %s of %s", call.kind, clip_id)
@@ -256,7 +256,7 @@ class Scheduler:
                 call.done, call.total = content
             elif what == "previewed":
                 for preview in content:
-                    self.books.preview(preview)
+                    self.writer.preview(preview)
             elif what == "row":
                 return dict(content)
         raise WorkerCrashedError()
@@ -270,15 +270,15 @@ class Scheduler:
 
     # The run directory ------------------------------------------------------------------------------------------
 
-    def _lines(self, view: View) -> dict[Kind, list[str]]:
-        return queue(view, self.settings.select, self.refine_approved)
+    def _lines(self, snapshot: Snapshot) -> dict[Kind, list[str]]:
+        return queue(snapshot, self.settings.select, self.refine_approved)
 
-    async def _refresh(self) -> View:
-        before = self.state.view
+    async def _refresh(self) -> Snapshot:
+        before = self.state.snapshot
         await asyncio.to_thread(self.state.refresh)
         # The newest one, not the one that this refresh made: with that, what ended meanwhile would be begun again.
-        self._version += self.state.view is not before
-        return self.state.view
+        self._version += self.state.snapshot is not before
+        return self.state.snapshot
 
     async def _drop_calls(self) -> None:
         tasks = [call.task for call in self._calls.values() if call.task is not None]
@@ -290,9 +290,9 @@ class Scheduler:
         call = self._calls.get(candidate.clip_id)
         return candidate.status if call is None else "previewing" if call.kind == "preview" else "refining"
 
-    def _retry_after(self, view: View) -> int:
+    def _retry_after(self, snapshot: Snapshot) -> int:
         """Seconds after which there should be room again."""
-        return max(1, min(600, round(view.mean("preview") or 10.0)))
+        return max(1, min(600, round(snapshot.mean("preview") or 10.0)))
 
 
 def _failed(row: Mapping[str, Any], stage: Stage, attempt: int, error_class: str, error: str) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.serve.events import Hub
 from flashvideo_ray.serve.problems import Problem
 from flashvideo_ray.serve.queue import Reply, Submission
+from flashvideo_ray.serve.snapshot import DECIDABLE, Candidate, Filter, Snapshot
 from flashvideo_ray.serve.state import RunState
-from flashvideo_ray.serve.view import DECIDABLE, Candidate, Filter, View
 from flashvideo_ray.settings import Settings, Stage
 
 ASK_SECONDS = 0.5  # between two questions to the scheduler
@@ -78,8 +78,8 @@ class Service:
         self._calls: dict[str, dict[str, Any]] = {}
         self._held: str | None = None
         self._texts: dict[str, tuple[Candidate, str]] = {}
-        self._run: tuple[View | None, Any, dict[str, Any]] = (None, None, {})
-        self._told: View = self.state.refresh()
+        self._run: tuple[Snapshot | None, Any, dict[str, Any]] = (None, None, {})
+        self._told: Snapshot = self.state.refresh()
         self._version = -1
         self._run_told: tuple[float, Any] = (0.0, None)
         self._refreshing = asyncio.Lock()
@@ -97,13 +97,13 @@ class Service:
     # Reading ----------------------------------------------------------------------------------------------------
 
     @property
-    def view(self) -> View:
+    def snapshot(self) -> Snapshot:
         """The run now."""
-        return self.state.view
+        return self.state.snapshot
 
     def candidate(self, clip_id: str) -> Candidate:
         """The candidate of that id. Raises Problem 404, for what is no id at all, too."""
-        found = self.view.candidates.get(clip_id) if CLIP_ID.fullmatch(clip_id) else None
+        found = self.snapshot.candidates.get(clip_id) if CLIP_ID.fullmatch(clip_id) else None
         if found is None:
             raise Problem(404, "There is no such candidate.")
         return found
@@ -173,31 +173,31 @@ class Service:
 
     def run(self) -> dict[str, Any]:
         """The run as JSON."""
-        if self._run[0] is not self.view or self._run[1] is not self._calls:
-            self._run = (self.view, self._calls, self._describe())
+        if self._run[0] is not self.snapshot or self._run[1] is not self._calls:
+            self._run = (self.snapshot, self._calls, self._describe())
         return self._run[2]
 
     def _describe(self) -> dict[str, Any]:
-        view, active = self.view, self.active
-        status = Counter(active.get(c.clip_id, c.status) for c in view.candidates.values())
-        mean = view.mean("refine")
+        snapshot, active = self.snapshot, self.active
+        status = Counter(active.get(c.clip_id, c.status) for c in snapshot.candidates.values())
+        mean = snapshot.mean("refine")
         return {
             "name": self.store.url.rstrip("/").rpartition("/")[2],
             "created": self.created,
-            "candidates": len(view.candidates),
-            "prompts": len(view.prompts),
+            "candidates": len(snapshot.candidates),
+            "prompts": len(snapshot.prompts),
             "status": dict(status),
-            "scores": list(view.scores),
+            "scores": list(snapshot.scores),
             "rank": self.settings.select.rank,
             "require": list(self.settings.select.require),
-            "preview_seconds_mean": view.mean("preview"),
+            "preview_seconds_mean": snapshot.mean("preview"),
             "refine_seconds_mean": mean,
             "price": {"currency": self.settings.prices.currency, "per_clip": self._money("refine", mean)},
             "spent": {
-                "preview_seconds": view.total("preview"),
-                "refine_seconds": view.total("refine"),
+                "preview_seconds": snapshot.total("preview"),
+                "refine_seconds": snapshot.total("refine"),
                 "money": _add(
-                    [self._money("preview", view.total("preview")), self._money("refine", view.total("refine"))]
+                    [self._money("preview", snapshot.total("preview")), self._money("refine", snapshot.total("refine"))]
                 ),
             },
             "saved_seconds": None if mean is None else status["rejected"] * mean,
@@ -211,7 +211,7 @@ class Service:
     def estimate(self, chosen: Sequence[Candidate]) -> dict[str, Any]:
         """What clips of these would cost that have none yet."""
         clips = sum(c.clip is None for c in chosen)
-        mean = self.view.mean("refine")
+        mean = self.snapshot.mean("refine")
         return {
             "clips": clips,
             "seconds": None if mean is None else clips * mean,
@@ -225,14 +225,14 @@ class Service:
             raise Problem(422, "Give either clip_ids or a filter.")
         if clip_ids is not None:
             return [self.candidate(clip_id) for clip_id in dict.fromkeys(clip_ids)]
-        return self.view.matching(Filter.parse(given or {}, self.view.scores), self.active)
+        return self.snapshot.matching(Filter.parse(given or {}, self.snapshot.scores), self.active)
 
     def _money(self, stage: Stage, seconds: float | None) -> float | None:
         """What so many seconds of a stage cost on the devices that it has run on; None without a price or a time."""
-        total = self.view.total(stage)
+        total = self.snapshot.total(stage)
         if seconds is None or not total:
             return None
-        shares = {device: own / total for device, (_, own) in self.view.seconds[stage].items()}
+        shares = {device: own / total for device, (_, own) in self.snapshot.seconds[stage].items()}
         return _add(
             billing.line(stage, device or None, seconds * share, 1, self.settings).money
             for device, share in shares.items()
@@ -309,11 +309,13 @@ class Service:
     async def _look(self) -> None:
         """Take in what is new in the run directory, and tell who watches."""
         async with self._refreshing:
-            view = await asyncio.to_thread(self.state.refresh)
-            before, self._told = self._told, view
+            snapshot = await asyncio.to_thread(self.state.refresh)
+            before, self._told = self._told, snapshot
             known = before.candidates
             changed = (
-                [c for c in view.candidates.values() if c is not known.get(c.clip_id)] if view is not before else []
+                [c for c in snapshot.candidates.values() if c is not known.get(c.clip_id)]
+                if snapshot is not before
+                else []
             )
             if len(changed) > _MANY:
                 self.hub.tell("reload", {})
@@ -323,16 +325,16 @@ class Service:
 
     async def _ask(self) -> None:
         """Ask the scheduler what it does, and tell who watches."""
-        snapshot = await asyncio.wait_for(self.scheduler.snapshot.remote(), 30)
-        if snapshot["version"] != self._version:
+        work = await asyncio.wait_for(self.scheduler.work.remote(), 30)
+        if work["version"] != self._version:
             await self._look()
-            self._version = snapshot["version"]
+            self._version = work["version"]
         before, active = self._calls, self.active
-        self._calls, self._held = snapshot["calls"], snapshot["held"]
+        self._calls, self._held = work["calls"], work["held"]
         names = {"preview": "previewing", "refine": "refining"}
         self.active = {clip_id: names[call["kind"]] for clip_id, call in self._calls.items() if call["kind"]}
         for clip_id in sorted({*before, *self._calls}):
-            call, candidate = self._calls.get(clip_id), self.view.candidates.get(clip_id)
+            call, candidate = self._calls.get(clip_id), self.snapshot.candidates.get(clip_id)
             if candidate is not None and active.get(clip_id) != self.active.get(clip_id):
                 self.hub.tell("candidate", self.shown(candidate))
             elif call is not None and call != before.get(clip_id) and call["queue_position"] <= _NEAR:

@@ -1,8 +1,8 @@
 """The run as the service sees it: ledger, decisions and requests joined, in memory, refreshed from new parts.
 
-`RunState.refresh` reads the parts that came since the last look and makes a new `View`, which never changes: whoever
+`RunState.refresh` reads the parts that came since the last look and makes a new `Snapshot`, which never changes: who
 holds one reads it without a lock. Selection is asked anew whenever previews change, as a batch `refine` would ask it.
-Candidates whose prompt has another text by now are not in a view.
+Candidates whose prompt has another text by now are not in a snapshot.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow as pa
 from flashvideo_ray.ledger import decisions, parquet_log, requests
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.selection.rules import SCORE, select
-from flashvideo_ray.serve.view import Candidate, View
+from flashvideo_ray.serve.snapshot import Candidate, Snapshot
 from flashvideo_ray.settings import Settings
 
 _CANDIDATES = "ledger/candidates-"
@@ -80,12 +80,12 @@ class _Table:
 
 
 class RunState:
-    """The state of one run. `refresh` may be called from any thread; `view` is always a whole one."""
+    """The state of one run. `refresh` may be called from any thread; `snapshot` is always a whole one."""
 
     def __init__(self, store: Store, settings: Settings):
         self.store = store
         self.settings = settings
-        self.view = View({}, ())
+        self.snapshot = Snapshot({}, ())
         self._tables = {name: _Table(prefix) for name, prefix in _TABLES.items()}
         self._tables["decisions"].stated = set()
         self._wanted = _Table(_CANDIDATES)
@@ -97,7 +97,7 @@ class RunState:
         self._lock = threading.Lock()
         self.look_seconds = LOOK_SECONDS["local" if store.is_local else "remote"]
 
-    def refresh(self) -> View:
+    def refresh(self) -> Snapshot:
         """Take in what is new in the run directory. Raises what the store raises; the state stays as it was then."""
         with self._lock:
             touched = {name: table.read(self.store) for name, table in self._tables.items()}
@@ -107,15 +107,15 @@ class RunState:
             if touched["previews"] or edited:
                 changed |= self._judge()
             if changed:
-                candidates = dict(self.view.candidates)
+                candidates = dict(self.snapshot.candidates)
                 for clip_id in changed:
                     made = self._candidate(clip_id)
                     if made is not None:
                         candidates[clip_id] = made
                     else:
                         candidates.pop(clip_id, None)
-                self.view = View(candidates, self._scores)
-            return self.view
+                self.snapshot = Snapshot(candidates, self._scores)
+            return self.snapshot
 
     def said(self, clip_id: str, word: str, by: str, note: str | None) -> bool:
         """Whether that person once said that of the candidate, as far as the run directory still tells."""

@@ -1,4 +1,4 @@
-"""What the service is made of, without a server: views of the run, the queue, tokens, the files for a cluster."""
+"""What the service is made of, without a server: snapshots of the run, the queue, tokens, the files for a cluster."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from flashvideo_ray.serve.events import WATCHERS, Hub, Watched
 from flashvideo_ray.serve.queue import queue
 from flashvideo_ray.serve.security import Guesses, Tokens
 from flashvideo_ray.serve.service import Service
+from flashvideo_ray.serve.snapshot import Filter, QueryError
 from flashvideo_ray.serve.state import RunState
-from flashvideo_ray.serve.view import Filter, QueryError
 from flashvideo_ray.settings import LedgerSettings, SelectSettings, Settings, SettingsError
 
 SCHEMA = extended(PREVIEWS, [pa.field("score_motion", pa.float64())])
@@ -91,7 +91,7 @@ def test_the_state_follows_the_run_directory(tmp_path: Path) -> None:
     assert status() == "previewed"
     decisions.write(store, [Decision(clip_id(1), "rejected", "ann")])
     assert status() == "rejected"
-    assert state.view.candidates[clip_id(1)].reason == "rejected by ann"
+    assert state.snapshot.candidates[clip_id(1)].reason == "rejected by ann"
     decisions.write(store, [Decision(clip_id(1), "approved", "ben")])
     assert status() == "approved"
     time.sleep(0.002)  # the ledger's clock has milliseconds
@@ -102,11 +102,11 @@ def test_the_state_follows_the_run_directory(tmp_path: Path) -> None:
     assert status() == "approved"  # asked for again
     write_clip(store, row, "rendered")
     assert status() == "rendered"
-    before = state.view
+    before = state.snapshot
     parquet_log.merge(store, requests.PREFIX, 1000)
     tables.compact(store)
     assert {c.clip_id: c.status for c in state.refresh().candidates.values()} == {clip_id(1): "rendered"}
-    assert state.view is before  # a merged part tells nothing new
+    assert state.snapshot is before  # a merged part tells nothing new
 
 
 def test_a_rejected_candidate_has_no_clip_s_picture(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_the_queue_waits_for_those_that_are_compared(tmp_path: Path) -> None:
         wish(store, candidate(number), "refine")
     write_previews(store, [candidate(1)])
     assert queue(state.refresh(), select, False) == {"preview": [clip_id(2)], "refine": []}
-    assert queue(state.view, SelectSettings(), False)["refine"] == [clip_id(1)]
+    assert queue(state.snapshot, SelectSettings(), False)["refine"] == [clip_id(1)]
     write_previews(store, [candidate(2)])
     assert queue(state.refresh(), select, False) == {"preview": [], "refine": [clip_id(2)]}
     decisions.write(store, [Decision(clip_id(1), "approved", "ann")])
@@ -233,34 +233,36 @@ def test_ten_thousand_candidates_are_filtered_sorted_and_paged(tmp_path: Path) -
             for n in range(10_000)
         ],
     )
-    view = RunState(store, Settings()).refresh()
+    snapshot = RunState(store, Settings()).refresh()
 
     def pages(wanted: Filter, sort: str, limit: int = 200) -> list[str]:
         seen, cursor = [], None
         while True:
-            page = view.page(wanted, {}, sort, cursor, limit)
+            page = snapshot.page(wanted, {}, sort, cursor, limit)
             seen += [each.clip_id for each in page.items]
             cursor = page.next
             if cursor is None:
                 assert page.total == len(seen) == len(set(seen))
                 return seen
 
-    everything = Filter.parse({}, view.scores)
+    everything = Filter.parse({}, snapshot.scores)
     for sort in ("made", "-made", "at", "-at", "motion", "-motion", "prompt", "-prompt", "rank"):
         assert len(pages(everything, sort)) == 10_000
-    falling = [view.candidates[each].scores["motion"] for each in pages(everything, "-motion")]
+    falling = [snapshot.candidates[each].scores["motion"] for each in pages(everything, "-motion")]
     known = [value for value in falling if value is not None]
     assert known == sorted(known, reverse=True)
     assert falling[len(known) :] == [None] * 1000  # those without one come last
-    wanted = Filter.parse({"q": "blue", "min_motion": "990"}, view.scores)
-    assert {view.candidates[each].prompt for each in pages(wanted, "motion", limit=7)} == {"A Blue Square"}
+    wanted = Filter.parse({"q": "blue", "min_motion": "990"}, snapshot.scores)
+    assert {snapshot.candidates[each].prompt for each in pages(wanted, "motion", limit=7)} == {"A Blue Square"}
     assert len(pages(wanted, "motion")) == sum(n % 3 == 1 and n % 1000 >= 990 and n % 10 > 0 for n in range(10_000))
     assert (
-        view.page(Filter.parse({"status": "previewing"}, view.scores), {clip_id(7): "previewing"}, "at", None, 5).total
+        snapshot.page(
+            Filter.parse({"status": "previewing"}, snapshot.scores), {clip_id(7): "previewing"}, "at", None, 5
+        ).total
         == 1
     )
     with pytest.raises(QueryError, match="there is no such filter"):
-        Filter.parse({"min_beauty": "1"}, view.scores)
+        Filter.parse({"min_beauty": "1"}, snapshot.scores)
 
 
 def test_a_page_goes_on_though_others_came_meanwhile(tmp_path: Path) -> None:
@@ -349,7 +351,7 @@ def test_a_clip_is_quoted_at_the_price_of_the_card_it_would_be_made_on() -> None
     quoting = object.__new__(Service)  # only what an estimate needs
     quoting.settings = Settings.load(None, [prices, "pools.refine.num_gpus=1"])
     seconds = {"preview": {}, "refine": {"NVIDIA L40S": (1, 3600.0)}}
-    view = SimpleNamespace(seconds=seconds, total=lambda stage: 3600.0, mean=lambda stage: 3600.0)
-    quoting.state = cast(Any, SimpleNamespace(view=view))
+    snapshot = SimpleNamespace(seconds=seconds, total=lambda stage: 3600.0, mean=lambda stage: 3600.0)
+    quoting.state = cast(Any, SimpleNamespace(snapshot=snapshot))
     found = quoting.estimate([cast(Any, SimpleNamespace(clip=None))] * 3)
     assert (found["clips"], found["money"]) == (3, 6.0)

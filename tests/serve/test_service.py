@@ -275,7 +275,7 @@ def test_a_replica_killed_in_the_middle_of_a_candidate(served: Served, stage: st
         clip_id = str(answer["items"][0]["clip_id"])
         call: dict[str, Any] | None = {}
         while call is not None:
-            call = scheduler.snapshot.remote().result()["calls"].get(clip_id)
+            call = scheduler.work.remote().result()["calls"].get(clip_id)
             if call and call["stage"] == stage and 0 < call["done"] < call["total"]:
                 return clip_id
             if call is None and client.candidate(clip_id)["status"] != "rendered":

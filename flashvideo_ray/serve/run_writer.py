@@ -1,4 +1,4 @@
-"""What the scheduler writes: the ledger, and the claim under which it does."""
+"""What the scheduler writes of a run: its ledger, under a claim, and nothing when that is not sure."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 from flashvideo_ray import scorers
 from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
 from flashvideo_ray.ledger.claim import Claim, ClaimedError, Identity
+from flashvideo_ray.ledger.held import HeldStore
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.selection.rules import SCORE
@@ -23,7 +24,7 @@ _PARTS = 64  # small ones, after which they are merged
 log = logging.getLogger("ray.serve")
 
 
-class Books:
+class RunWriter:
     """The claim is taken for a time of work and given back; rows are durable when `durably` returns."""
 
     def __init__(self, store: Store, settings: Settings):
@@ -33,8 +34,9 @@ class Books:
         """Who else has the run, if the last attempt at the claim failed."""
         names = [f"{SCORE}{name}" for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
         previews = tables.extended(tables.PREVIEWS, [pa.field(name, pa.float64()) for name in names])
-        self._previews = Writer(store, "previews", previews, settings.ledger)
-        self._clips = Writer(store, "clips", tables.CLIPS, settings.ledger)
+        self._mine = HeldStore(store.url, 0.0, self, store.clock)
+        self._previews = Writer(self._mine, "previews", previews, settings.ledger)
+        self._clips = Writer(self._mine, "clips", tables.CLIPS, settings.ledger)
         self._claim: Claim | None = None
         self._not_before = 0.0
         self._flushing = asyncio.Lock()
@@ -44,12 +46,17 @@ class Books:
         """Whether this service may let models work on the run."""
         return self._claim is not None
 
+    def seconds(self) -> float:
+        """See Permit. Rows that wait when the claim is lost are written under the next one."""
+        return self._claim.seconds() if self._claim is not None else 0.0
+
     async def take(self) -> bool:
         """Claim the run, unless it is held or was refused just now. Returns whether it is newly claimed."""
         if self._claim is not None or time.monotonic() < self._not_before:
             return False
         who = Identity.of_this_process().model_copy(update={"command": f"flashvideo-ray serve {self.store.url}"})
-        claim = Claim(self.store, who, self.settings.ledger.lease_seconds)
+        patience = self.settings.store_patience_seconds
+        claim = Claim(self.store, who, self.settings.ledger.lease_seconds, patience_seconds=patience)
         try:
             await asyncio.to_thread(claim.__enter__)
         except ClaimedError as error:
@@ -68,13 +75,15 @@ class Books:
 
     async def give_back(self) -> None:
         """Write what there is to write, merge small parts where there are many, and release the claim."""
-        await asyncio.to_thread(self._flush)
-        claim, self._claim = self._claim, None
-        if claim is not None:
-            try:
-                await asyncio.to_thread(self._tidy)
-            finally:
-                await asyncio.to_thread(claim.__exit__, None, None, None)
+        claim = self._claim
+        if claim is None:
+            return
+        try:
+            await asyncio.to_thread(self._flush)
+            await asyncio.to_thread(self._tidy)
+        finally:
+            self._claim = None
+            await asyncio.to_thread(claim.__exit__, None, None, None)
 
     def preview(self, row: Mapping[str, Any]) -> None:
         """A preview is in the store and judged."""
@@ -100,7 +109,7 @@ class Books:
 
     def _tidy(self) -> None:
         if len(self.store.keys("ledger", ".parquet")) > _PARTS:
-            tables.compact(self.store)
+            tables.compact(self._mine)
         for prefix in (requests.PREFIX, decisions.PREFIX):
             if len(self.store.keys(prefix.partition("/")[0], ".parquet")) > _PARTS:
-                parquet_log.merge(self.store, prefix, 250_000)
+                parquet_log.merge(self._mine, prefix, 250_000)

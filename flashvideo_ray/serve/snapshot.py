@@ -27,7 +27,7 @@ STATUSES = (
     "cancelled",
 )
 DECIDABLE = ("previewed", "approved", "rejected")  # about these a decision counts
-_ORDERS = 64  # kept for one view
+_ORDERS = 64  # kept for one snapshot
 
 
 class QueryError(InputError):
@@ -155,7 +155,7 @@ class _Order:
             raise QueryError("cursor: it belongs to another sorting") from None
 
 
-class View:
+class Snapshot:
     """Immutable. What it worked out for one question is kept for the next."""
 
     def __init__(self, candidates: dict[str, Candidate], scores: tuple[str, ...]):
