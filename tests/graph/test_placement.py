@@ -49,7 +49,7 @@ def test_each_pool_runs_on_its_cards_and_clips_come_while_previews_are_made(
             *(f"{stage}.num_inference_steps=null" for stage in ("preview", "refine")),
             *("text.dtype=float32", "preview.dtype=float32", "preview.vae_dtype=null", "refine.dtype=float32"),
             *("preview.num_frames=null", "select.require=[]", "preview.num_inference_steps=30"),
-            *("pools.text.num_cpus=0.5", "pools.text.num_gpus=0", "pools.preview.num_cpus=1"),
+            *("pools.text.num_cpus=0.25", "pools.preview.num_cpus=0.5"),
             *("pools.score.size=1", "pools.refine.num_cpus=1", f"pools.refine.size={SMALL}"),
         ],
     )
