@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from flashvideo_ray.graph import remaining
-from flashvideo_ray.graph.stage import row_schema
+from flashvideo_ray.graph.stage_base import row_schema
 from flashvideo_ray.ledger import parquet_log, tables
 from flashvideo_ray.ledger.keys import clip_key, latents_key, poster_key, preview_key
 from flashvideo_ray.ledger.store import Store

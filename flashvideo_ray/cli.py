@@ -608,7 +608,7 @@ def _run_settings(output: str, config: str | None, overrides: list[str]) -> Sett
 def _branch(old: str, new: str, settings: Settings, takeover: bool) -> Settings:
     """Bring the previews of a run to another one."""
     from flashvideo_ray.graph import checks
-    from flashvideo_ray.graph.branch import branch
+    from flashvideo_ray.graph.refine_from import branch
     from flashvideo_ray.ledger.store import Store
 
     settings = checks.check(settings, ("text", "refine"))

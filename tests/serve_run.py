@@ -18,7 +18,7 @@ from support import free_ports, tiny_overrides
 
 from flashvideo_ray import video
 from flashvideo_ray.graph import remaining
-from flashvideo_ray.graph.stage import row_schema
+from flashvideo_ray.graph.stage_base import row_schema
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.keys import clip_key, poster_key, preview_key
 from flashvideo_ray.ledger.store import Store

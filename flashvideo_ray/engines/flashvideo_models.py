@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from flashvideo_ray import models
 from flashvideo_ray.engines.engine import NonFiniteError, StepTold
-from flashvideo_ray.engines.ladder import Ladder, Rung, notes
+from flashvideo_ray.engines.memory_ladder import Ladder, Rung, notes
 from flashvideo_ray.engines.weights import ModelStage
 from flashvideo_ray.models import optimize
 from flashvideo_ray.models.geometry import check_tiles

@@ -30,7 +30,7 @@ from flashvideo_ray.graph.quota import Gate, Quota
 from flashvideo_ray.graph.remaining import Until
 from flashvideo_ray.graph.tracker import StageState, Tracker
 from flashvideo_ray.graph.tracker_client import TrackerClient
-from flashvideo_ray.ledger import held, jobs, prune, run_file, tables
+from flashvideo_ray.ledger import held_store, jobs, prune, run_file, tables
 from flashvideo_ray.ledger.claim import Claim, ClaimLostError, Identity
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
@@ -106,7 +106,7 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
         lease, patience = job.settings.ledger.lease_seconds, job.settings.store_patience_seconds
         with Claim(job.store, identity, lease, job.takeover, patience) as claim:
             # From here on the job waits for a store that is away, and writes nothing while it may be another's run.
-            job = replace(job, store=held.under(claim))
+            job = replace(job, store=held_store.under(claim))
             # Read again: another job may have worked on the run until just now.
             work = _wanted(job, job.next_work(job.store, job.retry))
             run = run_file.open_run(job.store, job.recipe, job.about)
@@ -201,7 +201,7 @@ def _run_graph(
     scores = [pa.field(name, pa.float64()) for name in names]
     # The ledger's rows wait in memory when the store is away; only what the stages put and get must wait there.
     clips = Writer(
-        held.HeldStore(store.url, 0.0, claim, store.clock),
+        held_store.HeldStore(store.url, 0.0, claim, store.clock),
         "clips",
         tables.extended(tables.CLIPS, job.extra),
         settings.ledger,
@@ -214,7 +214,7 @@ def _run_graph(
     _stop_on_sigterm()
     cluster.configure_data()
     events = TrackerClient(tracker, ray.get, gate is not None, cluster.here)
-    patient = held.HeldStore(store.url, settings.store_patience_seconds, events)
+    patient = held_store.HeldStore(store.url, settings.store_patience_seconds, events)
     dataset = graph(work.rows, patient, settings, job.recipe, events, work.until)
     progress = Progress(settings, _totals(work, settings.select.keep), _pools(settings, work.until))
     placement = Placement(settings.pools, _pools(settings, work.until), settings.placement_patience_seconds)

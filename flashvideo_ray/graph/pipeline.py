@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 import ray.data
 
 from flashvideo_ray import identity, prompts
-from flashvideo_ray.graph import asked, checks, cluster, finish, remaining, scoring, stages
+from flashvideo_ray.graph import checks, cluster, finish, labels, remaining, scoring, stages
 from flashvideo_ray.graph.job import Job, RunResult, run_job
 from flashvideo_ray.graph.quota import Quota
 from flashvideo_ray.graph.recipe import about, provenance, recipe_of, sizes, with_added_scorers
 from flashvideo_ray.graph.remaining import Until
-from flashvideo_ray.graph.stage import PAYLOAD, row_schema
+from flashvideo_ray.graph.stage_base import PAYLOAD, row_schema
 from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.store import Store
@@ -69,7 +69,7 @@ def render(
         return made.filter(pc.greater_equal(made["candidate"], first))
 
     run_file.check_recipe(store, recipe)
-    rows = asked.agreed(store, rows)
+    rows = labels.agreed(store, rows)
     table = candidates(0, settings.candidates)
     extra = [field for field in table.schema if field.name not in row_schema().names]
     schema = row_schema(extra)

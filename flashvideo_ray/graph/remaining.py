@@ -10,8 +10,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashvideo_ray.graph import asked
-from flashvideo_ray.graph.asked import News
+from flashvideo_ray.graph import labels
+from flashvideo_ray.graph.labels import News
 from flashvideo_ray.ledger import decisions, tables, texts
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.texts import Texts
@@ -73,13 +73,13 @@ def next_work(
     clips = tables.read(store, "clips", [*texts.COLUMNS, "status", "stage", "error_class", "clip", *carried])
     news = News()
     if table is not None:
-        labels = asked.relabelled(table, previews, clips)
-        if labels is not None:
+        changed = labels.relabelled(table, previews, clips)
+        if changed is not None:
             if not relabel:
-                raise PromptError(f"{store.url}: {asked.refusal(labels, previews, clips)}")
-            previews, clips = asked.labelled(previews, labels), asked.labelled(clips, labels)
+                raise PromptError(f"{store.url}: {labels.refusal(changed, previews, clips)}")
+            previews, clips = labels.labelled(previews, changed), labels.labelled(clips, changed)
         unrecorded = texts.unrecorded(table, recorded, previews, clips)
-        news = News(unrecorded if unrecorded.num_rows else None, labels)
+        news = News(unrecorded if unrecorded.num_rows else None, changed)
     present = Texts.of(recorded, previews, clips, newest=table)
     previews, clips = present.present(previews), present.present(clips)
     previews = judged(previews, settings, decisions.opinions(store))

@@ -17,7 +17,7 @@ from safetensors.numpy import load as unpack
 from flashvideo_ray import scorers, video
 from flashvideo_ray.expressions import Requirement
 from flashvideo_ray.graph.events import StageEvents
-from flashvideo_ray.graph.stage import BULKY, DROPPED, PAYLOAD, StageBase, message_of, origin, say
+from flashvideo_ray.graph.stage_base import BULKY, DROPPED, PAYLOAD, StageBase, message_of, origin, say
 from flashvideo_ray.ledger.keys import latents_key, poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.tables import MISSING_SCORE

@@ -22,9 +22,9 @@ from safetensors.torch import load as unpack
 from safetensors.torch import save as pack
 
 from flashvideo_ray import engines, video
-from flashvideo_ray.engines.ladder import notes
+from flashvideo_ray.engines.memory_ladder import notes
 from flashvideo_ray.graph.events import StageEvents
-from flashvideo_ray.graph.stage import DROPPED, StageBase, origin
+from flashvideo_ray.graph.stage_base import DROPPED, StageBase, origin
 from flashvideo_ray.ledger.keys import clip_key, latents_key, poster_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings, Stage

@@ -23,7 +23,7 @@ from flashvideo_ray.graph.groups import Groups
 from flashvideo_ray.graph.health import Fault, Health, Worker
 from flashvideo_ray.graph.quota import Answer, Gate
 from flashvideo_ray.ledger.claim import ClaimLostError, clock
-from flashvideo_ray.ledger.held import HeldStore
+from flashvideo_ray.ledger.held_store import HeldStore
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.settings import STAGES, LedgerSettings, Stage

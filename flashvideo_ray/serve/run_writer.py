@@ -13,7 +13,7 @@ import pyarrow as pa
 from flashvideo_ray import scorers
 from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
 from flashvideo_ray.ledger.claim import Claim, ClaimedError, Identity
-from flashvideo_ray.ledger.held import HeldStore
+from flashvideo_ray.ledger.held_store import HeldStore
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.selection.rules import SCORE

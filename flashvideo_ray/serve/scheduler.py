@@ -25,7 +25,7 @@ from ray.exceptions import (
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from flashvideo_ray.graph.stage import DROPPED, row_schema
+from flashvideo_ray.graph.stage_base import DROPPED, row_schema
 from flashvideo_ray.ledger import requests
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.serve.queue import Reply, Submission, accepted, queue, row_of

@@ -12,7 +12,7 @@ import pyarrow as pa
 from flashvideo_ray.graph import scoring, stages
 from flashvideo_ray.graph.events import Attempt, Begin
 from flashvideo_ray.graph.quota import Answer
-from flashvideo_ray.graph.stage import StageBase, row_schema
+from flashvideo_ray.graph.stage_base import StageBase, row_schema
 from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.settings import Settings, Stage
 

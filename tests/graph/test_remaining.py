@@ -15,7 +15,7 @@ from flashvideo_ray.cli import app
 from flashvideo_ray.graph import finish, reselect
 from flashvideo_ray.graph.audit import AuditError, audit
 from flashvideo_ray.graph.remaining import Work, next_work
-from flashvideo_ray.graph.stage import row_schema
+from flashvideo_ray.graph.stage_base import row_schema
 from flashvideo_ray.identity import candidates
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.store import Store

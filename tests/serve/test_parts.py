@@ -18,7 +18,7 @@ from starlette.responses import StreamingResponse
 from support import ROOT
 
 from flashvideo_ray.graph import remaining
-from flashvideo_ray.graph.stage import row_schema
+from flashvideo_ray.graph.stage_base import row_schema
 from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
 from flashvideo_ray.ledger.decisions import Decision
 from flashvideo_ray.ledger.store import Store

@@ -23,7 +23,7 @@ from support import free_ports, script, tiny_overrides
 
 from flashvideo_ray import video
 from flashvideo_ray.graph import remaining
-from flashvideo_ray.graph.stage import row_schema
+from flashvideo_ray.graph.stage_base import row_schema
 from flashvideo_ray.ledger import decisions, tables
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.store import Store

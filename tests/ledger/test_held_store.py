@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import S3
 
-from flashvideo_ray.ledger import held
+from flashvideo_ray.ledger import held_store
 from flashvideo_ray.ledger.claim import Claim, ClaimLostError, ClaimUnsureError, Identity
 from flashvideo_ray.ledger.store import Store
 
@@ -37,7 +37,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_a_lost_run_is_not_touched(url: str) -> None:
     permit = Told()
-    store = held.HeldStore(url, 30.0, permit)
+    store = held_store.HeldStore(url, 30.0, permit)
     store.put("a", b"mine")
     permit.lost = True
     for write in (lambda: store.put("a", b"late"), lambda: store.create("b", b"late"), lambda: store.delete("a")):
@@ -50,8 +50,8 @@ def test_a_lost_run_is_not_touched(url: str) -> None:
 def test_while_it_is_unsure_whose_run_it_is_writing_waits(url: str) -> None:
     permit = Told(0.0)
     with pytest.raises(ClaimUnsureError):
-        held.HeldStore(url, 0.0, permit).put("a", b"1")
-    store = held.HeldStore(url, 0.1, permit)  # the wait does not count as the store's absence
+        held_store.HeldStore(url, 0.0, permit).put("a", b"1")
+    store = held_store.HeldStore(url, 0.1, permit)  # the wait does not count as the store's absence
     put = threading.Thread(target=store.put, args=("a", b"1"))
     put.start()
     time.sleep(1)
@@ -76,7 +76,7 @@ def test_an_upload_ends_with_the_permit(s3: S3, tmp_path: Path, patience: float)
 
     with Claim(plain, Identity.of_this_process(), 2.0, patience_seconds=patience) as claim:
         s3.process.send_signal(signal.SIGSTOP)
-        putting = threading.Thread(target=put, args=[held.under(claim)])
+        putting = threading.Thread(target=put, args=[held_store.under(claim)])
         putting.start()
         try:
             if patience:

@@ -19,7 +19,7 @@ import pytest
 
 from flashvideo_ray import Settings
 from flashvideo_ray.graph.health import Health
-from flashvideo_ray.graph.stage import LoadError, StageBase, row_schema
+from flashvideo_ray.graph.stage_base import LoadError, StageBase, row_schema
 from flashvideo_ray.graph.tracker import Tracker
 from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import tables
@@ -158,7 +158,7 @@ class Loading(Doing):
 
 
 def test_a_load_is_tried_again_in_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flashvideo_ray.graph.stage.LOAD_PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("flashvideo_ray.graph.stage_base.LOAD_PAUSES", (0.0, 0.0, 0.0))
     health = Health(3, {"preview": 1})
     [row] = Loading(3, tmp_path, health)(batch("a")).to_pylist()
     assert row["status"] == "previewed"
@@ -166,7 +166,7 @@ def test_a_load_is_tried_again_in_the_process(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_load_in_vain_names_stage_node_and_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flashvideo_ray.graph.stage.LOAD_PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("flashvideo_ray.graph.stage_base.LOAD_PAUSES", (0.0, 0.0, 0.0))
     health = Health(3, {"preview": 1})
     with pytest.raises(LoadError, match=f"preview .*{socket.gethostname()}.*OSError: the weights are not there yet"):
         Loading(4, tmp_path, health)

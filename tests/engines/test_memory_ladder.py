@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-from flashvideo_ray.engines.ladder import Ladder, notes
+from flashvideo_ray.engines.memory_ladder import Ladder, notes
 
 
 class Card:

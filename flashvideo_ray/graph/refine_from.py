@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashvideo_ray.graph.recipe import about, recipe_of
-from flashvideo_ray.ledger import held, jobs, parquet_log, run_file, tables
+from flashvideo_ray.ledger import held_store, jobs, parquet_log, run_file, tables
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.texts import Texts
@@ -52,7 +52,7 @@ def branch(
     run_file.check_recipe(new, recipe)
     lease, patience = settings.ledger.lease_seconds, settings.store_patience_seconds
     with Claim(new, Identity.of_this_process(), lease, takeover, patience) as claim:
-        return _copy(old, held.under(claim), settings, recipe, progress)
+        return _copy(old, held_store.under(claim), settings, recipe, progress)
 
 
 def _copy(
