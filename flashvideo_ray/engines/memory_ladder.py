@@ -39,7 +39,8 @@ class Ladder:
                 torch.cuda.empty_cache()
             if self._at + 1 == len(self._rungs):
                 done = f", {words}" if words else ""
-                raise kind(f"{self._phase}{done}: out of memory; {self._would_help} would help ({reason})")
+                why = f" ({reason})" if reason else ""
+                raise kind(f"{self._phase}{done}: out of memory; {self._would_help} would help{why}")
             self._at += 1
 
 

@@ -26,7 +26,9 @@ from flashvideo_ray import FlashVideoPreviewPipeline, FlashVideoRefinePipeline
 
 STEPS = {"preview": 4, "refine": 2}
 _TELLING = 1e-3  # two prompts differ by more in the sums of their embeddings, by which the networks know them
-_exhausted = {"decodes": 0}  # how many decodes of this process will find no memory
+_RUNGS = 3  # in how many ways an actor tries to decode, from the last that it needed (`engines.memory_ladder`)
+_exhausted = {"decodes": 0, "found": 0}  # decodes of this process that will find no memory, and that found none
+_once: set[float] = set()  # prompts of this process for which a decode found no memory
 
 
 class WatchedTransformer(FaultyTransformer):
@@ -80,7 +82,10 @@ class WatchedTransformer(FaultyTransformer):
 
     def fail(self, fault: str, tokens: torch.Tensor) -> torch.Tensor:
         if fault.startswith("memory"):
-            self._decodes = 1 if fault == "memory" else 1000
+            # Its own decodes and no more: the next one's preview is decoded before anything tells it apart.
+            always = max(1, _RUNGS - _exhausted["found"])
+            self._decodes = always if fault != "memory" else int(self._number not in _once)
+            _once.add(self._number)
             return tokens
         return super().fail(fault, tokens)
 
@@ -156,6 +161,7 @@ class ScarceVAE(AutoencoderKLCogVideoX):
     def _ask(*_: object) -> None:
         if _exhausted["decodes"]:
             _exhausted["decodes"] -= 1
+            _exhausted["found"] += 1
             bytearray(1 << 60)
 
 
