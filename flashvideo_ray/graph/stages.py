@@ -61,7 +61,9 @@ class EncodeText(StageBase):
             embeds = {stage: self._encode(row["prompt"], self.prefixes[stage]) for stage in stages}
             if row["negative_prompt"]:
                 embeds["negative"] = self._encode(row["negative_prompt"])
-        return {"prompt_embeds": pack(embeds), "text_seconds": time.perf_counter() - started}
+        # Copies: where no stage has a prefix, both have the same tensor, and safetensors takes none twice.
+        packed = pack({name: tensor.clone() for name, tensor in embeds.items()})
+        return {"prompt_embeds": packed, "text_seconds": time.perf_counter() - started}
 
 
 class Preview(StageBase):

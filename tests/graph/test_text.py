@@ -23,6 +23,15 @@ class Alone:
         return lambda *_: answers.get(name)
 
 
+def test_a_text_that_both_stages_read_alike_is_there_for_each_of_them() -> None:
+    settings = Settings.load("nano")  # its stages have no prefixes
+    stage = EncodeText(settings, Alone(), {"preview": engines.of(settings, "preview").fingerprint()})  # type: ignore[arg-type]
+    row = {"clip_id": "a", "id": "a", "prompt": "A red star.", "negative_prompt": "", "status": "open"}
+    made = unpack(stage.process(row)["prompt_embeds"])
+    assert set(made) == {"preview", "refine"}
+    assert torch.equal(made["preview"], made["refine"])
+
+
 def test_distinct_prompts_are_encoded_once_however_many_candidates_they_have(tiny_model: Path) -> None:
     settings = weights.with_model_defaults(
         Settings.of_tree({"preview": {"model": str(tiny_model)}, "refine": {"model": str(tiny_model)}})

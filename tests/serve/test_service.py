@@ -370,7 +370,7 @@ def test_what_can_be_read_answers_head(served: Served, rendered: dict[str, Any])
 
 def test_what_it_is_busy_with_before_it_answers_is_said(served: Served) -> None:
     [said] = served.said
-    assert "3 parts" in said  # previews, clips, what was decided
+    assert "4 parts" in said  # previews, clips, what was decided, and the job that began the run
     assert served.options.output in said
 
 
