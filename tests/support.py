@@ -264,7 +264,7 @@ def own_ray(**options: Any) -> Iterator[None]:
     import ray
 
     ray.shutdown()
-    common = {"address": "local", "num_cpus": 8, "include_dashboard": False, "logging_level": "warning"}
+    common = {"address": "local", "num_cpus": 2, "include_dashboard": False, "logging_level": "warning"}
     ray.init(**{**common, **options})
     try:
         yield
