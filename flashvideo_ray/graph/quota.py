@@ -66,12 +66,13 @@ class Gate:
         self._prompts: set[str] = set()  # with a preview begun: its other candidates are wanted too
         self._undecided: set[str] = set()  # previews under way, from stage 1 to the last score
         self._judged = self._kept = 0
-        self._actors: list[tuple[float, float]] = []  # when it came, and the units it holds
+        self._actors: dict[tuple[Stage, str], tuple[float, float]] = {}  # when it came, and the units it holds
 
-    def joined(self, stage: Stage) -> None:
-        """An actor of the stage has come and holds its card until the job ends."""
+    def joined(self, stage: Stage, actor: str) -> None:
+        """An actor of the stage has come and holds its card until the job ends, also while its process is replaced."""
         pool = getattr(self._pools, stage)
-        self._actors.append((self._clock(), pool.num_gpus if self._quota.unit == "gpu" else pool.cores))
+        units = pool.num_gpus if self._quota.unit == "gpu" else pool.cores
+        self._actors.setdefault((stage, actor), (self._clock(), units))
 
     def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:
         """Whether a call of `preview` or `refine` may begin; it is to ask again after `wait`."""
@@ -120,7 +121,7 @@ class Gate:
     def spent(self) -> float:
         """Hours that this job's actors have held cards, or CPUs."""
         now = self._clock()
-        return sum((now - since) * units for since, units in self._actors) / 3600
+        return sum((now - since) * units for since, units in self._actors.values()) / 3600
 
     @property
     def over(self) -> str | None:

@@ -76,7 +76,7 @@ class Tracker:
         self._calls = Calls()
         self._held_until, self._lost = 0.0, ""
         self._previews = Writer(HeldStore(store.url, 0.0, self, store.clock), "previews", previews, settings)
-        self._joined: dict[Stage, list[float]] = defaultdict(list)
+        self._joined: dict[Stage, dict[str, float]] = defaultdict(dict)  # by actor: since when it holds its card
         self._stages: dict[Stage, StageState] = defaultdict(StageState)
 
     def permit(self, until: float, lost: str = "") -> None:
@@ -118,10 +118,10 @@ class Tracker:
     def joined(self, stage: Stage, worker: Worker = _NOBODY) -> None:
         """See StageEvents."""
         self._health.joined(stage, worker)
-        self._stages[stage].actors += 1
-        self._joined[stage].append(time.time())
+        self._joined[stage].setdefault(worker.actor, time.time())
+        self._stages[stage].actors = len(self._joined[stage])
         if self._gate is not None:
-            self._gate.joined(stage)
+            self._gate.joined(stage, worker.actor)
 
     def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:
         """See StageEvents."""
@@ -197,7 +197,7 @@ class Tracker:
         """The state of all stages."""
         now = time.time()
         for stage, since in self._joined.items():
-            self._stages[stage].held_seconds = sum(now - at for at in since)
+            self._stages[stage].held_seconds = sum(now - at for at in since.values())
         return {stage: self._stages[stage] for stage in STAGES}
 
     def flush_if_due(self) -> None:

@@ -75,8 +75,10 @@ def test_a_budget_counts_the_cards_that_actors_hold() -> None:
     pools = Pools.model_validate({"preview": {"num_gpus": 2}, "refine": {"num_gpus": 0.5}, "score": {"num_cpus": 4}})
     gate = Gate(Quota(hours=5, unit="gpu"), pools, rendered=0, survivors=set(), clock=clock)
     for stage in ("preview", "refine", "score"):
-        gate.joined(stage)
+        gate.joined(stage, "one")
     clock.now = 3600.0
+    assert gate.spent == 2.5
+    gate.joined("preview", "one")  # its process was replaced: the card is the same
     assert gate.spent == 2.5
     assert gate.admit("preview", "a", "a") == "go"
     clock.now = 7200.0

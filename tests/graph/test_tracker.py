@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import ray
 from support import S3
 
 from flashvideo_ray.graph.events import Attempt
+from flashvideo_ray.graph.health import Worker
 from flashvideo_ray.graph.job import start_tracker, writing
 from flashvideo_ray.graph.tracker import Tracker
 from flashvideo_ray.graph.tracker_client import TrackerClient
@@ -45,6 +47,19 @@ def test_a_process_dies_of_the_call_that_had_the_device(tracker: Tracker) -> Non
     assert tracker.attempt("refine", "new", "third process") == Attempt(1, overdue=False)
     tracker.survived("refine", "deadly")
     assert tracker.attempt("refine", "deadly", "third process") == Attempt(1, overdue=False)
+
+
+def test_an_actor_whose_process_is_replaced_holds_one_card(tracker: Tracker) -> None:
+    tracker.joined("refine", Worker("one", "node", "host"))
+    time.sleep(0.2)
+    held = tracker.tick()["refine"].held_seconds
+    for _ in range(20):
+        tracker.joined("refine", Worker("one", "node", "host"))
+    state = tracker.tick()["refine"]
+    assert state.actors == 1
+    assert held <= state.held_seconds < 10 * held
+    tracker.joined("refine", Worker("two", "node", "host"))
+    assert tracker.tick()["refine"].actors == 2
 
 
 class Unasked:
