@@ -61,7 +61,6 @@ def test_a_submitted_job_renders_into_the_bucket(head: dict[str, str], s3: S3, t
     arguments = (
         *("--prompts", f"s3://{s3.bucket}/in/prompts.parquet", "--output", f"s3://{s3.bucket}/run1"),
         *("--config", "nano", "--set", "progress_seconds=2"),
-        *("--set", "pools.refine.size=1"),  # an actor more takes seconds to load
     )
     job = render(head, *arguments)
     assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-3000:]
