@@ -274,6 +274,7 @@ def configure_data() -> None:
     context.execution_no_progress_timeout_s = 24 * 3600  # waiting for a spot card can take hours
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.issue_detectors_config.detectors = []  # hints about memory and long calls: both are meant
     # It warns of pools that are larger than a small run needs.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
