@@ -92,14 +92,6 @@ def start() -> Iterator[StartJobs]:
         each.signal(signal.SIGKILL)
 
 
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "local":
-        return Store(str(tmp_path / "run"))
-    s3: S3 = request.getfixturevalue("s3")
-    return Store(f"s3://{s3.bucket}/{tmp_path.name}-{request.node.name}")
-
-
 def lease(store: Store, generation: int = 1) -> Lease:
     return Lease.model_validate_json(store.get(f"claims/{generation:06d}.lease"))
 

@@ -4,17 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support import S3
 
 from flashvideo_ray.ledger.store import Store
-
-
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "local":
-        return Store(str(tmp_path / "run"))
-    s3: S3 = request.getfixturevalue("s3")
-    return Store(f"s3://{s3.bucket}/{tmp_path.name}-{request.node.name}")
 
 
 def test_one_of_many_creates_an_object(store: Store) -> None:

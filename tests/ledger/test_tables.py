@@ -14,21 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import S3
 
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.parquet_log import Compaction, DamagedPartError
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.settings import LedgerSettings
-
-
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "local":
-        return Store(str(tmp_path / "run"))
-    s3: S3 = request.getfixturevalue("s3")
-    return Store(f"s3://{s3.bucket}/{tmp_path.name}-{request.node.name}")
 
 
 def row(clip_id: str, status: str = "rendered", **columns: Any) -> dict[str, Any]:

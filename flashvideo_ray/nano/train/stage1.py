@@ -120,10 +120,3 @@ def train_stage1(
                 quarters=[round(q, 4) for q in quarters.tolist()],
             )
     return training.result()
-
-
-def load_stage1(work: Path, config: NanoConfig = NANO) -> FlashVideoTransformer3DModel:
-    """The trained stage-1 network with averaged weights."""
-    model = build_transformer(1, config)
-    model.load_state_dict(torch.load(work / "stage1" / "checkpoint.pt", weights_only=False)["average"])
-    return model.eval()
