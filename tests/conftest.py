@@ -48,12 +48,24 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def local_ray() -> None:
-    """A Ray on this machine, the same for all modules until a test starts one of its own (`support.own_ray`)."""
+def local_ray(s3: S3) -> None:
+    """A Ray on this machine, the same for all modules until a test starts one of its own (`support.own_ray`).
+
+    Its workers have the environment in which it was started: the S3 server's address and keys belong to it, whichever
+    test asks for them first.
+    """
     import ray
 
     if not ray.is_initialized():
         ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="warning")
+
+
+@pytest.fixture
+def no_ray() -> None:
+    """No Ray that an earlier test left is used: a job of this process starts its own."""
+    import ray
+
+    ray.shutdown()
 
 
 @pytest.fixture

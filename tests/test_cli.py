@@ -28,6 +28,8 @@ from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.prompts import read_prompts
 from flashvideo_ray.settings import LedgerSettings
 
+pytestmark = pytest.mark.usefixtures("no_ray")
+
 
 def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, arguments)

@@ -16,6 +16,7 @@ from flashvideo_ray.settings import Stage
 
 _ACTORS: dict[Stage, str] = {"text": "EncodeText", "preview": "Preview", "score": "Score", "refine": "Refine"}
 _CPUS = 4  # of a node: the pools of `settings` fit on the head and one other
+_STARTS = 5  # of a node: Ray gives it 30 s, and the machine may be busy
 
 
 class Nodes:
@@ -25,7 +26,7 @@ class Nodes:
         # A node that is gone is noticed after 5 s.
         health = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000}
         self._cluster = Cluster()
-        self._cluster.add_node(num_cpus=_CPUS, include_dashboard=False, _system_config=health)
+        self._add(include_dashboard=False, _system_config=health)
         self._labels: dict[str, dict[str, str]] = {}  # by node id
         self._others: list[Any] = []
         for _ in range(2):
@@ -37,9 +38,17 @@ class Nodes:
 
     def join(self, labels: Mapping[str, str] | None = None) -> None:
         """One more node that may go."""
-        node = self._cluster.add_node(num_cpus=_CPUS, labels=dict(labels or {}))
+        node = self._add(labels=dict(labels or {}))
         self._labels[node.node_id] = dict(labels or {})
         self._others.append(node)
+
+    def _add(self, **options: Any) -> Any:
+        for left in reversed(range(_STARTS)):
+            try:
+                return self._cluster.add_node(num_cpus=_CPUS, **options)
+            except Exception as error:  # a plain one is what Ray raises
+                if not left or "timed out during startup" not in str(error):
+                    raise
 
     def workers(self, stage: Stage | None = None, node_id: str | None = None) -> list[int]:
         """The processes of a stage's pool, or of all; on one node, or on all."""

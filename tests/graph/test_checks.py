@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import ray
 from support import tiny_overrides
 
 from flashvideo_ray import Settings, video
@@ -91,8 +90,8 @@ def test_a_size_that_is_floored_is_made_and_recorded_as_asked_and_as_used() -> N
     }
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_an_encoder_that_needs_a_card_is_refused_where_there_is_none() -> None:
-    ray.shutdown()  # a job of this process would start its own
     nvenc = ["video.codec=h264_nvenc"]
     with pytest.raises(SettingsError, match=r"video\.codec: .* pools\.refine\.num_gpus is 0"):
         checks.check(Settings.load("nano", nvenc))
