@@ -32,7 +32,7 @@ MANY = 10_000
 SIBLINGS = 4
 # Prompts about which there is something to tell; the media of `LOST` are not in the store.
 HOSTILE, REJECTED, RENDERED, LOST = 7, 20, 21, 22
-HOSTILE_TEXT = 'a star <img src=x onerror="document.title=1"> <b>bold</b>'
+HOSTILE_TEXT = 'a star <img src=x onerror="document.title=1"> <b>bold</b> \u202eder\u202c \x1b[31m'
 LIMIT = 40  # candidates that may wait
 TOKENS = {role: f"{role}-0123456789abcdef" for role in ("viewer", "reviewer", "operator")}
 

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flashvideo_ray import Settings
+from flashvideo_ray.accounting import terminal
 from flashvideo_ray.cli import app
 from flashvideo_ray.graph.recipe import with_added_scorers
 from flashvideo_ray.ledger import decisions, jobs, run_file, tables
@@ -163,3 +164,16 @@ def test_a_rejection_by_a_rule_about_the_whole_run_stands(store: Store) -> None:
     place = previews.schema.get_field_index("status")
     tables.supersede(store, "previews", previews.set_column(place, previews.schema.field("status"), status))
     assert counted(store) == {"rendered": 2, "rejected": 4, "open": 0}
+
+
+def test_a_run_without_cards_has_no_column_about_them(store: Store) -> None:
+    def columns() -> list[str]:
+        return [str(column.header) for column in terminal.stages_table(summary(store)).columns]
+
+    assert columns() == ["stage", "candidates", "mean", "sum", "GPU-seconds"]
+    for which in ("previews", "clips"):
+        rows = tables.read(store, which)  # type: ignore[arg-type]
+        place, field = rows.schema.get_field_index("device"), rows.schema.field("device")
+        rows = rows.set_column(place, field, pa.array(["cpu (x86_64)"] * rows.num_rows, field.type))
+        tables.supersede(store, which, rows)  # type: ignore[arg-type]
+    assert columns() == ["stage", "candidates", "mean", "sum"]

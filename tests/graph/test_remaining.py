@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from flashvideo_ray import Settings, prompts
 from flashvideo_ray.cli import app
-from flashvideo_ray.graph import finish, reselect
+from flashvideo_ray.graph import finish, labels, reselect
 from flashvideo_ray.graph.audit import AuditError, audit
 from flashvideo_ray.graph.remaining import Work, next_work
 from flashvideo_ray.graph.stage_base import row_schema
@@ -169,6 +169,23 @@ def test_a_clock_that_is_behind_does_not_bring_the_earlier_text_back(store: Stor
     tables.supersede(store, "previews", rows.set_column(rows.schema.get_field_index("at"), "at", ahead))
     work(store, asked(BLUE)).news.write(store)
     assert finish.standing(store, BEST_OF_TWO, 2) == {"open": 2, "earlier text": 1}
+
+
+@pytest.mark.parametrize("first", ["values", "nothing"])
+def test_a_column_that_is_all_null_in_one_file_has_the_type_of_the_others(store: Store, first: str) -> None:
+    values = asked(RED, mood=["calm"], difficulty=[0.5])
+    nothing = asked(STAR, mood=[None], difficulty=[None])
+    for table in (values, nothing) if first == "values" else (nothing, values):
+        mine = labels.agreed(store, table)
+        work(store, mine).news.write(store)
+        made(store, mine, 9.0, 8.0)
+    held = tables.read(store, "previews")
+    assert (held.schema.field("mood").type, held.schema.field("difficulty").type) == (pa.string(), pa.float64())
+    assert {(row["id"], row["mood"], row["difficulty"]) for row in held.to_pylist()} == {
+        ("x", "calm", 0.5), ("y", None, None),
+    }  # fmt: skip
+    with pytest.raises(PromptError, match="column 'mood' holds int64, and held string"):
+        labels.agreed(store, asked({**STAR, "seed": 5}, mood=[7]))
 
 
 def test_other_labels_for_what_the_run_has_are_refused_with_the_difference(store: Store) -> None:

@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, Response
 from serve_run import HOSTILE_TEXT, LOST, MANY, REJECTED, RENDERED, SIBLINGS, TOKENS, Served
 
 from flashvideo_ray.nano import world
+from flashvideo_ray.prompts import visible
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -342,9 +343,21 @@ def test_where_approving_pays_at_once_it_is_said_before(open_page: Open) -> None
 
 def test_a_prompt_is_text(open_page: Open) -> None:
     page = open_page("?prompt_id=prompt-7")
-    expect(cards(page).first.locator(".prompt")).to_have_text(HOSTILE_TEXT)
-    cards(page).first.locator(".frame").click()
-    expect(page.locator(".full-prompt")).to_have_text(HOSTILE_TEXT)
+    shown, first = visible(HOSTILE_TEXT), cards(page).first
+    assert shown.endswith(r"\u202eder\u202c \x1b[31m")
+    expect(first.locator(".prompt")).to_have_text(shown)
+    expect(first.locator(".prompt")).to_have_attribute("title", shown)
+    first.locator(".frame").click()
+    expect(page.locator(".full-prompt")).to_have_text(shown)
+    expect(page.locator("#stage video")).to_have_attribute("aria-label", f"Preview: {shown}")
+    page.get_by_label("Note").fill("not \u202eder")
+    page.locator("#detail").get_by_role("button", name="Approve").click()
+    page.get_by_role("button", name="Previous candidate").click()
+    expect(page.locator("#detail .status")).to_contain_text(r"not \u202eder")
+    expect(first.locator(".line")).to_contain_text(r"not \u202eder")
+    expect(first).to_have_attribute("aria-label", re.compile(re.escape(shown)))
+    page.keyboard.press("u")
+    expect(page.locator("#detail .badge")).to_have_text("To review")
     assert page.locator(".full-prompt *, .prompt *").count() == 0
     assert page.title() != "1"
 

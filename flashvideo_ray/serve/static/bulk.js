@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { DECIDABLE, saidOf } from "./decisions.js";
-import { byId, closable } from "./dom.js";
+import { byId, closable, write } from "./dom.js";
 import { cost, count, counted } from "./format.js";
 import { TABS } from "./store.js";
 
@@ -147,7 +147,7 @@ export class Bulk {
     } catch (error) {
       const { message, status } = /** @type {api.ApiError} */ (error);
       if (status === 409) await this.prepare?.().catch(() => {}); // other numbers now: they are shown, and asked about again
-      byId("confirm-error").textContent = message;
+      write(byId("confirm-error"), message);
     }
     this.yes.disabled = false;
   }

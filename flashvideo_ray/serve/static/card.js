@@ -1,6 +1,6 @@
 /** One candidate in the grid: picture, status, prompt, scores, and what can be done with it. */
 
-import { icon, lost, make, video } from "./dom.js";
+import { icon, lost, make, video, visible, write } from "./dom.js";
 import { STATUS_WORDS, number, progressLine } from "./format.js";
 
 const SCORES = 3; // on a card; all are in the detail view
@@ -56,9 +56,9 @@ export class Card {
     this.element.dataset.status = c.status;
     const mark = STATUS_ICONS[c.status];
     this.badge.replaceChildren(...(mark ? [icon(mark)] : []), word);
-    this.prompt.textContent = c.prompt;
-    this.prompt.title = c.prompt;
-    this.line.textContent = lineOf(c);
+    write(this.prompt, c.prompt);
+    this.prompt.title = visible(c.prompt);
+    write(this.line, lineOf(c));
     this.line.title = this.line.textContent;
     this.scores.replaceChildren(
       ...scoresOf(c, this.rank).map(([name, x]) => make("span", {}, `${name} `, make("b", {}, number(x)))),
@@ -73,7 +73,7 @@ export class Card {
     this.play.hidden = !(c.preview || c.clip);
     this.element.setAttribute(
       "aria-label",
-      [c.prompt, `candidate ${c.candidate + 1}`, word, this.line.textContent].filter(Boolean).join(". "),
+      [visible(c.prompt), `candidate ${c.candidate + 1}`, word, this.line.textContent].filter(Boolean).join(". "),
     );
     if (this.#video && this.#shown !== (c.clip ?? c.preview)) {
       this.stop();

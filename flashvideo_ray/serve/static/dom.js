@@ -1,5 +1,20 @@
 /** Elements from text, never from HTML: what a prompt says is shown, not interpreted. */
 
+// Control characters other than those that break a line, and those that change the direction of what stands around them.
+const UNSEEN = /[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g;
+
+/** The text with such characters as escapes (`\x1b`, `\u202e`), as in the report. @param {string} text */
+export const visible = (text) =>
+  text.replace(UNSEEN, (found) => {
+    const code = found.charCodeAt(0);
+    return code < 0x100 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u${code.toString(16).padStart(4, "0")}`;
+  });
+
+/** Say something in an element that is there. @param {HTMLElement} element @param {string} text */
+export function write(element, text) {
+  element.textContent = visible(text);
+}
+
 /**
  * @template {keyof HTMLElementTagNameMap} T
  * @param {T} tag
@@ -12,9 +27,9 @@ export function make(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name === "on") for (const [type, listener] of Object.entries(value)) element.addEventListener(type, listener);
     else if (value === true) element.setAttribute(name, "");
-    else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, String(value));
+    else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, visible(String(value)));
   }
-  element.append(...children.filter((child) => child !== null));
+  for (const child of children) if (child !== null) element.append(typeof child === "string" ? visible(child) : child);
   return element;
 }
 

@@ -1,6 +1,6 @@
 /** Outcomes: spoken to screen readers, and shown for a while with what can be done about them. */
 
-import { byId, make } from "./dom.js";
+import { byId, make, write } from "./dom.js";
 
 const SHOWN_MS = 6000;
 const SHOWN = 3; // failures; of the others the newest one
@@ -31,21 +31,21 @@ export class Notices {
   fail(what, error, again) {
     this.#place();
     const text = `${what}: ${error.message}`;
-    this.#alarm.textContent = text;
+    write(this.#alarm, text);
     this.#show(text, "bad", again ? "Try again" : undefined, again);
   }
 
   /** News of the run, for screen readers alone: it does not take the place of an answer. @param {string} text */
   report(text) {
     this.#place();
-    this.#news.textContent = text;
+    write(this.#news, text);
   }
 
   /** An answer to what somebody did, for screen readers alone. @param {string} text */
   announce(text) {
     this.#place();
     this.#announcer.textContent = "";
-    requestAnimationFrame(() => (this.#announcer.textContent = text)); // the same words twice are said twice
+    requestAnimationFrame(() => write(this.#announcer, text)); // the same words twice are said twice
   }
 
   /** @param {string} text @param {string} kind @param {string} [action] @param {() => void} [act] */

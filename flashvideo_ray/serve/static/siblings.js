@@ -1,7 +1,7 @@
 /** All candidates of a prompt side by side, playing together. */
 
 import * as api from "./api.js";
-import { byId, closable, icon, lost, make, stillPictures, video } from "./dom.js";
+import { byId, closable, icon, lost, make, stillPictures, video, write } from "./dom.js";
 import { STATUS_WORDS, number } from "./format.js";
 
 const SHOWN = 16; // as many as a prompt may have in one submission
@@ -55,7 +55,7 @@ export class Siblings {
     for (const c of items) this.store.known.set(c.clip_id, c);
     this.#ids = items.map((c) => c.clip_id);
     const more = page.total > items.length ? ` (${items.length} of ${page.total} shown)` : "";
-    byId("siblings-prompt").textContent = chosen.prompt + more;
+    write(byId("siblings-prompt"), chosen.prompt + more);
     this.side.replaceChildren(...items.map((c) => this.#cell(c)));
     if (!this.dialog.open) this.dialog.showModal();
     this.focus(id);

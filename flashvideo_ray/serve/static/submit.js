@@ -1,7 +1,7 @@
 /** New prompts: one a line, with what they will make said before they are sent. */
 
 import * as api from "./api.js";
-import { byId, closable, make } from "./dom.js";
+import { byId, closable, make, write } from "./dom.js";
 import { counted, duration } from "./format.js";
 
 const MOST_PROMPTS = 100;
@@ -98,7 +98,7 @@ export class Submit {
 
   /** @param {string} text */
   #fail(text) {
-    byId("prompts-error").textContent = text;
+    write(byId("prompts-error"), text);
     this.text.toggleAttribute("aria-invalid", Boolean(text));
   }
 

@@ -1,6 +1,6 @@
 /** What the run is and what it has cost. */
 
-import { byId, make } from "./dom.js";
+import { byId, make, visible, write } from "./dom.js";
 import { cost, count, counted, duration, money } from "./format.js";
 
 /** @param {import("./store.js").Store} store */
@@ -8,8 +8,8 @@ export function showSummary(store) {
   const figures = byId("figures");
   store.on("run", () => {
     const { run } = store;
-    byId("run-name").textContent = run.name;
-    document.title = `${run.name}: FlashVideo review`;
+    write(byId("run-name"), run.name);
+    document.title = `${visible(run.name)}: FlashVideo review`;
     const { spent, price } = run;
     const clip = cost(run.refine_seconds_mean, price.per_clip, price.currency);
     const rows = [
