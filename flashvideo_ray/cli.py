@@ -158,7 +158,6 @@ def select(
 
     def decide() -> None:
         from flashvideo_ray.graph import checks, reselect
-        from flashvideo_ray.ledger.claim import Claim, Identity
         from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
@@ -167,9 +166,8 @@ def select(
         tree["select"] |= {name: value for name, value in rules.items() if value is not None}
         settings = Settings.of_tree(tree, set_ or [], "run.json")
         checks.check(settings, ())
-        held = nullcontext() if dry_run else Claim(store, Identity.of_this_process(), takeover=takeover)
-        with held:
-            found = reselect.reselect(store, settings, write=not dry_run)
+        with nullcontext(store) if dry_run else _held(store, takeover) as run:
+            found = reselect.reselect(run, settings, write=not dry_run)
         table = Table("before", "now", "previews")
         for (before, now), count in sorted(found.changes.items()):
             table.add_row(before, now, f"{count:,}")
@@ -237,7 +235,6 @@ def prune(
 
     def remove() -> None:
         from flashvideo_ray.ledger import prune as pruning
-        from flashvideo_ray.ledger.claim import Claim, Identity
         from flashvideo_ray.ledger.store import Store
         from flashvideo_ray.settings import SettingsError
 
@@ -246,8 +243,8 @@ def prune(
             raise SettingsError(f"--keep {keep}: write latents, previews, both with a comma, or nothing")
         store = Store(output)
         _existing_run(store)
-        with Claim(store, Identity.of_this_process(), takeover=takeover):
-            planned = pruning.plan(store, kept)
+        with _held(store, takeover) as run:
+            planned = pruning.plan(run, kept)
             size = f"{planned.bytes / 1e6:,.1f} MB"
             if not planned.keys:
                 console.print("Nothing to remove.")
@@ -256,7 +253,7 @@ def prune(
             if "latents" not in kept:
                 console.print("Without their latents, other rules or another stage 2 would have to pay stage 1 again.")
             if yes or typer.confirm("Remove them?"):
-                pruning.prune(store, planned)
+                pruning.prune(run, planned)
                 console.print(f"Removed {size}.")
 
     _guarded(remove)
@@ -380,14 +377,13 @@ def verify(
         from flashvideo_ray.graph import finish
         from flashvideo_ray.ledger import run_file
         from flashvideo_ray.ledger import verify as verification
-        from flashvideo_ray.ledger.claim import Claim, Identity
         from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
         with suppress(run_file.DamagedRunError):  # which is among what is found
             _existing_run(store)
-        held = Claim(store, Identity.of_this_process(), takeover=takeover) if repair else nullcontext()
-        with held, console.status("verifying") as status:
+        held = _held(store, takeover) if repair else nullcontext(store)
+        with held as store, console.status("verifying") as status:
             report = verification.verify(
                 store,
                 repair=repair,
@@ -415,13 +411,12 @@ def compact(output: OutputArgument, takeover: TakeoverOption = False) -> None:
 
     def merge() -> None:
         from flashvideo_ray.ledger import tables
-        from flashvideo_ray.ledger.claim import Claim, Identity
         from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
         _existing_run(store)
-        with Claim(store, Identity.of_this_process(), takeover=takeover):
-            for table, done in tables.compact(store).items():
+        with _held(store, takeover) as run:
+            for table, done in tables.compact(run).items():
                 console.print(f"{table}: {done.rows} rows, {done.parts_before} parts before, {done.parts_after} now")
 
     _guarded(merge)
@@ -633,6 +628,18 @@ def _existing_run(store: Any) -> dict[str, Any]:
     return run
 
 
+def _held(store: Any, takeover: bool) -> Any:
+    """The run, to be written while the context lasts; as patient as its own settings say, if they can be read."""
+    from flashvideo_ray.ledger import run_file
+    from flashvideo_ray.ledger.held_store import hold
+
+    settings = Settings()
+    with suppress(InputError):  # damage is for `verify` to mend
+        if (run := run_file.read_run(store)) is not None:
+            settings = Settings.of_tree(run["settings"], where="run.json")
+    return hold(store, settings, takeover)
+
+
 def _guarded(work: Callable[[], Any]) -> Any:
     """Wrong input and settings end in one message and status 2; a traceback is for what nobody expected."""
     try:
@@ -640,3 +647,6 @@ def _guarded(work: Callable[[], Any]) -> Any:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
+    except ClaimLostError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None

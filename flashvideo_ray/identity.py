@@ -11,12 +11,14 @@ import pyarrow as pa
 from flashvideo_ray.prompts import PromptError, digest
 
 
-def candidates(prompts: pa.Table, count: int, stage1: Mapping[str, Any], fingerprint: str) -> pa.Table:
+def candidates(
+    prompts: pa.Table, count: int, stage1: Mapping[str, Any], fingerprint: str, drop: bool = False
+) -> pa.Table:
     """One row for each (prompt, seed) pair: `count` candidates of every prompt, numbered from 0.
 
     Adds `candidate` and `clip_id`, a hex digest of all that decides the preview: prompt, negative prompt, seed, the
-    stage-1 settings and the fingerprint of the stage-1 weights. Candidate k of a prompt has seed `seed + k`. Raises
-    PromptError if two rows give the same candidate.
+    stage-1 settings and the fingerprint of the stage-1 weights. Candidate k of a prompt has seed `seed + k`. If two
+    rows give the same candidate, it stays where it has the lower number with `drop`; otherwise PromptError is raised.
     """
     recipe = json.dumps([dict(stage1), fingerprint], sort_keys=True)
     repeated = prompts.take(pa.array([row for row in range(prompts.num_rows) for _ in range(count)]))
@@ -27,18 +29,18 @@ def candidates(prompts: pa.Table, count: int, stage1: Mapping[str, Any], fingerp
         digest(recipe, text, negative or "", str(seed))
         for text, negative, seed in zip(texts, negatives, seeds, strict=True)
     ]
-    if len(set(ids)) < len(ids):
-        first: dict[str, int] = {}
-        for row, clip_id in enumerate(ids):
-            if clip_id in first:
-                a, b = first[clip_id] // count + 1, row // count + 1
-                raise PromptError(
-                    f"rows {a} and {b} have the same prompt, and candidate {first[clip_id] % count} of one has the "
-                    f"seed {seeds[row]} that candidate {row % count} of the other has; drop one or change its seed"
-                )
-            first[clip_id] = row
-    return (
+    first: dict[str, int] = {}
+    for row in sorted(range(len(ids)), key=numbers.__getitem__):
+        before = first.setdefault(ids[row], row)
+        if before != row and not drop:
+            raise PromptError(
+                f"rows {before // count + 1} and {row // count + 1} have the same prompt, and candidate "
+                f"{numbers[before]} of one has the seed {seeds[row]} that candidate {numbers[row]} of the other has; "
+                "drop one, change its seed, or set prompts.duplicates to drop or seed"
+            )
+    made = (
         repeated.set_column(repeated.schema.get_field_index("seed"), "seed", pa.array(seeds, pa.int64()))
         .append_column("candidate", pa.array(numbers, pa.int32()))
         .append_column("clip_id", pa.array(ids, pa.string()))
     )
+    return made.take(pa.array(sorted(first.values()))) if len(first) < len(ids) else made

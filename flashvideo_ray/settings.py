@@ -63,7 +63,7 @@ class Frozen(BaseModel):
 
 
 class PromptSettings(Frozen):
-    """What becomes of prompts that would give the same clips: the same text with the same seed."""
+    """What becomes of prompts that would give the same clips: the same text with the same seed, or the next ones."""
 
     duplicates: Literal["refuse", "drop", "seed"] = Field(
         "refuse", description="`drop` keeps the first of them, `seed` gives each of the others a seed of its own"

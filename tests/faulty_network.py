@@ -18,7 +18,9 @@ class FaultyTransformer(FlashVideoTransformer3DModel):
     """A network that raises, gives NaN, hangs or kills its process at a prompt that it knows by its embedding's sum.
 
     On a node with BROKEN_BY in its environment its first call breaks the node: it names a file whose presence keeps
-    the network from loading, and the call makes it and kills its process.
+    the network from loading, and the call makes it and kills its process. On a node with FAILING every call raises and
+    leaves a file in the folder that it names. On a node with PATIENT a call waits until all files that it names are
+    there: as slow as a sound node can be.
     """
 
     __module__ = "faulty"  # what `model_index.json` names
@@ -54,6 +56,12 @@ class FaultyTransformer(FlashVideoTransformer3DModel):
         if "BROKEN_BY" in os.environ:
             Path(os.environ["BROKEN_BY"]).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if "FAILING" in os.environ:
+            folder = Path(os.environ["FAILING"])
+            (folder / f"failed-{len([*folder.glob('failed-*')])}").touch()
+            raise RuntimeError("an illegal memory access was encountered")
+        while not all(Path(path).exists() for path in os.environ.get("PATIENT", "/").split(os.pathsep)):
+            time.sleep(0.1)
         tokens = super().project_text(embeds)
         for trigger, fault in zip(self.config.triggers, self.config.faults, strict=True):
             if abs(embeds.double().sum().item() - trigger) < 1e-4:

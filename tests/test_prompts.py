@@ -12,7 +12,7 @@ import pytest
 from support import S3, write_prompts
 
 from flashvideo_ray.identity import candidates
-from flashvideo_ray.prompts import PromptError, checked, read_prompts, visible
+from flashvideo_ray.prompts import Duplicates, PromptError, checked, read_prompts, visible
 
 
 def test_a_prompt_alone_is_enough(tmp_path: Path) -> None:
@@ -252,6 +252,26 @@ def test_duplicates_are_dropped_or_get_seeds_of_their_own_where_one_says_so(
     assert read_prompts(repeated, duplicates="drop")["id"].to_pylist() == ["x"]
     with pytest.raises(PromptError, match="row 3: the id 'x' was used before"):
         read_prompts(repeated, duplicates="seed")
+
+
+def test_seeds_of_candidates_that_overlap_are_as_good_as_the_same(tmp_path: Path) -> None:
+    url = write_prompts(tmp_path / "p.parquet", ["a", "b", "a"], seed=[3, 4, 5], id=[*"xyz"])
+
+    def seeds(duplicates: Duplicates, count: int) -> dict[str, list[int]]:
+        rows = read_prompts(url, duplicates=duplicates, span=6)
+        made = candidates(rows, count, {}, "", drop=duplicates == "drop").to_pylist()
+        assert len({row["clip_id"] for row in made}) == len(made)
+        return {name: [row["seed"] for row in made if row["id"] == name] for name in "xyz"}
+
+    with pytest.raises(PromptError, match=r"rows 1 and 3 .* seed 5 .* set prompts\.duplicates to drop or seed"):
+        seeds("refuse", 4)
+    assert seeds("refuse", 2) == {"x": [3, 4], "y": [4, 5], "z": [5, 6]}
+    # Each stays where it has the lower number, so that further ones, drawn later, take none away.
+    assert seeds("drop", 4) == {"x": [3, 4], "y": [4, 5, 6, 7], "z": [5, 6, 7, 8]}
+    assert seeds("drop", 6) == {"x": [3, 4], "y": [4, 5, 6, 7, 8, 9], "z": [5, 6, 7, 8, 9, 10]}
+    moved = seeds("seed", 6)
+    assert moved["x"] == [3, 4, 5, 6, 7, 8]
+    assert not {*moved["x"]} & {*moved["z"]}
 
 
 def test_what_cannot_be_seen_is_shown() -> None:

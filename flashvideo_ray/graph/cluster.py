@@ -149,7 +149,8 @@ def _needs(pool: Pool) -> dict[str, float]:
 def here() -> Worker:
     """Which actor this process is, and where it runs."""
     context = ray.get_runtime_context()
-    return Worker(context.get_actor_id() or "", context.get_node_id(), f"{socket.gethostname()} ({_address()})")
+    cards = ",".join(context.get_accelerator_ids().get("GPU", []))
+    return Worker(context.get_actor_id() or "", context.get_node_id(), f"{socket.gethostname()} ({_address()})", cards)
 
 
 def _address() -> str:
@@ -157,7 +158,8 @@ def _address() -> str:
 
 
 def without(settings: Settings, faults: Sequence[Fault]) -> Settings:
-    """The settings with pools that keep away from the nodes of these faults."""
+    """The settings with pools that keep away from the nodes of these faults. Ray gives out cards as it likes."""
+    faults = [fault for fault in faults if not fault.card]
     pools: dict[str, Pool] = {}
     for stage in dict.fromkeys(fault.stage for fault in faults):
         nodes = sorted({fault.node for fault in faults if fault.stage == stage and fault.node})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from flashvideo_ray.settings import Stage
@@ -19,67 +19,86 @@ _LONGEST_PAUSE = 30.0
 
 @dataclass(frozen=True)
 class Worker:
-    """An actor, which keeps its name when its process is replaced, and the node that it runs on."""
+    """An actor, which keeps its name when its process is replaced, and the node and the card that it runs on."""
 
     actor: str = ""
     node: str = ""
     host: str = ""
+    card: str = ""  # by its number on the node; '' without one
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a stage does not run on a node, or, where no node is named, on none."""
+    """Why a stage does not run on a node or on one of its cards, or, where no node is named, on none.
+
+    `candidates` are those that failed there: they failed of the place, and may be tried elsewhere.
+    """
 
     stage: Stage
     cause: str
     node: str | None = None
     host: str | None = None
+    card: str = ""
+    candidates: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.stage} on {self.host}: {self.cause}" if self.host else f"{self.stage}: {self.cause}"
+        card = f", card {self.card}" if self.card else ""
+        return f"{self.stage} on {self.host}{card}: {self.cause}" if self.host else f"{self.stage}: {self.cause}"
 
 
-_Place = tuple[Stage, str]  # a stage on a node
+_Place = tuple[Stage, str, str]  # a stage on a node, and on which card of it; '' for all of the node
+_ELSEWHERE = 2  # failures at another place, by which a place alone is not to blame
 
 
 class Health:
-    """Counts starts that came to nothing, and failures that are alike, by stage and node.
+    """Counts starts that came to nothing, and failures that are alike, by stage, node and card.
 
     A node on which a stage fails to load, or fails `limit` times in a row with one class of error while others work, is
-    left out: its actors take no more rows. They wait until nothing else is left to do and are then dismissed, so that
-    a new round can do what they held. A stage that fails alike everywhere is stopped, and the job with it. `sizes` is
-    how many actors each pool has.
+    left out; so is one card of a node whose others work. Its actors take no more rows. They wait until nothing else is
+    left to do and are then dismissed, so that a new round can do what they held. A stage that fails alike everywhere is
+    stopped, and the job with it. `sizes` is how many actors each pool has, `left_out` what earlier rounds have found.
     """
 
-    def __init__(self, limit: int, sizes: Mapping[Stage, int], clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        limit: int,
+        sizes: Mapping[Stage, int],
+        clock: Callable[[], float] = time.monotonic,
+        left_out: Sequence[Fault] = (),
+    ):
         self._limit = limit
         self._sizes = sizes
         self._clock = clock
         self._last_event = clock()
         self._loading: dict[tuple[Stage, str], Worker] = {}  # by stage and actor
-        self._working: defaultdict[_Place, set[str]] = defaultdict(set)  # actors
-        self._waiting: defaultdict[Stage, dict[str, str]] = defaultdict(dict)  # actors that could not load: their node
+        self._working: defaultdict[Stage, dict[str, Worker]] = defaultdict(dict)  # by actor
+        self._waiting: defaultdict[Stage, dict[str, Worker]] = defaultdict(dict)  # that could not load, by actor
         self._deaths: Counter[_Place] = Counter()  # while loading, since one loaded
+        self._known = {(fault.stage, fault.node or "", fault.card): fault for fault in left_out}
         self._out: dict[_Place, Fault] = {}
-        self._expelled: set[_Place] = set()  # of those left out: for their failures, however well they load
+        self._expelled = set(self._known)  # of those left out: for their failures, however well they load
         self._open: dict[tuple[Stage, str], str] = {}  # the actor of each call
-        self._alike: dict[Stage, tuple[str, Counter[str]]] = {}  # class of error, and how often on each node
-        self._alike_here: dict[_Place, tuple[str, int]] = {}
+        self._alike: dict[Stage, tuple[str, Counter[_Place]]] = {}  # class of error, and how often on each card
+        self._alike_here: dict[_Place, tuple[str, list[str]]] = {}  # class of error, and the candidates
+        self._lost: defaultdict[_Place, list[str]] = defaultdict(list)  # candidates, to places that are left out
         self.stopped: Fault | None = None
 
     def starting(self, stage: Stage, worker: Worker) -> float | None:
         """A process of an actor is about to load. Returns the seconds that it is to pause before; None: not to load."""
         self._last_event = self._clock()
-        place = (stage, worker.node)
-        self._working[place].discard(worker.actor)
+        place = _node(stage, worker)
+        self._working[stage].pop(worker.actor, None)
         if (stage, worker.actor) in self._loading:
             self._deaths[place] += 1
         if self._deaths[place] >= self._limit:
             self._give_up(stage, worker, f"its process died {self._deaths[place]} times in a row while loading")
-        here_before = self._waiting[stage].get(worker.actor) == worker.node
-        if place in self._expelled or (place in self._out and (here_before or not self._working[place])):
+        before = self._waiting[stage].get(worker.actor)
+        here_before = before is not None and before.node == worker.node
+        expelled = self._is_expelled(stage, worker)
+        if expelled or (place in self._out and (here_before or not self._works_on(place))):
             self._loading.pop((stage, worker.actor), None)
-            self._waiting[stage][worker.actor] = worker.node
+            self._waiting[stage][worker.actor] = worker
+            self._blame_nodes(stage)
             return None
         self._waiting[stage].pop(worker.actor, None)
         self._loading[stage, worker.actor] = worker
@@ -95,15 +114,15 @@ class Health:
         """A process has loaded and takes work."""
         self._last_event = self._clock()
         self._loading.pop((stage, worker.actor), None)
-        self._working[stage, worker.node].add(worker.actor)
-        self._deaths.pop((stage, worker.node), None)
+        self._working[stage][worker.actor] = worker
+        self._deaths.pop(_node(stage, worker), None)
 
     def began(self, stage: Stage, clip_id: str, worker: Worker) -> Order:
         """A call is about to begin; whether it is to."""
         self._last_event = self._clock()
         if self.stopped is not None:
             return "stop"
-        if (stage, worker.node) in self._expelled:
+        if self._is_expelled(stage, worker):
             return "leave"
         self._open[stage, clip_id] = worker.actor
         return "go"
@@ -112,38 +131,71 @@ class Health:
         """A call ended, well or with a class of error and a message."""
         self._last_event = self._clock()
         self._open.pop((stage, clip_id), None)
-        place = (stage, worker.node)
+        places = dict.fromkeys([_node(stage, worker), _card(stage, worker)])
         if error is None:
             self._alike.pop(stage, None)
-            self._alike_here.pop(place, None)
+            for place in places:
+                self._alike_here.pop(place, None)
+            return
+        if self._is_expelled(stage, worker):  # it had begun before
+            for place in self._expelled.intersection(places):
+                self._lost[place].append(clip_id)
             return
         kind, message = error
-        before, here = self._alike_here.get(place, (kind, 0))
-        here = here + 1 if before == kind else 1
-        self._alike_here[place] = (kind, here)
-        before, nodes = self._alike.get(stage, (kind, Counter()))
+        for place in places:
+            before, candidates = self._alike_here.get(place, (kind, []))
+            self._alike_here[place] = (kind, [*(candidates if before == kind else []), clip_id])
+        before, cards = self._alike.get(stage, (kind, Counter()))
         if before != kind:
-            nodes = Counter()
-        nodes[worker.node] += 1
-        self._alike[stage] = (kind, nodes)
-        self._judge(place, worker, kind, message, here, nodes)
+            cards = Counter()
+        cards[_card(stage, worker)] += 1
+        self._alike[stage] = (kind, cards)
+        self._judge(stage, worker, kind, message, cards)
 
-    def _judge(self, place: _Place, worker: Worker, kind: str, message: str, here: int, nodes: Counter[str]) -> None:
-        """One node's fault, or everybody's: a bad node may fail faster than the others can succeed."""
-        stage = place[0]
-        alone = not any(actors for (of, node), actors in self._working.items() if of == stage and node != worker.node)
-        total = nodes.total()
-        elsewhere = total - max(nodes.values())
-        if total >= self._limit and (alone or elsewhere >= min(2, self._limit - 1)):
+    def _judge(self, stage: Stage, worker: Worker, kind: str, message: str, cards: Counter[_Place]) -> None:
+        """A card's fault, its node's, or everybody's: a bad one may fail faster than the others can succeed."""
+        node, card = _node(stage, worker), _card(stage, worker)
+        working = [other for other in self._working[stage].values() if not self._is_expelled(stage, other)]
+        other_nodes = any(other.node != worker.node for other in working)
+        other_cards = any(_node(stage, other) == node and _card(stage, other) != card for other in working)
+        by_place: Counter[_Place] = Counter()
+        for (of, on, number), count in cards.items():
+            by_place[(of, on, "") if other_nodes else (of, on, number)] += count
+        total, enough = cards.total(), min(_ELSEWHERE, self._limit - 1)
+        elsewhere = total - max(by_place.values())
+        on_node, on_card = (len(self._alike_here[place][1]) for place in (node, card))
+        if total >= self._limit and (not (other_nodes or other_cards) or elsewhere >= enough):
             self.stopped = self.stopped or Fault(stage, f"{kind}, {total} times in a row: {message}")
-        elif here >= self._limit and not alone:
-            self._out[place] = Fault(stage, f"{kind}, {here} times in a row: {message}", worker.node, worker.host)
-            self._expelled.add(place)
-            del nodes[worker.node]
+        elif on_node >= self._limit and other_nodes and (on_node - on_card >= enough or not other_cards):
+            self._expel(node, worker, f"{kind}, {on_node} times in a row: {message}", cards)
+        elif on_card >= self._limit and (other_cards or other_nodes):
+            self._expel(card, worker, f"{kind}, {on_card} times in a row: {message}", cards)
+
+    def _expel(self, place: _Place, worker: Worker, cause: str, cards: Counter[_Place]) -> None:
+        stage, node, card = place
+        self._out[place] = Fault(stage, cause, node, worker.host, card)
+        self._expelled.add(place)
+        self._lost[place].extend(self._alike_here[place][1])
+        for of in [of for of in cards if of[1] == node and card in ("", of[2])]:
+            del cards[of]  # they say nothing about the others
+
+    def _is_expelled(self, stage: Stage, worker: Worker) -> bool:
+        return not self._expelled.isdisjoint([_node(stage, worker), _card(stage, worker)])
+
+    def _works_on(self, node: _Place) -> bool:
+        return any(_node(node[0], worker) == node for worker in self._working[node[0]].values())
 
     def _give_up(self, stage: Stage, worker: Worker, cause: str) -> None:
-        self._waiting[stage][worker.actor] = worker.node
-        self._out.setdefault((stage, worker.node), Fault(stage, cause, worker.node, worker.host))
+        self._waiting[stage][worker.actor] = worker
+        self._out.setdefault(_node(stage, worker), Fault(stage, cause, worker.node, worker.host))
+
+    def _blame_nodes(self, stage: Stage) -> None:
+        """Where a whole pool was given cards that are left out, their nodes are: a card cannot be asked for."""
+        if len(self._waiting[stage]) < self._sizes.get(stage, 1):
+            return
+        for worker in self._waiting[stage].values():
+            if (fault := self._known.get(_card(stage, worker))) is not None:
+                self._out.setdefault(_node(stage, worker), replace(fault, card="", candidates=()))
 
     def dismissed(self, stage: Stage) -> bool:
         """Whether an actor that waits, because its node is left out, may end, and the round with it.
@@ -160,5 +212,17 @@ class Health:
 
     @property
     def faults(self) -> list[Fault]:
-        """What is left out: a node where nobody of the stage works now, or that fails whatever it gets."""
-        return [fault for place, fault in self._out.items() if place in self._expelled or not self._working[place]]
+        """What is left out since: where nobody of the stage works now, or that fails whatever it gets."""
+        return [
+            replace(fault, candidates=tuple(self._lost.get(place, ())))
+            for place, fault in self._out.items()
+            if place in self._expelled or not self._works_on((place[0], place[1], ""))
+        ]
+
+
+def _node(stage: Stage, worker: Worker) -> _Place:
+    return stage, worker.node, ""
+
+
+def _card(stage: Stage, worker: Worker) -> _Place:
+    return stage, worker.node, worker.card

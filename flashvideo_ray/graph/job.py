@@ -56,7 +56,7 @@ class RunResult:
     total: dict[str, int]  # by status, in the run
     seconds: float
     without_latents: int = 0  # candidates that only `render` can take further: their latents were pruned
-    left_out: tuple[Fault, ...] = ()  # nodes that a stage could not work on
+    left_out: tuple[Fault, ...] = ()  # nodes and cards that a stage could not work on
     stopped: Fault | None = None  # the stage that failed alike until the job ended; what it had not begun is open
 
     @property
@@ -82,10 +82,15 @@ class Job:
 
 @dataclass
 class _Trouble:
-    """What the rounds of a job have met: nodes to be left out, and a stage that fails whatever it gets."""
+    """What the rounds of a job have met: nodes and cards to be left out, and a stage that fails whatever it gets.
+
+    `failed` are the candidates whose failure is in the ledger, `given_back` those that were tried elsewhere.
+    """
 
     left_out: list[Fault] = field(default_factory=list)
     stopped: Fault | None = None
+    failed: set[str] = field(default_factory=set)
+    given_back: set[str] = field(default_factory=set)
 
 
 def run_job(job: Job, graph: Graph, started: float) -> RunResult:
@@ -116,6 +121,8 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
                     enough = _do(job, graph, work, claim, ended, record, trouble)
                     for fault in trouble.left_out[before:]:
                         record.met(f"left out: {fault}")
+                    if trouble.stopped is None:
+                        ended["failed"] -= _give_back(job.store, trouble)
                     done, work = work, job.next_work(job.store, None)
                     if trouble.stopped is not None:
                         record.met(f"stopped: {trouble.stopped}")
@@ -139,7 +146,7 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
         raise JobError("\n".join(str(fault) for fault in trouble.left_out if fault.stage == lost))
     seconds = time.monotonic() - started
     faults = tuple(trouble.left_out)
-    return RunResult(job.store.url, dict(ended), total, seconds, work.without_latents, faults, trouble.stopped)
+    return RunResult(job.store.url, dict(+ended), total, seconds, work.without_latents, faults, trouble.stopped)
 
 
 def _pools(settings: Settings, until: Until) -> tuple[Stage, ...]:
@@ -181,6 +188,18 @@ def _do(
     return why is not None
 
 
+def _give_back(store: Store, trouble: _Trouble) -> int:
+    """Candidates that failed where is left out by now are open again, each once: it was not their fault. How many."""
+    lost = {clip_id for fault in trouble.left_out for clip_id in fault.candidates}
+    again = (lost & trouble.failed) - trouble.given_back
+    if again:
+        clips = tables.read(store, "clips")
+        tables.reopen(store, "clips", clips.filter(pc.is_in(clips["clip_id"], pa.array(sorted(again), pa.string()))))
+        trouble.given_back |= again
+        trouble.failed -= again
+    return len(again)
+
+
 def _run_graph(
     job: Job,
     graph: Graph,
@@ -207,7 +226,8 @@ def _run_graph(
         settings.ledger,
     )
     previews = tables.extended(tables.PREVIEWS, [*job.extra, *scores])
-    health = Health(settings.max_equal_failures, {stage: getattr(settings.pools, stage).size for stage in STAGES})
+    sizes = {stage: getattr(settings.pools, stage).size for stage in STAGES}
+    health = Health(settings.max_equal_failures, sizes, left_out=trouble.left_out)
     plain = Store(store.url, store.clock)
     tracker = start_tracker(plain, previews, settings.ledger, remaining.context_rows(work.context), gate, health)
     claim.report_to(tracker.permit.remote)
@@ -218,7 +238,7 @@ def _run_graph(
     dataset = graph(work.rows, patient, settings, job.recipe, events, work.until)
     progress = Progress(settings, _totals(work, settings.select.keep), _pools(settings, work.until))
     placement = Placement(settings.pools, _pools(settings, work.until), settings.placement_patience_seconds)
-    heartbeat = _Heartbeat(tracker, clips, progress, ended, record, placement)
+    heartbeat = _Heartbeat(claim, tracker, clips, progress, ended, record, placement)
     rendered, lost, over, last_patience = 0, 0, None, _LAST_FLUSH_SECONDS
     try:
         with progress, heartbeat:
@@ -231,7 +251,9 @@ def _run_graph(
                     came.add(row["clip_id"])
                     ended[row["status"]] += 1
                     rendered += row["status"] == "rendered"
-                    lost += row["status"] == "failed"
+                    if row["status"] == "failed":
+                        lost += 1
+                        trouble.failed.add(row["clip_id"])
                     if row["status"] not in ("previewed", "approved") and not (row["audit"] and row["clip"] is None):
                         clips.append(row)
                 tracker.forget.remote(list(set(batch["id"].to_pylist())))
@@ -245,6 +267,7 @@ def _run_graph(
                 trouble.stopped = stopped[0]
         last_patience = max(last_patience, settings.store_patience_seconds)  # nobody waits for the end of this job
     except KeyboardInterrupt:
+        claim.check()
         if heartbeat.no_place is not None:
             raise JobError(heartbeat.no_place) from None
         raise
@@ -333,6 +356,7 @@ class _Heartbeat:
 
     def __init__(
         self,
+        claim: Claim,
         tracker: Any,
         clips: Writer,
         progress: Progress,
@@ -340,7 +364,8 @@ class _Heartbeat:
         record: jobs.Record,
         placement: Placement,
     ):
-        self._tracker, self._clips, self._progress, self._ended = tracker, clips, progress, ended
+        self._claim, self._tracker = claim, tracker
+        self._clips, self._progress, self._ended = clips, progress, ended
         self._record = record
         self._placement = placement
         self.no_place: str | None = None  # for a pool, which ends the job
@@ -350,6 +375,7 @@ class _Heartbeat:
         self._stop = threading.Event()
         acts = {"ledger not written": self._write, "progress not shown": self._show}
         self._threads = [threading.Thread(target=self._beat, args=act, daemon=True) for act in acts.items()]
+        self._threads.append(threading.Thread(target=self._watch, daemon=True))
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -375,6 +401,16 @@ class _Heartbeat:
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 log.warning("%s, trying again in %.0f s: %s", trouble, pause, in_a_line(error))
 
+    def _watch(self) -> None:
+        """A job that has lost its run pays for nothing more, even if no row comes for an hour."""
+        while not self._stop.is_set():
+            if self._claim.lost.wait(_BEAT_SECONDS):
+                return self._interrupt()
+
+    def _interrupt(self) -> None:
+        if self._waits is threading.main_thread() and not self._stop.is_set():  # for rows that do not come
+            signal.pthread_kill(self._waits.ident or 0, signal.SIGINT)
+
     def _write(self) -> None:
         ray.get(writing(self._tracker.flush_if_due).remote())  # first: a clip's row follows its preview's
         self._clips.flush_if_due()
@@ -394,8 +430,7 @@ class _Heartbeat:
             log.warning("%s", told)
         if self._placement.over is not None and self.no_place is None:
             self.no_place = self._placement.over
-            if self._waits is threading.main_thread():  # for rows that do not come
-                signal.pthread_kill(self._waits.ident or 0, signal.SIGINT)
+            self._interrupt()
 
 
 def _stop_on_sigterm() -> None:

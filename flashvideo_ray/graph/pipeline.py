@@ -59,13 +59,15 @@ def render(
         base_seed=settings.seed,
         reserved=[*row_schema().names, "at"],
         duplicates=settings.prompts.duplicates,
+        span=settings.candidates + settings.select.draw,
     )
     checks.check_count(rows.num_rows, settings)
     checks.warn_of_prompts(rows, settings)
     fingerprint = recipe["fingerprints"]["preview"]
 
     def candidates(first: int, count: int) -> pa.Table:
-        made = identity.candidates(rows, first + count, settings.stage1_recipe(), fingerprint)
+        drop = settings.prompts.duplicates == "drop"
+        made = identity.candidates(rows, first + count, settings.stage1_recipe(), fingerprint, drop)
         return made.filter(pc.greater_equal(made["candidate"], first))
 
     run_file.check_recipe(store, recipe)

@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 
 from flashvideo_ray.graph.recipe import about, recipe_of
 from flashvideo_ray.ledger import held_store, jobs, parquet_log, run_file, tables
-from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.texts import Texts
 from flashvideo_ray.settings import Settings, SettingsError
@@ -50,9 +49,8 @@ def branch(
         f"{old.url} made its previews otherwise", there, here, "Use the settings of that run for them."
     )
     run_file.check_recipe(new, recipe)
-    lease, patience = settings.ledger.lease_seconds, settings.store_patience_seconds
-    with Claim(new, Identity.of_this_process(), lease, takeover, patience) as claim:
-        return _copy(old, held_store.under(claim), settings, recipe, progress)
+    with held_store.hold(new, settings, takeover) as held:
+        return _copy(old, held, settings, recipe, progress)
 
 
 def _copy(

@@ -15,7 +15,6 @@ from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph import checks, cluster
 from flashvideo_ray.graph.stage_base import message_of, say
 from flashvideo_ray.ledger import held_store, jobs, run_file, tables
-from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.selection.rules import SCORE
@@ -78,9 +77,7 @@ def rescore(output: str, specs: Sequence[ScorerSettings], settings: Settings, *,
     if rows.num_rows:
         stages_ = tuple(dict.fromkeys(spec.pool for spec in specs))
         cluster.connect(settings.pools, stages_)
-    lease, patience = settings.ledger.lease_seconds, settings.store_patience_seconds
-    with Claim(store, Identity.of_this_process(), lease, takeover, patience) as claim:
-        store = held_store.under(claim)
+    with held_store.hold(store, settings, takeover) as store:
         if rows.num_rows:
             scored = _scored(rows, specs, store, settings, float(run["recipe"]["fps"]))
             tables.supersede(store, "previews", _joined(rows, scored, names))

@@ -9,10 +9,8 @@ from typing import Any
 from flashvideo_ray.graph.events import Attempt, Begin
 from flashvideo_ray.graph.health import Worker
 from flashvideo_ray.graph.quota import Answer
-from flashvideo_ray.ledger.claim import ClaimLostError, clock
+from flashvideo_ray.ledger.held_store import AskedPermit
 from flashvideo_ray.settings import Stage
-
-_PERMIT_SECONDS = 5.0
 
 
 class TrackerClient:
@@ -29,7 +27,7 @@ class TrackerClient:
         self._worker = Worker()
         self._gated = gated
         self._process = uuid.uuid4().hex  # of each copy its own, and a process has one
-        self._permitted_until = 0.0
+        self._permit = AskedPermit(lambda: get(handle.permitted.remote()))
 
     def __reduce__(self) -> tuple[type[TrackerClient], tuple[Any, ...]]:
         return TrackerClient, (self._handle, self._get, self._gated, self._here)
@@ -48,14 +46,8 @@ class TrackerClient:
         return self._get(self._handle.dismissed.remote(stage))
 
     def seconds(self) -> float:
-        """See Permit. Asks again when an answer is `_PERMIT_SECONDS` old: by then the job knows who took its run."""
-        asked = clock()
-        if asked >= self._permitted_until:
-            seconds, lost = self._get(self._handle.permitted.remote())
-            if lost:
-                raise ClaimLostError(lost)
-            self._permitted_until = asked + min(seconds, _PERMIT_SECONDS)  # by this machine's clock, before it asked
-        return self._permitted_until - clock()
+        """See Permit: the tracker knows it from the job."""
+        return self._permit.seconds()
 
     def joined(self, stage: Stage) -> None:
         """See StageEvents."""

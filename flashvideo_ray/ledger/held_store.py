@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from fsspec.asyn import AsyncFileSystem
 
-from flashvideo_ray.ledger.claim import Claim, ClaimUnsureError
+from flashvideo_ray.ledger.claim import Claim, ClaimLostError, ClaimUnsureError, Identity, clock
 from flashvideo_ray.ledger.clock import Clock
 from flashvideo_ray.ledger.patience import PatientStore
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.settings import Settings
+
+_ASKED_SECONDS = 5.0
 
 
 class Permit(Protocol):
@@ -21,6 +27,27 @@ class Permit(Protocol):
 
         Raises ClaimLostError if it is not held any more.
         """
+
+
+class AskedPermit:
+    """A permit of another process, which is asked for the seconds that are left, and for why the run is lost or ''.
+
+    It is asked again when an answer is `_ASKED_SECONDS` old: by then whoever holds the run knows who took it.
+    """
+
+    def __init__(self, ask: Callable[[], tuple[float, str]]):
+        self._ask = ask
+        self._until = 0.0
+
+    def seconds(self) -> float:
+        """See Permit."""
+        asked = clock()
+        if asked >= self._until:
+            seconds, lost = self._ask()
+            if lost:
+                raise ClaimLostError(lost)
+            self._until = asked + min(seconds, _ASKED_SECONDS)  # by this machine's clock, before it asked
+        return self._until - clock()
 
 
 class HeldStore(PatientStore):
@@ -53,6 +80,14 @@ class HeldStore(PatientStore):
 
     def __reduce__(self) -> tuple[type[HeldStore], tuple[str, float, Permit, Clock]]:  # type: ignore[override]
         return HeldStore, (self.url, self.patience_seconds, self.permit, self.clock)
+
+
+@contextmanager
+def hold(store: Store, settings: Settings, takeover: bool = False) -> Iterator[HeldStore]:
+    """Claim the run for a time of work, with the lease and the patience of the settings. Raises ClaimedError."""
+    lease, patience = settings.ledger.lease_seconds, settings.store_patience_seconds
+    with Claim(store, Identity.of_this_process(), lease, takeover, patience) as claim:
+        yield under(claim)
 
 
 def under(claim: Claim) -> HeldStore:

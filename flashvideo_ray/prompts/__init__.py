@@ -31,7 +31,7 @@ __all__ = [
 
 
 def read_prompts(
-    url: str, *, base_seed: int = 0, reserved: Iterable[str] = (), duplicates: Duplicates = "refuse"
+    url: str, *, base_seed: int = 0, reserved: Iterable[str] = (), duplicates: Duplicates = "refuse", span: int = 1
 ) -> pa.Table:
     """Read and check prompts.
 
@@ -42,7 +42,9 @@ def read_prompts(
     order of rows.
 
     Rows with the same text and seed would make the same clips. `duplicates` says what becomes of them: `refuse` all,
-    `drop` all but the first, or give each a `seed` of its own.
+    `drop` all but the first, or give each a `seed` of its own. Of a row's seed and those that follow it, its candidates
+    take `span`; where those of two rows overlap, `seed` moves the later one, and the others leave it to
+    `identity.candidates`.
 
     Returns a table with the columns of PROMPTS and the carried ones. Raises PromptError with every kind of problem
     found.
@@ -52,4 +54,4 @@ def read_prompts(
     clashes = sorted(name for name in table.column_names if name in taken or name.startswith("score_"))
     if clashes:
         raise PromptError(f"{url}: column {', '.join(clashes)} has a name that the ledger uses; rename or drop it")
-    return check(table, rows, base_seed, url, duplicates)
+    return check(table, rows, base_seed, url, duplicates, span)

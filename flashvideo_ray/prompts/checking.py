@@ -45,7 +45,9 @@ def digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
-def check(table: pa.Table, rows: Rows, base_seed: int, url: str, duplicates: Duplicates = "refuse") -> pa.Table:
+def check(
+    table: pa.Table, rows: Rows, base_seed: int, url: str, duplicates: Duplicates = "refuse", span: int = 1
+) -> pa.Table:
     """The columns of PROMPTS and the carried ones. See `read_prompts`; `url` and `rows` are for its messages."""
     problems: dict[str, list[int]] = defaultdict(list)
     prompts = _texts(table, "prompt", problems, required=True)
@@ -61,11 +63,15 @@ def check(table: pa.Table, rows: Rows, base_seed: int, url: str, duplicates: Dup
     final_seeds = [
         seed if seed is not None else _seed_of(base_seed, name) for name, seed in zip(ids, seeds, strict=True)
     ]
-    first: dict[tuple[str | None, str, int], int] = {}
+    width = span if duplicates == "seed" else 1
+    first: dict[tuple[str | None, str, int], int] = {}  # by text, and by where the seed is, in steps of the width
     repeats: dict[int, int] = {}  # rows that say what one before them says, and that one
     for index, (prompt, negative, seed) in enumerate(zip(prompts, negatives, final_seeds, strict=True)):
-        before = first.setdefault((prompt, negative or "", seed), index)
-        if before != index:
+        near = [first.get((prompt, negative or "", seed // width + step)) for step in (0, -1, 1)]
+        before = next((row for row in near if row is not None and abs(final_seeds[row] - seed) < width), None)
+        if before is None:
+            first[prompt, negative or "", seed // width] = index
+        else:
             repeats[index] = before
     if duplicates == "seed":
         times: dict[int, int] = defaultdict(int)

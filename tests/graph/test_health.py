@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flashvideo_ray.graph.health import Health, Worker
+from flashvideo_ray.graph.health import Fault, Health, Worker
 from flashvideo_ray.settings import Stage
 
 A1, A2, B1 = Worker("a1", "a", "host-a"), Worker("a2", "a", "host-a"), Worker("b1", "b", "host-b")
@@ -140,3 +140,71 @@ def test_when_the_others_fail_like_the_node_that_was_left_out_the_stage_is_stopp
     for n in range(3):
         call(health, f"d{n}", B1, OOM)
     assert health.stopped is not None
+
+
+def test_what_failed_on_a_node_that_is_left_out_is_named_to_be_tried_elsewhere(health: Health) -> None:
+    load(health, A1, A2, B1)
+    call(health, "a success", A1, None)
+    assert health.began(REFINE, "c9", A2) == "go"
+    for n in range(3):
+        call(health, f"c{n}", A1, OOM)
+    health.ended(REFINE, "c9", A2, ("ValueError", "it had begun before"))
+    [fault] = health.faults
+    assert fault.candidates == ("c0", "c1", "c2", "c9")
+
+
+FIRST, SECOND = Worker("a1", "a", "host-a", "0"), Worker("a2", "a", "host-a", "1")
+OTHER = Worker("b1", "b", "host-b", "0")
+
+
+@pytest.mark.parametrize("others", [[SECOND], [SECOND, OTHER]])
+def test_one_bad_card_is_left_out_and_the_others_of_its_node_work_on(health: Health, others: list[Worker]) -> None:
+    load(health, FIRST, *others)
+    for n in range(3):
+        call(health, f"c{n}", FIRST, OOM)
+        call(health, f"d{n}", SECOND, None)
+    assert health.stopped is None
+    assert health.began(REFINE, "e", FIRST) == "leave"
+    assert [health.began(REFINE, "e", other) for other in others] == ["go"] * len(others)
+    [fault] = health.faults
+    assert str(fault) == "refine on host-a, card 0: OutOfMemoryError, 3 times in a row: no room"
+    assert health.starting(REFINE, FIRST) is None
+    assert health.starting(REFINE, Worker("a1", "a", "host-a", "2")) == 0.0  # its process was given another card
+
+    later = Health(3, {"refine": 2}, left_out=[fault])  # of the next round
+    assert later.starting(REFINE, FIRST) is None
+    assert later.starting(REFINE, SECOND) == 0.0
+    assert later.faults == []
+
+
+def test_a_bad_card_that_fails_before_the_others_can_succeed_is_no_bad_node(health: Health) -> None:
+    load(health, FIRST, SECOND, OTHER)
+    for n in range(3):
+        call(health, f"c{n}", FIRST, OOM)
+    assert [fault.card for fault in health.faults] == ["0"]
+
+
+def test_a_node_whose_cards_all_fail_is_left_out_as_a_whole(health: Health) -> None:
+    health = Health(4, {"refine": 3})
+    load(health, FIRST, SECOND, OTHER)
+    for n, worker in enumerate([FIRST, SECOND, FIRST, SECOND]):
+        call(health, f"c{n}", worker, OOM)
+    assert health.stopped is None
+    assert [(fault.node, fault.card) for fault in health.faults] == [("a", "")]
+    assert health.began(REFINE, "d", OTHER) == "go"
+
+
+def test_all_cards_of_the_only_node_that_fail_stop_the_stage() -> None:
+    health = Health(4, {"refine": 2})
+    load(health, FIRST, SECOND)
+    for n, worker in enumerate([FIRST, SECOND, FIRST, SECOND]):
+        call(health, f"c{n}", worker, OOM)
+    assert health.stopped is not None
+
+
+def test_a_pool_that_is_given_only_cards_that_are_left_out_has_to_leave_their_node() -> None:
+    bad = Fault(REFINE, "CUDA error", "a", "host-a", "0")
+    health = Health(3, {"refine": 1}, left_out=[bad])
+    assert health.starting(REFINE, FIRST) is None
+    assert health.dismissed(REFINE)
+    assert [(fault.node, fault.card) for fault in health.faults] == [("a", "")]

@@ -1,8 +1,9 @@
-"""A node that breaks while others work."""
+"""Nodes that break, or fail whatever they get, while another works."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,37 +20,56 @@ from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.store import Store
 
 RENDERER = {"renderer": 1}  # one actor of stage 2 on each node
+ALIKE = 2
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """A head for the other pools, and two nodes for stage 2, one of which breaks at its first clip."""
+    """A head for the other pools, and three nodes for stage 2.
+
+    One breaks at its first clip, one fails all it gets, and the sound one is slower than both.
+    """
     ray.shutdown()
     nodes = Cluster()
     nodes.add_node(num_cpus=2, include_dashboard=False)
-    nodes.sound = nodes.add_node(num_cpus=1, resources=RENDERER)
+    struck = os.pathsep.join(str(tmp_path / name) for name in ("broken", *(f"failed-{n}" for n in range(ALIKE))))
+    nodes.sound = nodes.add_node(num_cpus=1, resources=RENDERER, env_vars={"PATIENT": struck})
     nodes.add_node(num_cpus=1, resources=RENDERER, env_vars={"BROKEN_BY": str(tmp_path / "broken")})
+    nodes.failing = nodes.add_node(num_cpus=1, resources=RENDERER, env_vars={"FAILING": str(tmp_path)})
     ray.init(address=nodes.address, logging_level="warning", runtime_env={"worker_process_setup_hook": "faulty.known"})
     yield nodes
     ray.shutdown()
     nodes.shutdown()
 
 
-def test_a_node_that_breaks_is_left_out_and_without_another_the_job_ends_with_its_name(
+def test_bad_nodes_are_left_out_and_without_a_sound_one_the_job_ends_for_a_reason(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     model = save_model(tmp_path / "model", [("refine", "nan", "a blue star")])  # which is no prompt of these
-    prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS)
-    overrides = [*tiny_overrides(model), "pools.refine.size=2", "pools.refine.resources={renderer: 1}"]
+    texts = [*PROMPTS, *(f"{prompt} slowly" for prompt in PROMPTS)]
+    prompts = write_prompts(tmp_path / "prompts.parquet", texts)
+    overrides = [*tiny_overrides(model), "pools.refine.size=3", "pools.refine.resources={renderer: 1}"]
+    overrides.append(f"max_equal_failures={ALIKE}")
     result = flashvideo_ray.render(prompts, str(tmp_path / "run"), Settings.load("nano", overrides))
-    assert result.ended == {"rendered": len(PROMPTS)}
-    assert (tmp_path / "broken").exists()
-    assert [fault.stage for fault in result.left_out] == ["refine"]
-    assert "the card has fallen off the bus" in result.left_out[0].cause
+    assert result.ended == result.total == {"rendered": len(texts)}  # what the bad ones failed was tried elsewhere
+    causes = {fault.cause.partition(": ")[2]: fault for fault in result.left_out}
+    assert {fault.stage for fault in result.left_out} == {"refine"}
+    assert {*causes} == {"the card has fallen off the bus", "an illegal memory access was encountered"}
     [told] = json.loads((tmp_path / "run" / "summary.json").read_text())["troubles"]
-    assert str(result.left_out[0]) in told
+    assert all(str(fault) in told for fault in result.left_out)
 
+    # Nobody but the one that fails all it gets, and the one that is broken: the stage is stopped, the rest stays open.
     cluster.remove_node(cluster.sound)
+    other = Settings.load("nano", [*overrides, "seed=1"])
+    result = flashvideo_ray.render(prompts, str(tmp_path / "other"), other)
+    assert result.stopped is not None
+    assert "an illegal memory access was encountered" in result.stopped.cause
+    assert (result.exit_status, result.ended) == (3, {"failed": ALIKE})
+    store = Store(str(tmp_path / "other"))
+    assert (tables.read(store, "previews").num_rows, tables.read(store, "clips").num_rows) == (len(texts), ALIKE)
+
+    # Nobody at all: one message, with its name.
+    cluster.remove_node(cluster.failing)
     with pytest.raises(JobError, match=r"refine on .*: OSError: the card has fallen off the bus"):
-        flashvideo_ray.render(prompts, str(tmp_path / "other"), Settings.load("nano", [*overrides, "seed=1"]))
-    assert tables.read(Store(str(tmp_path / "other")), "previews").num_rows == len(PROMPTS)
+        flashvideo_ray.render(prompts, str(tmp_path / "other"), other)
+    assert tables.read(store, "clips").num_rows == ALIKE

@@ -5,18 +5,21 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PROMPTS, script, tiny_overrides, write_prompts
+from support import PROMPTS, script, short_lease, tiny_overrides, write_prompts
+from tiny import save_model
 
 import flashvideo_ray
 from flashvideo_ray import Settings
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.ledger import tables
+from flashvideo_ray.ledger.claim import Claim, ClaimLostError, Identity
 from flashvideo_ray.ledger.keys import clip_key, latents_key
 from flashvideo_ray.ledger.store import Store
 
@@ -73,6 +76,30 @@ def test_failed_candidates_are_taken_up_again_when_asked(tmp_path: Path, tiny_mo
     assert flashvideo_ray.refine(str(output), retry="failed").ended == {}
     with pytest.raises(InputError, match="--retry all: write failed"):
         flashvideo_ray.refine(str(output), retry="all")
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_job_that_lost_its_run_ends_though_no_row_comes(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", [("refine", "hang", PROMPTS[0])])
+    settings = Settings.load("nano", [*tiny_overrides(model), *short_lease(3)])
+    store = Store(str(tmp_path / "run"))
+
+    def take() -> None:
+        while not store.keys("latents"):  # of the one that hangs, in stage 2
+            time.sleep(0.1)
+        with Claim(store, Identity.of_this_process(), takeover=True):
+            over.wait(60)
+
+    over = threading.Event()
+    other = threading.Thread(target=take)
+    other.start()
+    try:
+        with pytest.raises(ClaimLostError):
+            flashvideo_ray.render(write_prompts(tmp_path / "prompts.parquet", PROMPTS[:1]), store.url, settings)
+    finally:
+        over.set()
+        other.join()
+    assert store.keys("clips") == []
 
 
 def test_a_job_that_is_stopped_is_carried_on(tmp_path: Path, tiny_model: Path) -> None:

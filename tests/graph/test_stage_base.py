@@ -207,15 +207,16 @@ _OVERDUE = """
 import sys, threading
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_stage import Doing, batch
+from test_stage_base import Doing, batch
 from flashvideo_ray import Settings
 stage = Doing(lambda clip_id: threading.Event().wait(), Path(sys.argv[2]))
 stage.settings = Settings.load(None, ["pools.preview.time_limit_seconds=0.1"])
-stage.events.overdue = lambda stage, clip_id: threading.Event().wait()
+stage.events.overdue = lambda stage, clip_id: print("too long", flush=True) or threading.Event().wait()
 stage(batch("a"))
 """
 
 
 def test_a_call_over_its_time_limit_ends_its_process_even_if_nobody_can_be_told(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _OVERDUE, str(Path(__file__).parent), str(tmp_path)]
-    assert subprocess.run(command, timeout=300).returncode == 1
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (1, "too long\n"), done.stderr
