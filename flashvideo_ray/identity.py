@@ -33,10 +33,11 @@ def candidates(
     for row in sorted(range(len(ids)), key=numbers.__getitem__):
         before = first.setdefault(ids[row], row)
         if before != row and not drop:
+            a, b = sorted((before, row))
             raise PromptError(
-                f"rows {before // count + 1} and {row // count + 1} have the same prompt, and candidate "
-                f"{numbers[before]} of one has the seed {seeds[row]} that candidate {numbers[row]} of the other has; "
-                "drop one, change its seed, or set prompts.duplicates to drop or seed"
+                f"rows {a // count + 1} and {b // count + 1} have the same prompt, and candidate {numbers[a]} of one "
+                f"has the seed {seeds[a]} that candidate {numbers[b]} of the other has; drop one, change its seed, or "
+                "set prompts.duplicates to drop or seed"
             )
     made = (
         repeated.set_column(repeated.schema.get_field_index("seed"), "seed", pa.array(seeds, pa.int64()))

@@ -145,8 +145,9 @@ class RunState:
             row for row in self._tables["previews"].rows.values() if row["status"] != "open" and self._is_present(row)
         ]
         names = self._tables["previews"].scores
-        self._columns = tuple(names)
-        self._scores = tuple(name.removeprefix(SCORE) for name in names)
+        # What earlier texts alone have is nothing to filter by.
+        self._columns = tuple(name for name in names if any(row.get(name) is not None for row in rows))
+        self._scores = tuple(name.removeprefix(SCORE) for name in self._columns)
         columns: dict[str, Any] = {name: [row[name] for row in rows] for name in ("clip_id", "id", "candidate")}
         columns["scorer_errors"] = [row.get("scorer_errors") for row in rows]
         columns |= {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in names}

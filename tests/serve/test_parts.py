@@ -191,9 +191,13 @@ def test_selection_is_asked_as_a_batch_refine_would_ask_it(tmp_path: Path) -> No
 def test_a_prompt_whose_text_was_edited_has_candidates_of_its_present_text_alone(tmp_path: Path) -> None:
     store, old, new = Store(str(tmp_path)), candidate(1), candidate(2, "a blue star")
     state = RunState(store, Settings.load("nano", ["select.rank=motion", "select.keep=1"]))
-    write_previews(store, [{**old, "score_motion": 9.0}])
+    schema = extended(SCHEMA, [pa.field("score_flicker", pa.float64())])
+    before = Writer(store, "previews", schema, LedgerSettings())
+    before.append({**old, "score_motion": 9.0, "score_flicker": 0.5})  # with a scorer more than there is now
+    before.flush()
     wish(store, old, "refine")
     assert set(state.refresh().candidates) == {clip_id(1)}
+    assert state.snapshot.scores == ("motion", "flicker")
     time.sleep(0.002)
     writer = Writer(store, "candidates", tables.CANDIDATES, LedgerSettings())
     writer.append({**new, "status": "wanted"})  # a job has begun with the edited text
@@ -203,6 +207,7 @@ def test_a_prompt_whose_text_was_edited_has_candidates_of_its_present_text_alone
     write_previews(store, [new])
     assert {c.clip_id: c.status for c in state.refresh().candidates.values()} == {clip_id(2): "previewed"}
     assert {c.prompt for c in RunState(store, state.settings).refresh().prompts["p0"]} == {"a blue star"}
+    assert state.snapshot.scores == ("motion",)  # nothing else to filter by
     time.sleep(0.002)
     writer.append({**old, "status": "wanted"})  # the earlier text is back
     writer.flush()
