@@ -11,8 +11,9 @@ import pytest
 from support import S3
 
 from flashvideo_ray.ledger import held_store
-from flashvideo_ray.ledger.claim import Claim, ClaimLostError, ClaimUnsureError, Identity
+from flashvideo_ray.ledger.claim import ClaimLostError, ClaimUnsureError
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.settings import Settings
 
 
 class Told:
@@ -74,9 +75,10 @@ def test_an_upload_ends_with_the_permit(s3: S3, tmp_path: Path, patience: float)
         except (ClaimLostError, ClaimUnsureError) as error:
             outcome.append(error)
 
-    with Claim(plain, Identity.of_this_process(), 2.0, patience_seconds=patience) as claim:
+    settings = Settings.load(None, ["ledger.lease_seconds=2", f"store_patience_seconds={patience}"])
+    with held_store.hold(plain, settings) as held:
         s3.process.send_signal(signal.SIGSTOP)
-        putting = threading.Thread(target=put, args=[held_store.under(claim)])
+        putting = threading.Thread(target=put, args=[held])
         putting.start()
         try:
             if patience:
