@@ -56,6 +56,7 @@ class Job:
         self.process.start()
 
     def says(self) -> str:
+        assert self.connection.poll(100), "the job says nothing"
         return self.connection.recv()
 
     def tell(self) -> None:
