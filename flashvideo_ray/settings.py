@@ -340,7 +340,7 @@ class Settings(Frozen):
     )
     max_equal_failures: Positive = Field(
         10,
-        description="in a row, of one stage and class of error; then its node is left out, or the job ends",
+        description="in a row, of one stage and class of error; then its node or card is left out, or the job ends",
     )
     store_patience_seconds: NonNegative = Field(600.0, description="how long a run waits for a store that is away")
     progress_seconds: Seconds = Field(15.0, description="between progress lines in a job's log")

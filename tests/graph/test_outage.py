@@ -1,14 +1,19 @@
-"""A store that is away for longer than the lease of the claim: the job goes on, or ends and leaves the run alone."""
+"""A store that is away for longer than the lease of the claim: the job goes on, or ends and leaves the run alone.
+
+And the disks of the workers, which are full before that: a job needs nothing of them.
+"""
 
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 from support import S3, Link, script, short_lease, tiny_overrides, write_prompts
 
 from flashvideo_ray.ledger import parquet_log
@@ -36,6 +41,16 @@ def test_an_absence_longer_than_the_lease(s3: S3, tmp_path: Path, tiny_model: Pa
         job = subprocess.Popen(command, env=env, stdout=out, stderr=out)
     try:
         until(lambda: len(store.keys("clips", ".mp4")) >= 2, job, log)
+
+        # The temporary folders of all workers are full: nothing fails, and nothing waits.
+        workers = [each for each in psutil.Process(job.pid).children(recursive=True) if "ray::Map" in each.name()]
+        assert len(workers) >= 4  # of all stages
+        for each in workers:
+            refuse_to_grow_files(each.pid, True)
+        clips = len(store.keys("clips", ".mp4"))
+        until(lambda: len(store.keys("clips", ".mp4")) >= clips + 3, job, log)
+        for each in workers:
+            refuse_to_grow_files(each.pid, False)
 
         # Nobody takes the run: the job claims it again and goes on.
         link.cut()
@@ -67,6 +82,13 @@ def test_an_absence_longer_than_the_lease(s3: S3, tmp_path: Path, tiny_model: Pa
         parts = parquet_log.read_all(store, f"ledger/{table}-")
         rows = Counter(clip_id for part in parts.values() for clip_id in part["clip_id"].to_pylist())
         assert set(rows.values()) <= {1}  # nothing was done twice
+        assert {status for part in parts.values() for status in part["status"].to_pylist()} <= {"previewed", "rendered"}
+
+
+def refuse_to_grow_files(pid: int, yes: bool) -> None:
+    """As a full disk does: the kernel refuses the writes of the process, and lets it read."""
+    limit = 256 if yes else resource.RLIM_INFINITY
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
 
 def newest(store: Store) -> str:
