@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -102,26 +103,37 @@ def test_a_job_that_lost_its_run_ends_though_no_row_comes(tmp_path: Path) -> Non
     assert store.keys("clips") == []
 
 
-def test_a_job_that_is_stopped_is_carried_on(tmp_path: Path, tiny_model: Path) -> None:
-    """By SIGTERM, as `ray job stop` does it; SIGKILL is in `test_chaos`."""
+STOPPED = "Stopped. What is done is in the ledger; the same command carries on."
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_job_that_is_stopped_says_so_in_a_line_and_is_carried_on(tmp_path: Path, tiny_model: Path) -> None:
+    """By SIGTERM, as `ray job stop` does it, and by Ctrl-C, which all of a terminal's processes get; SIGKILL is in
+    `test_chaos`."""
     prompts = write_prompts(tmp_path / "prompts.parquet", [f"a red circle moves left {n}" for n in range(16)])
     output = tmp_path / "run"
-    words = [word for override in tiny_overrides(tiny_model) for word in ("--set", override)]
+    settings = tiny_overrides(tiny_model)
+    words = [word for override in settings for word in ("--set", override)]
     command = [script("flashvideo-ray"), "render", prompts, str(output), "-c", "nano", *words]
-    with open(tmp_path / "first.log", "wb") as log:
-        job = subprocess.Popen(command, stdout=log, stderr=log)
-    deadline = time.monotonic() + 200
-    while len([*output.glob("clips/*/*.mp4")]) < 3:
-        assert time.monotonic() < deadline
-        assert job.poll() is None, (tmp_path / "first.log").read_text()
-        time.sleep(0.1)
-    job.send_signal(signal.SIGTERM)
-    assert job.wait(30) == 1
-    assert "Stopped. What is done is in the ledger" in (tmp_path / "first.log").read_text()
-    stored = {path: path.stat().st_mtime_ns for path in output.glob("clips/*/*.mp4")}
-    assert 3 <= len(stored) < 16
+    stored: dict[Path, int] = {}
+    for number, stop in enumerate((signal.SIGTERM, signal.SIGINT), start=1):
+        console = tmp_path / f"{number}.log"
+        with open(console, "wb") as log:
+            job = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 200
+        while len([*output.glob("clips/*/*.mp4")]) < len(stored) + 3:
+            assert time.monotonic() < deadline
+            assert job.poll() is None, console.read_text()
+            time.sleep(0.1)
+        said = console.stat().st_size
+        os.killpg(job.pid, stop) if stop == signal.SIGINT else job.send_signal(stop)
+        assert job.wait(60) == 1
+        told = console.read_bytes()[said:].decode().splitlines()
+        assert [line for line in told if " busy" not in line] == [STOPPED], told  # beside the last line of progress
+        before, stored = stored, {path: path.stat().st_mtime_ns for path in output.glob("clips/*/*.mp4")}
+        assert before.items() <= stored.items()
+    assert 6 <= len(stored) < 16
 
-    again = subprocess.run(command, capture_output=True, text=True, timeout=250)
-    assert again.returncode == 0, again.stderr
+    flashvideo_ray.render(prompts, str(output), Settings.load("nano", settings))
     assert Counter(row["status"] for row in rows(output, "clips").values()) == {"rendered": 16}
     assert {path: path.stat().st_mtime_ns for path in stored} == stored
