@@ -94,7 +94,7 @@ def test_prompts_in_an_object_store(s3: S3) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"text": ["a"]}, "no column 'prompt' .*rename 'text' to 'prompt'"),
+        ({"text": ["a"]}, "no column 'prompt' .columns: text.; if it is 'text', say so: --column 'prompt=text'"),
         ({"prompt": ["a", None, "c", None]}, "row 2, row 4: prompt is null"),
         ({"prompt": ["a", " ", ""]}, "row 2, row 3: prompt is empty"),
         ({"prompt": ["", *"abcdef"], "id": [*"xxxyyzz"]}, "row 2, row 3: the id 'x' was used before .row 1"),
@@ -144,7 +144,7 @@ def test_rows_are_named_by_file_where_there_are_several(tmp_path: Path) -> None:
         ("p.csv", b"id,prompt\nx,a\ny,\xff\n", "row 2: column 'prompt' cannot be read: its text must be UTF-8"),
         ("p.csv", b"prompt,mood,prompt\na,b,c\n", "p.csv: there are several columns named prompt; rename or drop"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "a", "prompt": "b"}\n', "row 2: 'prompt' stands there twice"),
-        ("p.txt", b"a cat", "ends with .parquet, .jsonl, .csv"),
+        ("p.md", b"a cat", "ends with .parquet, .jsonl, .csv"),
     ],
 )
 def test_a_file_that_is_something_else(tmp_path: Path, name: str, content: bytes, message: str) -> None:
