@@ -73,8 +73,7 @@ def check(
     negatives = _texts(table, "negative_prompt", problems)
     given = _ids(table, problems)
     seeds = _seeds(table, problems)
-    if CANDIDATE in table.column_names:
-        _check_candidates(table, problems)
+    number = _candidates(table, problems) if CANDIDATE in table.column_names else None
 
     # Of two rows with the same text, only those with their own seed are different candidates.
     ids = _filled(given, pa.string(), lambda *row: digest(*row)[:12], prompts, negatives, seeds)
@@ -86,8 +85,10 @@ def check(
 
     own = pa.table([ids, prompts, negatives, final_seeds], schema=PROMPTS.remove_metadata())
     for field in table.schema:
-        if field.name not in OWN_COLUMNS:
+        if field.name not in (*OWN_COLUMNS, CANDIDATE):
             own = own.append_column(field, table[field.name])
+    if number is not None:
+        own = own.append_column(CANDIDATE, number)
     kept = ~is_repeat if duplicates == "drop" else np.ones(table.num_rows, bool)
     if part is not None:
         kept &= part.of(own, url)
@@ -110,7 +111,7 @@ def check(
         what = "were dropped" if duplicates == "drop" else "got a seed of their own"
         log.warning("%d of %d prompts repeat another one and %s: %s", len(repeats), table.num_rows, what, pairs)
     for field in table.schema:
-        if field.name not in OWN_COLUMNS:
+        if field.name not in (*OWN_COLUMNS, CANDIDATE):
             _check_carried(table[field.name], field.name)
     return own if kept.all() else own.filter(pa.array(kept))
 
@@ -326,7 +327,7 @@ def _whole_numbers(
     return column.cast(kind, safe=False)
 
 
-def _check_candidates(table: pa.Table, problems: dict[str, NDArray[np.bool_]]) -> None:
+def _candidates(table: pa.Table, problems: dict[str, NDArray[np.bool_]]) -> pa.ChunkedArray:
     """A row that is one candidate says which, with its id and its seed: `flashvideo-ray list --parquet` writes such."""
     missing = [name for name in ("id", "seed") if name not in table.column_names]
     if missing:
@@ -336,3 +337,4 @@ def _check_candidates(table: pa.Table, problems: dict[str, NDArray[np.bool_]]) -
     number = _whole_numbers(table, CANDIDATE, pa.int32(), 2**31 - 1, f"{CANDIDATE} is no number from 0", problems)
     problems[f"{CANDIDATE} is null; each row is one candidate, or none is"] = _mask(number.is_null())
     problems[f"seed is null, and the row is the {CANDIDATE} of a seed"] = _mask(table["seed"].is_null())
+    return number
