@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -128,11 +129,12 @@ def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
     told = engine.describe()
     longest = max((told.prompt_prefix, engines.of(settings, "refine").describe().prompt_prefix), key=len)
     cut: list[str] = []
-    too_long = negatives = row = 0
+    too_long = negatives = 0
+    rows = itertools.count(1)
     unknown: Counter[str] = Counter()
     for batch in table.select(["prompt", "negative_prompt"]).to_batches(max_chunksize=_PROMPTS_AT_ONCE):
         texts = batch["prompt"].to_pylist()
-        for row, count in enumerate(engine.count_tokens([longest + text for text in texts]), start=row + 1):
+        for count, row in zip(engine.count_tokens([longest + text for text in texts]), rows, strict=False):
             if count > told.max_tokens:
                 too_long += 1
                 cut += [f"row {row} ({count})"] if len(cut) < prompts.SHOWN else []
