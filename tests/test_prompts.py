@@ -285,5 +285,7 @@ def test_candidates_have_a_seed_and_a_name_each(tmp_path: Path) -> None:
 def test_two_rows_that_would_make_the_same_clip(tmp_path: Path) -> None:
     url = write_prompts(tmp_path / "p.parquet", ["a", "a"], id=["x", "y"], seed=[5, 6])
     assert candidates(read_prompts(url), 1, {}, "")["clip_id"].to_pylist()
-    with pytest.raises(PromptError, match="the ids 'x' and 'y' have the same text 'a', and candidate 1 of one has the seed 6"):
+    with pytest.raises(
+        PromptError, match="the ids 'x' and 'y' have the same text 'a', and candidate 1 of one has the seed 6"
+    ):
         candidates(read_prompts(url), 2, {}, "")
