@@ -94,7 +94,7 @@ def test_prompts_in_an_object_store(s3: S3) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"text": ["a"]}, "no column 'prompt' .*rename 'text' to 'prompt'"),
+        ({"text": ["a"]}, "no column 'prompt' .columns: text.; if it is 'text', say so: --column 'prompt=text'"),
         ({"prompt": ["a", None, "c", None]}, "row 2, row 4: prompt is null"),
         ({"prompt": ["a", " ", ""]}, "row 2, row 3: prompt is empty"),
         ({"prompt": ["", *"abcdef"], "id": [*"xxxyyzz"]}, "row 2, row 3: the id 'x' was used before .row 1"),
@@ -144,7 +144,7 @@ def test_rows_are_named_by_file_where_there_are_several(tmp_path: Path) -> None:
         ("p.csv", b"id,prompt\nx,a\ny,\xff\n", "row 2: column 'prompt' cannot be read: its text must be UTF-8"),
         ("p.csv", b"prompt,mood,prompt\na,b,c\n", "p.csv: there are several columns named prompt; rename or drop"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "a", "prompt": "b"}\n', "row 2: 'prompt' stands there twice"),
-        ("p.txt", b"a cat", "ends with .parquet, .jsonl, .csv"),
+        ("p.md", b"a cat", "ends with .parquet, .jsonl, .csv"),
     ],
 )
 def test_a_file_that_is_something_else(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -255,23 +255,19 @@ def test_duplicates_are_dropped_or_get_seeds_of_their_own_where_one_says_so(
 
 
 def test_seeds_of_candidates_that_overlap_are_as_good_as_the_same(tmp_path: Path) -> None:
-    url = write_prompts(tmp_path / "p.parquet", ["a", "b", "a"], seed=[3, 4, 5], id=[*"xyz"])
+    url = write_prompts(tmp_path / "p.parquet", [*"abaa"], seed=[3, 4, 6, 8], id=[*"xyzw"])
 
-    def seeds(duplicates: Duplicates, count: int) -> dict[str, list[int]]:
-        rows = read_prompts(url, duplicates=duplicates, span=6)
-        made = candidates(rows, count, {}, "", drop=duplicates == "drop").to_pylist()
-        assert len({row["clip_id"] for row in made}) == len(made)
-        return {name: [row["seed"] for row in made if row["id"] == name] for name in "xyz"}
+    def seeds(duplicates: Duplicates, count: int = 4) -> dict[str, list[int]]:
+        made = candidates(read_prompts(url, duplicates=duplicates, span=count), count, {}, "").to_pylist()
+        return {name: [row["seed"] for row in made if row["id"] == name] for name in "xyzw"}
 
-    with pytest.raises(PromptError, match=r"rows 1 and 3 .* seed 5 .* set prompts\.duplicates to drop or seed"):
-        seeds("refuse", 4)
-    assert seeds("refuse", 2) == {"x": [3, 4], "y": [4, 5], "z": [5, 6]}
-    # Each stays where it has the lower number, so that further ones, drawn later, take none away.
-    assert seeds("drop", 4) == {"x": [3, 4], "y": [4, 5, 6, 7], "z": [5, 6, 7, 8]}
-    assert seeds("drop", 6) == {"x": [3, 4], "y": [4, 5, 6, 7, 8, 9], "z": [5, 6, 7, 8, 9, 10]}
-    moved = seeds("seed", 6)
-    assert moved["x"] == [3, 4, 5, 6, 7, 8]
-    assert not {*moved["x"]} & {*moved["z"]}
+    with pytest.raises(PromptError, match=r"'x' and 'z' .* seed 6 .* set prompts\.duplicates to drop or seed"):
+        seeds("refuse")
+    assert seeds("refuse", 2) == seeds("drop", 2) == {"x": [3, 4], "y": [4, 5], "z": [6, 7], "w": [8, 9]}
+    assert seeds("drop") == {"x": [3, 4, 5, 6], "y": [4, 5, 6, 7], "z": [], "w": [8, 9, 10, 11]}
+    moved = seeds("seed")
+    assert (moved["x"], moved["w"]) == ([3, 4, 5, 6], [8, 9, 10, 11])
+    assert not {*moved["x"], *moved["w"]} & {*moved["z"]}
 
 
 def test_what_cannot_be_seen_is_shown() -> None:
@@ -305,5 +301,7 @@ def test_candidates_have_a_seed_and_a_name_each(tmp_path: Path) -> None:
 def test_two_rows_that_would_make_the_same_clip(tmp_path: Path) -> None:
     url = write_prompts(tmp_path / "p.parquet", ["a", "a"], id=["x", "y"], seed=[5, 6])
     assert candidates(read_prompts(url), 1, {}, "")["clip_id"].to_pylist()
-    with pytest.raises(PromptError, match="rows 1 and 2 have the same prompt, and candidate 1 of one has the seed 6"):
+    with pytest.raises(
+        PromptError, match="the ids 'x' and 'y' have the same text 'a', and candidate 1 of one has the seed 6"
+    ):
         candidates(read_prompts(url), 2, {}, "")
