@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import faulty
 import pytest
 from support import PROMPTS, script, short_lease, tiny_overrides, write_prompts
 from tiny import save_model
@@ -81,13 +82,15 @@ def test_failed_candidates_are_taken_up_again_when_asked(tmp_path: Path, tiny_mo
 
 @pytest.mark.usefixtures("inline")
 def test_a_job_that_lost_its_run_ends_though_no_row_comes(tmp_path: Path) -> None:
+    faulty.known()  # to this process, where the stages run
     model = save_model(tmp_path / "model", [("refine", "hang", PROMPTS[0])])
     settings = Settings.load("nano", [*tiny_overrides(model), *short_lease(3)])
     store = Store(str(tmp_path / "run"))
 
     def take() -> None:
         while not store.keys("latents"):  # of the one that hangs, in stage 2
-            time.sleep(0.1)
+            if over.wait(0.1):
+                return
         with Claim(store, Identity.of_this_process(), takeover=True):
             over.wait(60)
 
