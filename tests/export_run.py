@@ -59,7 +59,10 @@ def _add(store: Store, settings: Settings, numbers: range) -> None:
     fingerprint = made["fingerprints"]["preview"]
     rows = identity.candidates(prompts, SIBLINGS, settings.stage1_recipe(), fingerprint).to_pylist()
     previews = [{**row, **_preview(store, row)} for row in rows]
-    best = [sorted(previews[i : i + SIBLINGS], key=lambda row: -row["score_alignment"]) for i in range(0, len(previews), SIBLINGS)]
+    best = [
+        sorted(previews[i : i + SIBLINGS], key=lambda row: -row["score_alignment"])
+        for i in range(0, len(previews), SIBLINGS)
+    ]
     broken = next((group for group in best if group[0]["id"] == f"p{BROKEN:04d}"), None)
     if broken:
         broken[2]["score_alignment"] = None

@@ -12,7 +12,7 @@ import pyarrow as pa
 import yaml
 
 from flashvideo_ray.accounting.terminal import bill_lines
-from flashvideo_ray.export import dictionary
+from flashvideo_ray.export import dictionary, formats
 from flashvideo_ray.export.options import SUFFIX, Options
 from flashvideo_ray.export.samples import Found
 from flashvideo_ray.ledger.store import Store
@@ -95,8 +95,12 @@ def _front_matter(facts: Facts) -> dict[str, Any]:
     there = set(facts.index["split"].to_pylist())
     files = [{"split": name, "path": f"data/{name}-*.{suffix}"} for name in facts.options.splits if name in there]
     stated = {"license": facts.options.license} if facts.options.license else {}
+    # The types of tar shards stand here: `datasets` would take them from a few rows.
+    is_tar = facts.options.format == "webdataset"
+    types = {"dataset_info": {"features": formats.tar_features(facts.schema)}} if is_tar else {}
     return {
         **stated,
+        **types,
         "task_categories": ["text-to-video"],
         "tags": ["synthetic", "video", "flashvideo_ray"],
         "configs": [{"config_name": "default", "data_files": files}],

@@ -38,8 +38,9 @@ def row_bytes(kind: Format, row: Mapping[str, Any], media: Sequence[int]) -> int
 
 def check_libraries(kind: Format) -> None:
     """Raise ExportError where the library of a format is not installed."""
-    needed = {"webdataset": "webdataset", "hf": "datasets", "preference": "datasets"}.get(kind)
-    if needed is not None:
+    for needed in {"webdataset": ("webdataset", "datasets"), "hf": ("datasets",), "preference": ("datasets",)}.get(
+        kind, ()
+    ):
         try:
             __import__(needed)
         except ImportError as error:
@@ -62,6 +63,25 @@ def with_media(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
     features = Features.from_arrow_schema(schema.remove_metadata())
     # Not decoded by itself: that takes torchcodec, and not everybody has it.
     return Features({**features, **dict.fromkeys(columns, Video(decode=False))}).arrow_schema
+
+
+def tar_features(schema: pa.Schema) -> list[dict[str, Any]]:
+    """What `datasets` finds in tar shards, as it stands in a card: it would take the types from the first few rows."""
+    from datasets import Features, Video
+
+    fields = [pa.field(field.name, _in_json(field.type)) for field in schema]
+    texts = pa.schema([pa.field(name, pa.string()) for name in ("txt", "__key__", "__url__")])
+    found = Features.from_arrow_schema(pa.schema([pa.field("json", pa.struct(fields)), *texts]))
+    listed: list[dict[str, Any]] = Features({**found, "mp4": Video(decode=False)})._to_yaml_list()
+    return listed
+
+
+def _in_json(kind: pa.DataType) -> pa.DataType:
+    """The type that a value has when it comes back from JSON."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    is_own = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return kind if is_own or pa.types.is_nested(kind) else pa.string()
 
 
 def json_line(row: Mapping[str, Any]) -> bytes:

@@ -81,6 +81,7 @@ def export(
     After a kill the same call goes on where it was. Raises ExportError (RecipeError, RuleError, …) before anything is
     written, and JobError where a video is missing or damaged.
     """
+    options.check()
     formats.check_libraries(options.format)
     source = Store(output)
     run = run_file.read_run(source)
@@ -249,4 +250,5 @@ def _as(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 def _why_nothing(found: Found) -> str:
     """What became of the most candidates."""
     counts = Counter(reason.partition(" (")[0] for reason in found.why.values())
-    return "; ".join(f"{count:,} {reason}" for reason, count in counts.most_common(3)) or "the run has no candidates"
+    most = (f"{reason}: {count:,} candidates" for reason, count in counts.most_common(3))
+    return "; ".join(most) or "the run has no candidates"

@@ -6,9 +6,9 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from flashvideo_ray.errors import InputError
 
@@ -53,13 +53,12 @@ class Options(BaseModel):
     pairs_a_prompt: int = Field(default=1, ge=1)
     license: str | None = None
 
-    @model_validator(mode="after")
-    def _fits_format(self) -> Self:
+    def check(self) -> None:
+        """Raise ExportError for options that do not go together."""
         if self.copy_media and self.embeds:
             raise ExportError(f"--media: the shards of {self.format} hold the media already; leave it out")
         if self.format != "preference" and (self.rank is not None or self.least_margin or self.pairs_a_prompt != 1):
             raise ExportError("--rank, --least-margin and --pairs-a-prompt are for --format preference alone")
-        return self
 
     @property
     def has_media(self) -> bool:

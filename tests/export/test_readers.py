@@ -117,7 +117,7 @@ def by_duckdb(folder: Path, kind: str) -> Iterator[tuple[str, Sample]]:
 
     read = "read_json_auto" if kind == "jsonl" else "read_parquet"
     with duckdb.connect() as connection:
-        for row in connection.sql(f"SELECT * FROM {read}('{folder}/data/*')").fetch_arrow_table().to_pylist():
+        for row in connection.sql(f"SELECT * FROM {read}('{folder}/data/*')").to_arrow_table().to_pylist():
             yield _row(folder, row)
 
 
@@ -192,8 +192,9 @@ def test_a_dataset_reads_back_as_the_run_has_it(
 
 
 def test_the_frames_of_an_exported_clip_are_those_of_the_run(exports: dict[str, Path], expected: dict[str, Sample]):
-    import av
     import io
+
+    import av
 
     row = pq.read_table(next(iter(sorted(exports["hf"].glob("data/*"))))).to_pylist()[0]
     with av.open(io.BytesIO(row["video"]["bytes"])) as file:
