@@ -317,7 +317,7 @@ def list_(
     """Candidates of a run, all or those that EXPR holds for: a table, ids, JSON, or prompts to submit again."""
 
     def show() -> None:
-        from flashvideo_ray.accounting import summary, terminal
+        from flashvideo_ray.accounting import terminal
         from flashvideo_ray.graph import candidates, listing
         from flashvideo_ray.ledger.store import Store
         from flashvideo_ray.settings import SettingsError
@@ -344,7 +344,7 @@ def list_(
         else:
             shown = candidates.named_as_in_rules(rows.slice(0, limit))
             if shown.num_rows:
-                console.print(terminal.candidates_table(shown.to_pylist(), summary.score_names(shown)))
+                console.print(terminal.candidates_table(shown.to_pylist()))
             left = rows.num_rows - shown.num_rows
             more = f", {left:,} more not shown (--limit)" if left else ""
             console.print(f"{rows.num_rows:,} of {total:,} candidates{more}.", highlight=False)

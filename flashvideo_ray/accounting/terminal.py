@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from flashvideo_ray.selection.agreement import Audit, Share
 
 _LEAST = 0.0001  # of money that is shown
-_LEAST_WIDTH = 8  # characters of a column, however narrow the terminal is
 
 
 def duration(seconds: float) -> str:
@@ -79,29 +79,28 @@ def bill_lines(bill: Mapping[str, Any]) -> Iterator[str]:
     yield from bill["notes"]
 
 
-def candidates_table(rows: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> Table:
+def candidates_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Candidates: what became of each, why, and what it took. Columns without a value are left out."""
-    why = [_why(row) for row in rows]
     columns: dict[str, list[str]] = {
         "candidate": [row["clip_id"] for row in rows],
         "of prompt": [f"{visible(row['id'])} #{row['candidate']}" for row in rows],
         "status": [row["status"] for row in rows],
-        "by people": [f"{row['decision']} by {visible(row['decided_by'])}" if row["decision"] else "" for row in rows],
-        "why": [visible(text) for text in why],
-        **{name: [_number(row[f"score_{name}"]) for row in rows] for name in scores},
-        "preview s": [_number(row["preview_seconds"]) for row in rows],
-        "refine s": [_number(row["refine_seconds"]) for row in rows],
-        "clip MB": [_number(row["bytes"] / 1e6 if row["bytes"] is not None else None) for row in rows],
-        "prompt": [visible(row["prompt"]) for row in rows],
+        "people": [f"{row['decision']} by {visible(row['decided_by'])}" if row["decision"] else "" for row in rows],
+        "rank": [_number(row["rank"]) for row in rows],
+        "preview": [_number(row["preview_seconds"], "s") for row in rows],
+        "refine": [_number(row["refine_seconds"], "s") for row in rows],
+        "clip": [_number(row["bytes"] and row["bytes"] / 1e6, "MB") for row in rows],
+        "why": [visible(_why(row)) for row in rows],
+        "text": [visible(row["prompt"]) for row in rows],
     }
     shown = {name: cells for name, cells in columns.items() if any(cells)}
-    table = Table()
-    for name, cells in shown.items():
-        numbers = name in scores or name.endswith((" s", " MB"))
-        table.add_column(name, justify="right" if numbers else "left", overflow="ellipsis", no_wrap=name != "candidate")
-        table.columns[-1].min_width = min(_LEAST_WIDTH, max(len(name), *map(len, cells)))
-    for row_ in zip(*shown.values(), strict=True):
-        table.add_row(*(Text(cell) for cell in row_))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
+    for name in shown:
+        right = name in ("rank", "preview", "refine", "clip")
+        share = {"why": 3, "text": 2}.get(name)  # of what the others leave: a line for each candidate
+        table.add_column(name, justify="right" if right else "left", ratio=share, no_wrap=True, overflow="ellipsis")
+    for cells in zip(*shown.values(), strict=True):
+        table.add_row(*(Text(cell) for cell in cells))
     return table
 
 
@@ -111,8 +110,8 @@ def _why(row: Mapping[str, Any]) -> str:
     return ": ".join(part for part in (row["stage"], row["error_class"], row["error"]) if part)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None or not math.isfinite(value) else f"{value:.3g}"
+def _number(value: float | None, unit: str = "") -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.3g} {unit}".rstrip()
 
 
 def stages_table(summary: Mapping[str, Any]) -> Table:

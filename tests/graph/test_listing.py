@@ -62,7 +62,13 @@ def store(tmp_path: Path, wanted: pa.Table) -> Store:
         known = {name: row[name] for name in tables.CANDIDATES.names if name in row}
         asked.append({**known, "status": "wanted"})
         if number < 3:
-            previews.append({**row, "status": "rejected" if number else "previewed", "score_motion": [3.0, 1.0, float("nan")][number]})
+            previews.append(
+                {
+                    **row,
+                    "status": "rejected" if number else "previewed",
+                    "score_motion": [3.0, 1.0, float("nan")][number],
+                }
+            )
         if number < 4:
             clips.append({**row, **ends[number]})
     for writer in (asked, previews, clips):
