@@ -64,12 +64,14 @@ def test_bad_nodes_are_left_out_and_without_a_sound_one_the_job_ends_for_a_reaso
     result = flashvideo_ray.render(prompts, str(tmp_path / "other"), other)
     assert result.stopped is not None
     assert "an illegal memory access was encountered" in result.stopped.cause
-    assert (result.exit_status, result.ended) == (3, {"failed": ALIKE})
+    lost = result.ended["failed"]
+    assert (result.exit_status, {*result.ended}) == (3, {"failed"})
+    assert ALIKE <= lost <= ALIKE + 1  # a call may have begun beside the last one
     store = Store(str(tmp_path / "other"))
-    assert (tables.read(store, "previews").num_rows, tables.read(store, "clips").num_rows) == (len(texts), ALIKE)
+    assert tables.read(store, "clips").num_rows == lost
 
     # Nobody at all: one message, with its name.
     cluster.remove_node(cluster.failing)
     with pytest.raises(JobError, match=r"refine on .*: OSError: the card has fallen off the bus"):
         flashvideo_ray.render(prompts, str(tmp_path / "other"), other)
-    assert tables.read(store, "clips").num_rows == ALIKE
+    assert (tables.read(store, "previews").num_rows, tables.read(store, "clips").num_rows) == (len(texts), lost)
