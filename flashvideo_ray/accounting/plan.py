@@ -94,9 +94,7 @@ def plan(
     audited = round((candidates - clips) * settings.select.audit)
     stages = [stage for stage in STAGES if stage != "rate" or "rate" in settings.score.stages]
     seconds = {stage: measures.seconds.get(stage, 0.0) for stage in stages}
-    # Of a prompt's candidates an actor encodes the text once.
-    texts = prompts * min(settings.candidates, settings.pools.text.size)
-    calls = {stage: {"text": texts, "refine": clips + audited}.get(stage, candidates) for stage in stages}
+    calls = {stage: {"text": prompts, "refine": clips + audited}.get(stage, candidates) for stage in stages}
     wall, slowest = _wall(stages, calls, seconds, settings)
     devices = measures.devices or {}
     lines = {

@@ -13,6 +13,7 @@ import ray.data
 
 from flashvideo_ray import identity, prompts
 from flashvideo_ray.graph import checks, cluster, finish, labels, remaining, scoring, stages
+from flashvideo_ray.graph.bundles import bundled
 from flashvideo_ray.graph.job import Job, RunResult, run_job
 from flashvideo_ray.graph.quota import Quota
 from flashvideo_ray.graph.recipe import about, provenance, recipe_of, sizes, with_added_scorers
@@ -143,10 +144,14 @@ def build_graph(
     publishing = {**common, "fps": recipe["fps"], "provenance": provenance(recipe)}
 
     # A block is the unit of streaming: with one row in each, the first clip is done while previews are being made.
-    ds = cluster.dataset_of(rows)
-
-    # Text is encoded once, for both stages.
-    ds = ds.map_batches(stages.EncodeText, fn_constructor_kwargs=text, **cluster.map_options(pools.text))
+    # At first a row holds all candidates with the same text, which is encoded once, for the stages that are to come.
+    ds = cluster.dataset_of(bundled(rows, "prompt"))
+    readers = ("preview",) if until == "preview" else ("preview", "refine")
+    ds = ds.map_batches(
+        stages.EncodeTexts,
+        fn_constructor_kwargs={**text, "readers": readers},
+        **cluster.map_options(pools.text, same_rows=False),
+    )
 
     # Rows that already have a preview pass through these.
     ds = ds.map_batches(
