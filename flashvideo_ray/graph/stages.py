@@ -128,7 +128,7 @@ class Preview(StageBase):
             "preview_latents": packed,
             "preview_frames": pack({"frames": torch.from_numpy(pixels)}),
             "preview_seconds": seconds if kept is None else None,
-            "reason": notes(as_sampled, as_decoded),
+            "memory_note": notes(as_sampled, as_decoded),
             "device": self.device_name,
             "host": socket.gethostname(),
         }
@@ -201,17 +201,21 @@ class Refine(StageBase):
         self.store.put(poster_key(key), video.poster_jpeg(frames))
         self.store.put(key, mp4)
         return {
-            **self._rendered(row, mp4, frames.shape, note),
+            **self._rendered(row, mp4, frames.shape),
+            "memory_note": note,
             "refine_seconds": refined - started,
             "publish_seconds": time.perf_counter() - refined,
         }
 
-    def _rendered(self, row: Mapping[str, Any], mp4: bytes, shape: tuple[int, ...], note: str | None) -> dict[str, Any]:
+    def _rendered(
+        self, row: Mapping[str, Any], mp4: bytes, shape: tuple[int, ...], reason: str | None = None
+    ) -> dict[str, Any]:
         key = clip_key(row["clip_id"])
-        outcome = {} if row["audit"] else {"status": "rendered", "stage": self.name, "reason": note}
+        outcome = {} if row["audit"] else {"status": "rendered", "stage": self.name, "reason": reason}
         return {
             **DROPPED,
             **outcome,
+            "memory_note": None,
             "clip": key,
             "poster": poster_key(key),
             "frames": shape[0],
