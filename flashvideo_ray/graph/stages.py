@@ -79,7 +79,7 @@ class EncodeText(StageBase):
 
 
 class EncodeTexts(EncodeText):
-    """The same for bundles of all rows that have a text in common: it is encoded once, however many actors there are."""
+    """The same for bundles of all rows with a text in common: it is encoded once, however many actors there are."""
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:  # type: ignore[override]
         """Map bundles to their rows, one by one, so that the first goes on before the last is done."""

@@ -12,8 +12,8 @@ from safetensors.torch import load as unpack
 
 from flashvideo_ray import engines
 from flashvideo_ray.engines import weights
-from flashvideo_ray.graph.events import Attempt, Begin
 from flashvideo_ray.graph.bundles import bundled
+from flashvideo_ray.graph.events import Attempt, Begin
 from flashvideo_ray.graph.stage_base import row_schema
 from flashvideo_ray.graph.stages import EncodeText, EncodeTexts
 from flashvideo_ray.settings import Settings
