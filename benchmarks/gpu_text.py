@@ -30,9 +30,13 @@ def _seconds(bench: Bench, layers: int, device: torch.device) -> float:
 
 
 def _encoder(bench: Bench, layers: int, device: torch.device) -> Any:
-    config = {**(_SMALL if bench.tiny else _RELEASED), "num_layers": layers, "feed_forward_proj": "gated-gelu"}
+    config: dict[str, Any] = {
+        **(_SMALL if bench.tiny else _RELEASED),
+        "num_layers": layers,
+        "feed_forward_proj": "gated-gelu",
+    }
     with torch.device("meta"):
-        network = T5EncoderModel(T5Config(**config)).to(bench.dtype)
+        network = torch.nn.Module.to(T5EncoderModel(T5Config(**config)), bench.dtype)
     network = network.to_empty(device=device).eval().requires_grad_(False)
     for parameter in network.parameters():
         parameter.normal_(0, 0.02)

@@ -69,7 +69,9 @@ class EncodeText(StageBase):
         encoded = self._encode.cache_info().misses
         stages = [stage for stage in self.readers if stage != "preview" or row["status"] == "open"]
         with self.device(row):
-            embeds = {stage: self._encode(row["prompt"], self.prefixes[stage]) for stage in stages}
+            embeds: dict[str, torch.Tensor] = {
+                stage: self._encode(row["prompt"], self.prefixes[stage]) for stage in stages
+            }
             if row["negative_prompt"]:
                 embeds["negative"] = self._encode(row["negative_prompt"])
         # Copies: where no stage has a prefix, both have the same tensor, and safetensors takes none twice.
@@ -81,7 +83,7 @@ class EncodeText(StageBase):
 class EncodeTexts(EncodeText):
     """The same for bundles of all rows with a text in common: it is encoded once, however many actors there are."""
 
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:  # type: ignore[override]
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Map bundles to their rows, one by one, so that the first goes on before the last is done."""
         for row in unbundled(batch):
             yield super().__call__(row)
