@@ -127,17 +127,14 @@ def test_the_place_of_the_text_encoder_is_weighed_in_money() -> None:
     assert own.money == pytest.approx(4.0 * hours)
     assert share.money == pytest.approx(own.money / 4)
     # Two texts of a prompt, 10.7 s each on a core: as many cores as do 10 000 of them in that time.
-    assert (cores.where, cores.money) == (
-        "1 core, as many as keep up",
-        pytest.approx(0.05 * hours),
-    )
+    assert (cores.where, cores.money) == ("2 cores, as many as keep up", pytest.approx(2 * 0.05 * hours))
     assert [place.source for place in found.text_places] == [
         "estimated",
         "estimated",
         "measured by a layer on one core",
     ]
-    quick = plan.plan(10_000, settings, plan.declared("preview=1,refine=1"))
-    assert quick.text_places[2].where == f"{-(-214_000 // 5_000)} cores, as many as keep up"
+    quick = plan.plan(10_000, settings, plan.declared("preview=2,refine=1"))
+    assert quick.text_places[2].where == "22 cores, as many as keep up"  # 214,000 s of a core in 10,000 s
     assert plan.plan(10, Settings.load("nano"), PAPER).text_places == ()
 
 
