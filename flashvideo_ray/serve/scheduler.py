@@ -25,9 +25,8 @@ from ray.exceptions import (
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from flashvideo_ray.graph.stage_base import DROPPED, row_schema
+from flashvideo_ray.graph.stage_base import failed, given_up, row_schema
 from flashvideo_ray.ledger import requests
-from flashvideo_ray.ledger.claim import ClaimLostError
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.serve.queue import Reply, Submission, accepted, queue, row_of
 from flashvideo_ray.serve.run_writer import RETRY_SECONDS, RunWriter
@@ -150,10 +149,6 @@ class Scheduler:
                 }  # fmt: skip
         return {"calls": found, "held": self.writer.blocked, "version": self._version}
 
-    async def permitted(self) -> tuple[float, str]:
-        """What the workers ask before they write: see `RunWriter.permitted`."""
-        return self.writer.permitted()
-
     async def close(self) -> None:
         """Stop, with the ledger written and the claim released. What was in flight is done again some day."""
         self._loop.cancel()
@@ -210,8 +205,6 @@ class Scheduler:
             passed = ("preview", "score", "rate") if call.kind == "refine" else ("refine",)
             for stage in (each for each in STAGES if each in self.handles and each not in passed):
                 row = await self._through(stage, row, call)
-                if row["error_class"] == ClaimLostError.__name__:
-                    return  # it is still open, for whoever has the run now
                 if row["status"] == "failed":
                     break
             if call.kind == "refine" or (row["status"] == "failed" and row["preview"] is None):
@@ -237,10 +230,8 @@ class Scheduler:
                 overdue = overdue or time.monotonic() - call.stage_began >= limit
                 log.warning("scheduler: a replica of %s died on %s (attempt %d)", stage, row["clip_id"], attempt)
             except RayTaskError as error:
-                return _failed(row, stage, attempt, type(error.cause or error).__name__, str(error.cause or error))
-        if overdue:
-            return _failed(row, stage, attempt, "TimeLimitError", f"{attempt} times over {limit:g} s")
-        return _failed(row, stage, attempt, "AttemptsError", f"the process died {attempt} times on this candidate")
+                return {**failed(row, stage, error.cause or error), "attempts": attempt}
+        return {**failed(row, stage, given_up(attempt, limit if overdue else None)), "attempts": attempt}
 
     async def _ask(self, stage: Stage, row: dict[str, Any], attempt: int) -> AsyncIterator[tuple[str, Any]]:
         while True:
@@ -300,19 +291,6 @@ class Scheduler:
     def _retry_after(self, snapshot: Snapshot) -> int:
         """Seconds after which there should be room again."""
         return max(1, min(600, round(snapshot.mean("preview") or 10.0)))
-
-
-def _failed(row: Mapping[str, Any], stage: Stage, attempt: int, error_class: str, error: str) -> dict[str, Any]:
-    return {
-        **row,
-        **DROPPED,
-        "status": "failed",
-        "stage": stage,
-        "reason": f"{stage}: {error_class}",
-        "error_class": error_class,
-        "error": error,
-        "attempts": attempt,
-    }
 
 
 def _rounded(seconds: float | None) -> float | None:

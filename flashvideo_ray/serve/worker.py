@@ -8,30 +8,24 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-from ray import serve
 
 from flashvideo_ray.graph import scoring, stages
 from flashvideo_ray.graph.events import Attempt, Begin
 from flashvideo_ray.graph.quota import Answer
 from flashvideo_ray.graph.stage_base import StageBase, row_schema
-from flashvideo_ray.ledger.held_store import AskedPermit, HeldStore
+from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.settings import Settings, Stage
 
-SCHEDULER = "scheduler"  # the deployment that holds the run
-_ANSWER_SECONDS = 30.0
 Told = tuple[str, Any]
 """What a worker tells: `begin`, `step` with (done, total), `previewed` with ledger rows, and at the end `row`."""
 
 
 class Worker:
-    """One replica of one stage. It does one call at a time, so that a call whose process died died of itself.
-
-    It writes while the scheduler holds the run, as the stages of a batch job do while their job holds it.
-    """
+    """One replica of one stage. It does one call at a time, so that a call whose process died died of itself."""
 
     def __init__(self, stage: Stage, settings: Settings, output: str, fps: float, provenance: Mapping[str, str]):
         self.events = _LocalEvents()
-        store = HeldStore(output, settings.store_patience_seconds, AskedPermit(_permitted))
+        store = PatientStore(output, settings.store_patience_seconds)
         publishing: dict[str, Any] = {"store": store, "fps": fps, "provenance": provenance}
         fingerprints = json.loads(provenance["model_fingerprints"])
         made: dict[Stage, Callable[[], StageBase]] = {
@@ -64,13 +58,6 @@ class Worker:
             yield what
         [done] = await working
         yield "row", done
-
-
-def _permitted() -> tuple[float, str]:
-    """What the scheduler of this service says; see `AskedPermit`."""
-    scheduler = serve.get_deployment_handle(SCHEDULER, serve.get_replica_context().app_name)
-    answer: tuple[float, str] = scheduler.permitted.remote().result(timeout_s=_ANSWER_SECONDS)
-    return answer
 
 
 class _LocalEvents:

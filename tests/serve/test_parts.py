@@ -15,14 +15,12 @@ import yaml
 from ray.exceptions import TaskCancelledError
 from ray.serve.schema import ServeDeploySchema
 from starlette.responses import StreamingResponse
-from support import ROOT, short_lease
+from support import ROOT
 
 from flashvideo_ray.graph import remaining
 from flashvideo_ray.graph.stage_base import row_schema
 from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
-from flashvideo_ray.ledger.claim import Claim, ClaimLostError, Identity
 from flashvideo_ray.ledger.decisions import Decision
-from flashvideo_ray.ledger.held_store import AskedPermit, HeldStore
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.tables import PREVIEWS, extended
 from flashvideo_ray.ledger.writer import Writer
@@ -30,7 +28,6 @@ from flashvideo_ray.serve import local
 from flashvideo_ray.serve.app import ServeSettings, build, with_disconnects
 from flashvideo_ray.serve.events import WATCHERS, Hub, Watched
 from flashvideo_ray.serve.queue import queue
-from flashvideo_ray.serve.run_writer import RunWriter
 from flashvideo_ray.serve.security import Guesses, Tokens
 from flashvideo_ray.serve.service import Service
 from flashvideo_ray.serve.snapshot import Filter, QueryError
@@ -215,21 +212,6 @@ def test_a_prompt_whose_text_was_edited_has_candidates_of_its_present_text_alone
     writer.append({**old, "status": "wanted"})  # the earlier text is back
     writer.flush()
     assert {c.clip_id: c.status for c in state.refresh().candidates.values()} == {clip_id(1): "previewed"}
-
-
-def test_media_are_written_while_the_service_holds_the_run_and_not_after(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    writer = RunWriter(store, Settings.load("nano", short_lease(2)))
-    media = HeldStore(store.url, 60.0, AskedPermit(writer.permitted))  # as a worker has it, which asks the scheduler
-    assert asyncio.run(writer.take())
-    media.put("clips/a.mp4", b"mine")
-    with Claim(store, Identity.of_this_process(), takeover=True):
-        while not writer.lost():  # as the scheduler asks, which drops its calls then
-            time.sleep(0.05)
-        time.sleep(2.0)  # an answer counts for as long as the lease
-        with pytest.raises(ClaimLostError):
-            media.put("clips/b.mp4", b"late")
-    assert store.keys("clips") == ["clips/a.mp4"]
 
 
 def test_the_queue_waits_for_those_that_are_compared(tmp_path: Path) -> None:
