@@ -410,8 +410,9 @@ class _Heartbeat:
                 return self._interrupt()
 
     def _interrupt(self) -> None:
-        if self._waits is threading.main_thread() and not self._stop.is_set():  # for rows that do not come
-            signal.pthread_kill(self._waits.ident or 0, signal.SIGINT)
+        """End the wait for rows that do not come. By SIGTERM: in the background of a script SIGINT is ignored."""
+        if self._waits is threading.main_thread() and not self._stop.is_set():
+            signal.pthread_kill(self._waits.ident or 0, signal.SIGTERM)
 
     def _write(self) -> None:
         ray.get(writing(self._tracker.flush_if_due).remote())  # first: a clip's row follows its preview's

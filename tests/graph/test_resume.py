@@ -123,7 +123,7 @@ def test_a_job_that_is_stopped_says_so_in_a_line_and_is_carried_on(tmp_path: Pat
         console = tmp_path / f"{number}.log"
         with open(console, "wb") as log:
             job = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 400
         while len([*output.glob("clips/*/*.mp4")]) < len(stored) + 3:
             assert time.monotonic() < deadline
             assert job.poll() is None, console.read_text()
