@@ -20,6 +20,7 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 
 from flashvideo_ray import video
 from flashvideo_ray.errors import InputError
+from flashvideo_ray.graph import signals
 from flashvideo_ray.graph.health import Fault, Worker
 from flashvideo_ray.settings import STAGES, Pool, Pools, Settings, SettingsError, Stage, VideoSettings
 
@@ -47,18 +48,20 @@ def connect(pools: Pools, stages: Sequence[Stage] = STAGES) -> None:
     """Use the cluster that `RAY_ADDRESS` names (a submitted job has it set), else start Ray on this machine.
 
     `stages` are those that have a pool. A local Ray declares as many CPUs as the pools ask for, so that a laptop with
-    two cores can run four small actors.
+    two cores can run four small actors. From here on SIGTERM ends this process the way Ctrl-C does.
     Raises PlacementError where a pool can never be placed on this machine; a cluster may still grow, so there it is
     only a warning.
     """
     if is_this_machine():
         _start_local(pools, stages)
+        signals.stop_on_sigterm()
         return
     if not ray.is_initialized():
         try:
             ray.init(logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise PlacementError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray to be had there: {error}") from error
+    signals.stop_on_sigterm()
     for problem in misplaced(pools, stages):
         log.warning("%s; waiting for a node that has it", problem)
 
