@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from flashvideo_ray.accounting import billing, report
 from flashvideo_ray.accounting.summary import statuses, summarise
-from flashvideo_ray.graph import audit, remaining
+from flashvideo_ray.graph import audit
+from flashvideo_ray.graph.verdicts import judged
 from flashvideo_ray.ledger import decisions, jobs, run_file, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.texts import COLUMNS, Texts, still_open
@@ -74,7 +75,7 @@ def present(store: Store, settings: Settings) -> tuple[pa.Table, pa.Table]:
     texts = Texts.of(tables.read(store, "candidates"), previews, clips)
     previews, clips = texts.present(previews), texts.present(clips)
     people = decisions.opinions(store)
-    verdicts = remaining.judged(previews, settings, people).select([*_VERDICT, "clip_id"]).to_pylist()
+    verdicts = judged(previews, settings, people).select([*_VERDICT, "clip_id"]).to_pylist()
     # Rules about the whole run come after a preview's row: what nobody said in person counts if row and rules agree.
     now = {
         verdict["clip_id"]: verdict

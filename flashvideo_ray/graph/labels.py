@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from flashvideo_ray.ledger import parquet_log, tables, texts
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.prompts import SHOWN, PromptError, filled, same_values
+from flashvideo_ray.scorers import columns
 
 _OWN = {*tables.PREVIEWS.names, *tables.CLIPS.names}
 _LABELLED: tuple[tables.Table, ...] = ("previews", "clips")
@@ -132,7 +133,7 @@ def refusal(labels: pa.Table, *ledger: pa.Table) -> str:
 
 def _labels(rows: pa.Table, job: pa.Table) -> list[str]:
     names = dict.fromkeys([*job.column_names, *rows.column_names])
-    return ["id", *(name for name in names if name not in _OWN and not name.startswith("score_"))]
+    return ["id", *(name for name in names if name not in _OWN and not columns.is_score(name))]
 
 
 def _differing(rows: pa.Table, job: pa.Table) -> list[int]:

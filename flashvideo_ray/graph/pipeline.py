@@ -21,6 +21,7 @@ from flashvideo_ray.graph.stage_base import PAYLOAD, row_schema
 from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.scorers import columns
 from flashvideo_ray.settings import STAGES, Settings
 
 __all__ = ["RunResult", "build_graph", "preview", "refine", "render"]
@@ -57,7 +58,7 @@ def render(
     rows = prompts.read_prompts(
         prompt_url,
         base_seed=settings.seed,
-        reserved=[*row_schema().names, "at"],
+        reserved=[*row_schema().names, "at", f"{columns.PREFIX}*"],
         duplicates=settings.prompts.duplicates,
     )
     checks.check_count(rows.num_rows, settings)
@@ -123,7 +124,7 @@ def refine(
     run_file.check_recipe(store, recipe)
     own = {*row_schema().names, "at"}
     extra = [field for field in tables.read(store, "previews").schema if field.name not in own]
-    extra = [field for field in extra if not field.name.startswith("score_")]
+    extra = [field for field in extra if not columns.is_score(field.name)]
 
     def next_work(run: Store, again: str | None) -> remaining.Work:
         return remaining.next_work(run, None, row_schema(extra), settings, retry=again)

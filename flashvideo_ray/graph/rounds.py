@@ -15,7 +15,6 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
-from flashvideo_ray import scorers
 from flashvideo_ray.errors import JobError
 from flashvideo_ray.graph import cluster
 from flashvideo_ray.graph.health import Fault, Health
@@ -31,6 +30,7 @@ from flashvideo_ray.ledger.claim import Claim, ClaimLostError
 from flashvideo_ray.ledger.held_store import HeldStore
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
+from flashvideo_ray.scorers.panel import names_of
 from flashvideo_ray.settings import STAGES, Settings, Stage
 
 Graph = Callable[[pa.Table, Store, Settings, Mapping[str, Any], TrackerClient, Until], ray.data.Dataset]
@@ -168,9 +168,7 @@ class Rounds:
         return over[0] if over is not None else None
 
     def _start_tracker(self, work: Work, settings: Settings, gate: Gate | None) -> Any:
-        names = [f"score_{name}" for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
-        scores = [pa.field(name, pa.float64()) for name in names]
-        previews = tables.extended(tables.PREVIEWS, [*self.extra, *scores])
+        previews = tables.previews_schema(names_of(settings.score.scorers), self.extra)
         health = Health(settings.max_equal_failures, {stage: getattr(settings.pools, stage).size for stage in STAGES})
         plain = Store(self.store.url, self.store.clock)
         tracker = start_tracker(plain, previews, settings.ledger, context_rows(work.context), gate, health)

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from flashvideo_ray.ledger import parquet_log
 from flashvideo_ray.ledger.parquet_log import Compaction
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.scorers import columns
 from flashvideo_ray.settings import STAGES
 
 Table = Literal["candidates", "previews", "clips"]
@@ -146,10 +147,15 @@ def compact(store: Store, part_rows: int = 250_000) -> dict[Table, Compaction]:
 
 
 def extended(schema: pa.Schema, extra: Iterable[pa.Field]) -> pa.Schema:
-    """A ledger schema with a prompt file's own columns and score columns at its end."""
+    """A ledger schema with a prompt file's own columns at its end."""
     for field in extra:
         schema = schema.append(field)
     return schema
+
+
+def previews_schema(scores: Iterable[str], extra: Iterable[pa.Field] = ()) -> pa.Schema:
+    """The schema of previews in a run with these scores, and these columns of its prompts."""
+    return extended(PREVIEWS, [*extra, *columns.fields(scores)])
 
 
 def stem(table: Table) -> str:

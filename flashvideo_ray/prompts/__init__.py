@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 import pyarrow as pa
 
@@ -41,6 +42,8 @@ def read_prompts(
     missing id is derived from the text, a missing seed from `base_seed` and the id, so that neither depends on the
     order of rows.
 
+    `reserved` are patterns of names, such as `score_*`, that a carried column may not have.
+
     Rows with the same text and seed would make the same clips. `duplicates` says what becomes of them: `refuse` all,
     `drop` all but the first, or give each a `seed` of its own.
 
@@ -48,8 +51,9 @@ def read_prompts(
     found.
     """
     table, rows = files.read(url)
-    taken = set(reserved) - set(OWN_COLUMNS)
-    clashes = sorted(name for name in table.column_names if name in taken or name.startswith("score_"))
+    carried = [name for name in table.column_names if name not in OWN_COLUMNS]
+    patterns = [*reserved]
+    clashes = sorted(name for name in carried if any(fnmatchcase(name, pattern) for pattern in patterns))
     if clashes:
         raise PromptError(f"{url}: column {', '.join(clashes)} has a name that the ledger uses; rename or drop it")
     return check(table, rows, base_seed, url, duplicates)

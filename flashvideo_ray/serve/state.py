@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-
+from flashvideo_ray.graph.verdicts import table_of
 from flashvideo_ray.ledger import decisions, parquet_log, requests
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.selection.rules import SCORE, select
+from flashvideo_ray.scorers import columns
+from flashvideo_ray.selection.rules import select
 from flashvideo_ray.serve.snapshot import Candidate, Snapshot
 from flashvideo_ray.settings import Settings
 
@@ -60,8 +60,7 @@ class _Table:
         touched, rows = set(), self.rows
         for key, part in parquet_log.read_new(store, self.prefix, self.known).items():
             self.known.add(key)
-            scores = [name for name in part.column_names if name.startswith(SCORE) and name != "score_seconds"]
-            self.scores.update(dict.fromkeys(scores))
+            self.scores.update(dict.fromkeys(columns.those_in(part.column_names)))
             wanted = [name for name in part.column_names if name in _COLUMNS or name in self.scores]
             for row in part.select(wanted).to_pylist():
                 clip_id, at = row["clip_id"], row["at"]
@@ -146,15 +145,10 @@ class RunState:
         ]
         names = self._tables["previews"].scores
         self._columns = tuple(names)
-        self._scores = tuple(name.removeprefix(SCORE) for name in names)
-        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in ("clip_id", "id", "candidate")}
-        columns["scorer_errors"] = [row.get("scorer_errors") for row in rows]
-        columns |= {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in names}
-        verdicts = {}
-        if rows:
-            found = select(pa.table(columns), self.settings.select)
-            said = zip(*(found[name].to_pylist() for name in ("status", "reason", "rank")), strict=True)
-            verdicts = dict(zip(columns["clip_id"], said, strict=True))
+        self._scores = tuple(columns.name_of(name) for name in names)
+        found = select(table_of(rows, names), self.settings.select)
+        said = zip(*(found[name].to_pylist() for name in ("status", "reason", "rank")), strict=True)
+        verdicts = dict(zip((row["clip_id"] for row in rows), said, strict=True))
         changed = {clip_id for clip_id, verdict in verdicts.items() if self._verdicts.get(clip_id) != verdict}
         self._verdicts = verdicts
         return changed
