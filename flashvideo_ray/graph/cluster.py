@@ -8,7 +8,8 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -259,7 +260,7 @@ def placement(pool: Pool) -> dict[str, Any]:
 
 
 def dataset_of(rows: pa.Table) -> ray.data.Dataset:
-    """A dataset with every row in a block of its own. Call `configure_data` before."""
+    """A dataset with every row in a block of its own. Call it within `data_context`."""
     chunks = [rows.slice(start, _CHUNK).combine_chunks() for start in range(0, rows.num_rows, _CHUNK)]
     return ray.data.from_arrow(chunks).map_batches(_unchanged, batch_size=_CHUNK, batch_format="pyarrow", **GLUE)
 
@@ -268,9 +269,13 @@ def _unchanged(batch: pa.Table) -> pa.Table:
     return batch  # what comes out of a task is cut into blocks
 
 
-def configure_data() -> None:
-    """Ray Data for long rows: one in a block, in no order, waiting as long as it takes; the talking is left to us."""
-    context = DataContext.get_current()
+@contextmanager
+def data_context() -> Iterator[None]:
+    """Within it Ray Data is for long rows: one in a block, in no order, waiting as long as it takes, and silent.
+
+    Other datasets of this process, made before or after, are as they were.
+    """
+    context = DataContext.get_current().copy()
     context.execution_options.preserve_order = False
     # In bytes: every row is a block. `repartition` would do it in a task that asks for a whole CPU.
     context.target_max_block_size = 1
@@ -282,3 +287,5 @@ def configure_data() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it says that its bars are off
+    with DataContext.current(context):
+        yield

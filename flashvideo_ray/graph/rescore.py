@@ -125,21 +125,21 @@ def _class_of(spec: ScorerSettings) -> type | str:
 def _scored(
     rows: pa.Table, specs: Sequence[ScorerSettings], store: Store, settings: Settings, fps: float
 ) -> dict[str, dict[str, Any]]:
-    cluster.configure_data()
     found: dict[str, dict[str, Any]] = {row["clip_id"]: {} for row in rows.select(["clip_id"]).to_pylist()}
     patient = PatientStore(store.url, settings.store_patience_seconds)
     table = rows.select(["clip_id", "prompt", "preview"]).combine_chunks()
     for pool in dict.fromkeys(spec.pool for spec in specs):
         own = [spec for spec in specs if spec.pool == pool]
-        ds = cluster.dataset_of(table).map_batches(
-            Rescore,
-            fn_constructor_kwargs={"specs": own, "store": patient, "fps": fps},
-            **cluster.map_options(getattr(settings.pools, pool)),
-        )
-        for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for row in pa.table(batch).to_pylist():
-                errors = [found[row["clip_id"]].get("scorer_errors"), row.pop("scorer_errors")]
-                found[row["clip_id"]] |= {**row, "scorer_errors": "; ".join(filter(None, errors)) or None}
+        with cluster.data_context():
+            ds = cluster.dataset_of(table).map_batches(
+                Rescore,
+                fn_constructor_kwargs={"specs": own, "store": patient, "fps": fps},
+                **cluster.map_options(getattr(settings.pools, pool)),
+            )
+            for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
+                for row in pa.table(batch).to_pylist():
+                    errors = [found[row["clip_id"]].get("scorer_errors"), row.pop("scorer_errors")]
+                    found[row["clip_id"]] |= {**row, "scorer_errors": "; ".join(filter(None, errors)) or None}
     return found
 
 

@@ -126,16 +126,15 @@ class Rounds:
         held = HeldStore(store.url, 0.0, self.claim, store.clock)
         clips = Writer(held, "clips", tables.extended(tables.CLIPS, self.extra), settings.ledger)
         tracker = self._start_tracker(work, settings, gate)
-        cluster.configure_data()
         events = TrackerClient(tracker, ray.get, gate is not None, cluster.here)
         patient = HeldStore(store.url, settings.store_patience_seconds, events)
-        dataset = self.graph(work.rows, patient, settings, self.recipe, events, work.until)
         progress = Progress(settings, _totals(work, settings.select.keep), pools)
         placement = Placement(settings.pools, pools, settings.placement_patience_seconds)
         heartbeat = Heartbeat(tracker, clips, progress, self.ended, self.record, placement)
         over, last_patience = None, LAST_SECONDS
         try:
-            with progress, heartbeat:
+            with cluster.data_context(), progress, heartbeat:
+                dataset = self.graph(work.rows, patient, settings, self.recipe, events, work.until)
                 self._collect(dataset, clips, tracker, heartbeat, came)
                 del dataset  # Ray Data gives its actors back
                 over = ray.get(tracker.over.remote())

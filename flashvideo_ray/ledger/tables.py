@@ -31,6 +31,8 @@ _WANTED = [
     pa.field("status", pa.string(), nullable=False),
 ]
 _CANDIDATE = [*_WANTED, pa.field("reason", pa.string())]
+PREVIEW_SECONDS = tuple(f"{stage}_seconds" for stage in STAGES if stage != "refine")
+_SECONDS = [pa.field(name, pa.float64()) for name in PREVIEW_SECONDS]
 _AT = pa.field("at", pa.timestamp("ms", tz="UTC"), nullable=False)
 CANDIDATES = pa.schema([*_WANTED, _AT])  # what jobs were started for; the status is `wanted`
 PREVIEWS = pa.schema(
@@ -39,10 +41,7 @@ PREVIEWS = pa.schema(
         pa.field("latents", pa.string()),
         pa.field("preview", pa.string()),
         pa.field("poster", pa.string()),
-        pa.field("text_seconds", pa.float64()),
-        pa.field("preview_seconds", pa.float64()),
-        pa.field("score_seconds", pa.float64()),
-        pa.field("rate_seconds", pa.float64()),
+        *_SECONDS,
         pa.field("rank", pa.float64()),
         pa.field("scorer_errors", pa.string()),
         pa.field("device", pa.string()),
@@ -66,10 +65,7 @@ CLIPS = pa.schema(
         pa.field("bytes", pa.int64()),
         pa.field("sha256", pa.string()),
         # Of calls that failed, too. The four before stage 2 count where no row of previews has them.
-        pa.field("text_seconds", pa.float64()),
-        pa.field("preview_seconds", pa.float64()),
-        pa.field("score_seconds", pa.float64()),
-        pa.field("rate_seconds", pa.float64()),
+        *_SECONDS,
         pa.field("refine_seconds", pa.float64()),
         pa.field("publish_seconds", pa.float64()),
         pa.field("audit", pa.bool_()),  # rejected, and refined all the same

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flashvideo_ray.graph.verdicts import table_of
-from flashvideo_ray.ledger import decisions, parquet_log, requests
+from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.scorers import columns
 from flashvideo_ray.selection.rules import select
@@ -30,11 +30,21 @@ _TABLES = {
 }
 # A listing of an object store is paid for, and another replica tells of what it did itself.
 LOOK_SECONDS = {"local": 0.5, "remote": 5.0}
-_TIMES = ("text_seconds", "preview_seconds", "score_seconds", "rate_seconds")
 # What is taken from each row; other columns (those that prompts brought along, say) need no place in memory.
 _COLUMNS = frozenset(
     {
-        *("clip_id", "id", "prompt", "negative_prompt", "seed", "candidate", "status", "reason", "at", *_TIMES),
+        *(
+            "clip_id",
+            "id",
+            "prompt",
+            "negative_prompt",
+            "seed",
+            "candidate",
+            "status",
+            "reason",
+            "at",
+            *tables.PREVIEW_SECONDS,
+        ),
         *("latents", "preview", "poster", "scorer_errors", "clip", "sha256", "refine_seconds", "device", "error"),
         *("by", "note", "job", "key", "body"),
     }
@@ -183,7 +193,7 @@ class RunState:
             clip=rendered,
             clip_poster=ended.get("poster") if rendered is not None else None,
             sha256=ended.get("sha256"),
-            preview_seconds=_sum(made.get(name) for name in _TIMES),
+            preview_seconds=_sum(made.get(name) for name in tables.PREVIEW_SECONDS),
             refine_seconds=ended.get("refine_seconds"),
             preview_device=made.get("device"),
             refine_device=ended.get("device"),
