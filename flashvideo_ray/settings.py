@@ -233,6 +233,11 @@ class SelectSettings(Frozen):
         return value
 
     @property
+    def compares_candidates(self) -> bool:
+        """Whether a preview can only be judged beside the others of its prompt."""
+        return self.keep is not None or self.duplicates is not None
+
+    @property
     def needs_whole_run(self) -> bool:
         """Whether a preview can only be judged when all the others are there."""
         return bool(self.percentiles) or (self.duplicates is not None and self.duplicates_within == "run")

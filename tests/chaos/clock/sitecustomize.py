@@ -1,11 +1,16 @@
 """A host whose wall clock is wrong: Python imports this first where this folder is on its path.
 
-Within one process, and only what Python asks for; the monotonic clock is right, as it is on such a host.
+Within one process, for what the package and the standard library ask of it; the monotonic clock is right, as it is on
+such a host. `datetime.datetime` itself stays as it is, because compiled modules rely on its layout: the package's
+modules that ask for the time get another one.
 """
 
 import datetime
 import os
 import time
+import types
+
+from flashvideo_ray.ledger import claim, clock, tables
 
 _seconds = float(os.environ["CHAOS_CLOCK"])
 _right = time.time
@@ -22,4 +27,5 @@ class _Datetime(datetime.datetime):
 
 
 time.time = _wrong
-datetime.datetime = _Datetime  # type: ignore[misc]
+for _module in (claim, clock, tables):
+    _module.dt = types.SimpleNamespace(**{**vars(datetime), "datetime": _Datetime})  # type: ignore[attr-defined]
