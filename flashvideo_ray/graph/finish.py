@@ -121,8 +121,7 @@ def _decided(table: pa.Table, verdicts: Mapping[str, Mapping[str, Any]]) -> pa.T
         if name in table.column_names:
             old = zip(ids, table[name].to_pylist(), strict=True)
             values = [verdicts[clip_id][name] if clip_id in verdicts else value for clip_id, value in old]
-            index = table.schema.get_field_index(name)
-            table = table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type))
+            table = tables.with_column(table, name, pa.array(values, table.schema.field(name).type))
     return table
 
 

@@ -90,7 +90,7 @@ def relabelled(job: pa.Table, *ledger: pa.Table) -> pa.Table | None:
     if not found:
         return None
     rows = job.take(pa.array(list(found.values()), pa.int64()))
-    return rows.set_column(rows.schema.get_field_index("clip_id"), "clip_id", pa.array(list(found), pa.string()))
+    return tables.with_column(rows, "clip_id", pa.array(list(found), pa.string()))
 
 
 def labelled(rows: pa.Table, labels: pa.Table) -> pa.Table:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashvideo_ray.graph.recipe import about, recipe_of
@@ -70,8 +69,7 @@ def _copy(
     # Rows after their objects, and none of the old run's seconds: this run did not pay for them.
     for name in tables.PREVIEW_SECONDS:
         if name in previews.column_names:
-            index = previews.schema.get_field_index(name)
-            previews = previews.set_column(index, name, pa.nulls(previews.num_rows, pa.float64()))
+            previews = tables.with_column(previews, name, None)
     if previews.num_rows:
         parquet_log.write(new, tables.stem("previews"), previews)
     return previews.num_rows

@@ -146,12 +146,10 @@ def _scored(
 def _joined(rows: pa.Table, scored: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pa.Table:
     """Preview rows with their new scores; errors stand beside those of earlier scores."""
     for name in names:
-        values = pa.array([scored[clip_id].get(name) for clip_id in rows["clip_id"].to_pylist()], pa.float64())
-        index = rows.schema.get_field_index(name)
-        rows = rows.append_column(name, values) if index < 0 else rows.set_column(index, name, values)
+        values = [scored[clip_id].get(name) for clip_id in rows["clip_id"].to_pylist()]
+        rows = tables.with_column(rows, name, pa.array(values, pa.float64()))
     errors = [
         "; ".join(filter(None, [before, scored[clip_id].get("scorer_errors")])) or None
         for clip_id, before in zip(rows["clip_id"].to_pylist(), rows["scorer_errors"].to_pylist(), strict=True)
     ]
-    index = rows.schema.get_field_index("scorer_errors")
-    return rows.set_column(index, "scorer_errors", pa.array(errors, pa.string()))
+    return tables.with_column(rows, "scorer_errors", pa.array(errors, pa.string()))

@@ -108,9 +108,7 @@ class Rounds:
             ids = work.rows["clip_id"]
             left = work.rows.filter(pc.invert(pc.is_in(ids, pa.array(sorted(came), pa.string()))))
             for name, value in {"status": "skipped", "reason": why, "stage": None, "audit": None}.items():
-                index = left.schema.get_field_index(name)
-                field = left.schema.field(index)
-                left = left.set_column(index, field, pa.array([value] * left.num_rows, field.type))
+                left = tables.with_column(left, name, value)
             Writer(self.store, "clips", schema, self.settings.ledger).write(left)
             self.ended["skipped"] += left.num_rows
         return why is not None

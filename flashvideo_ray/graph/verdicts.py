@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashvideo_ray.ledger.tables import MISSING_SCORE
+from flashvideo_ray.ledger import tables
 from flashvideo_ray.selection.rules import Opinion, audited, select
 from flashvideo_ray.settings import Settings
 
@@ -38,7 +38,7 @@ def verdicts(previews: pa.Table, settings: Settings, people: Mapping[str, Opinio
     return (
         said.append_column("stage", pc.if_else(out, settings.score.stages[-1], null))
         .append_column("audit", pa.array(by_rule, pa.bool_()))
-        .append_column("error_class", pc.if_else(failed, MISSING_SCORE, null))
+        .append_column("error_class", pc.if_else(failed, tables.MISSING_SCORE, null))
         .append_column("error", pc.if_else(failed, said["reason"], null))
     )
 
@@ -47,7 +47,5 @@ def judged(previews: pa.Table, settings: Settings, people: Mapping[str, Opinion]
     """Previews with what selection says of them now, in the columns of `verdicts`."""
     now = verdicts(previews, settings, people)
     for name in now.column_names:
-        index = previews.schema.get_field_index(name)
-        column = now[name]
-        previews = previews.append_column(name, column) if index < 0 else previews.set_column(index, name, column)
+        previews = tables.with_column(previews, name, now[name])
     return previews

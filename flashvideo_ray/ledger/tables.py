@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -118,17 +118,13 @@ def read(
 def supersede(store: Store, table: Table, rows: pa.Table) -> None:
     """Write other versions of rows that `read` gave; each is newer than the one it was by a millisecond."""
     if rows.num_rows:
-        at = rows["at"].cast(pa.int64())
-        at = pc.add(at, 1).cast(rows.schema.field("at").type)
-        rows = rows.set_column(rows.schema.get_field_index("at"), rows.schema.field("at"), at)
-        parquet_log.write(store, stem(table), rows)
+        at = pc.add(rows["at"].cast(pa.int64()), 1)
+        parquet_log.write(store, stem(table), with_column(rows, "at", at))
 
 
 def reopen(store: Store, table: Table, rows: pa.Table) -> None:
     """Take back rows that `read` gave, as if their candidates had never got that far; the next job does them again."""
-    status = pa.array(["open"] * rows.num_rows, pa.string())
-    index = rows.schema.get_field_index("status")
-    supersede(store, table, rows.set_column(index, rows.schema.field("status"), status))
+    supersede(store, table, with_column(rows, "status", "open"))
 
 
 def compact(store: Store, part_rows: int = 250_000) -> dict[Table, Compaction]:
@@ -152,6 +148,17 @@ def extended(schema: pa.Schema, extra: Iterable[pa.Field]) -> pa.Schema:
 def previews_schema(scores: Iterable[str], extra: Iterable[pa.Field] = ()) -> pa.Schema:
     """The schema of previews in a run with these scores, and these columns of its prompts."""
     return extended(PREVIEWS, [*extra, *columns.fields(scores)])
+
+
+def with_column(rows: pa.Table, name: str, values: Any) -> pa.Table:
+    """Rows with another column of that name, of the type that it had, or with one more. One value is that of all."""
+    index = rows.schema.get_field_index(name)
+    if index < 0:
+        return rows.append_column(name, values)
+    field = rows.schema.field(index)
+    if values is None or isinstance(values, str):
+        values = pa.repeat(pa.scalar(values, field.type), rows.num_rows)
+    return rows.set_column(index, field, values.cast(field.type))
 
 
 def stem(table: Table) -> str:
