@@ -20,12 +20,18 @@ def _wrong() -> float:
     return _right() + _seconds
 
 
-class _Datetime(datetime.datetime):
-    @classmethod
-    def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:  # type: ignore[override]
+# Whatever travels to another host names the clock there.
+_wrong.__module__, _wrong.__qualname__ = "time", "time"
+
+
+class _Datetime:
+    def now(self, tz: datetime.tzinfo | None = None) -> datetime.datetime:
         return datetime.datetime.fromtimestamp(_wrong(), tz)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(datetime.datetime, name)
 
 
 time.time = _wrong
 for _module in (claim, clock, tables):
-    _module.dt = types.SimpleNamespace(**{**vars(datetime), "datetime": _Datetime})  # type: ignore[attr-defined]
+    _module.dt = types.SimpleNamespace(**{**vars(datetime), "datetime": _Datetime()})  # type: ignore[attr-defined]
