@@ -301,6 +301,57 @@ def status(output: OutputArgument) -> None:
     _guarded(show)
 
 
+@app.command("list")
+def list_(
+    output: OutputArgument,
+    where: Annotated[
+        str | None, typer.Argument(metavar="[EXPR]", help="Such as \"status == 'failed' and stage == 'refine'\".")
+    ] = None,
+    ids: Annotated[bool, typer.Option("--ids", help="Their clip_ids, one a line.")] = False,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="A JSON object a line, with all columns.")] = False,
+    parquet: Annotated[
+        str | None, typer.Option(metavar="DEST", help="Write prompts that `render` makes the same candidates of.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 40,
+) -> None:
+    """Candidates of a run, all or those that EXPR holds for: a table, ids, JSON, or prompts to submit again."""
+
+    def show() -> None:
+        from flashvideo_ray.accounting import terminal
+        from flashvideo_ray.graph import candidates, listing
+        from flashvideo_ray.ledger.store import Store
+        from flashvideo_ray.settings import SettingsError
+
+        if ids + jsonl + (parquet is not None) > 1:
+            raise SettingsError("--ids, --jsonl, --parquet: ask for one of them")
+        rows, total = listing.chosen(Store(output), where)
+        if ids:
+            for clip_id in rows["clip_id"].to_pylist():
+                print(clip_id)
+        elif jsonl:
+            for line in listing.json_lines(rows):
+                print(line)
+        elif parquet is not None:
+            listing.write_prompts(rows, parquet)
+            console.print(f"{rows.num_rows:,} of {total:,} candidates in {parquet}", markup=False, soft_wrap=True)
+            if lost := listing.without_columns(rows):
+                names = ", ".join(candidates.carried(rows))
+                console.print(
+                    f"{lost:,} of them have not begun: the ledger does not know what their prompts have in {names}.",
+                    markup=False,
+                    soft_wrap=True,
+                )
+        else:
+            shown = candidates.named_as_in_rules(rows.slice(0, limit))
+            if shown.num_rows:
+                console.print(terminal.candidates_table(shown.to_pylist()))
+            left = rows.num_rows - shown.num_rows
+            more = f", {left:,} more not shown (--limit)" if left else ""
+            console.print(f"{rows.num_rows:,} of {total:,} candidates{more}.", highlight=False)
+
+    _guarded(show)
+
+
 @app.command()
 def report(output: OutputArgument) -> None:
     """Write report.html and summary.json anew from the ledger."""
