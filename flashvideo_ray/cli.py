@@ -382,12 +382,16 @@ def plan(
     card_memory: Annotated[
         str | None, typer.Option(metavar="STAGE=GIB,…", help="Memory of the cards: preview=80,refine=48.")
     ] = None,
+    card: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="What benchmarks/gpu.py measured on such a card.")
+    ] = None,
 ) -> None:
     """Clips, hours, money and balance of a run before it is made: exit status 2 if a stage cannot fit its card."""
 
     def predict() -> int:
         from flashvideo_ray.accounting import plan as planning
         from flashvideo_ray.accounting import terminal
+        from flashvideo_ray.accounting.card import Card
         from flashvideo_ray.graph import checks
         from flashvideo_ray.ledger.store import Store
         from flashvideo_ray.prompts import CANDIDATE
@@ -403,9 +407,10 @@ def plan(
             measures = planning.measured(Store(run))
         if seconds is not None:
             measures = planning.declared(seconds, measures)
-        measures = measures or planning.published(settings)
+        figures = Card.read(card)
+        measures = measures or planning.published(settings, figures)
         memory = planning.assignments(card_memory, "--card-memory") if card_memory is not None else {}
-        found = planning.plan(count, settings, measures, keep_rate, memory)
+        found = planning.plan(count, settings, measures, keep_rate, memory, figures)
         console.print(terminal.plan_page(found, settings.prices.currency), highlight=False)
         return 0 if all(fit.fits for fit in found.fits) else 2
 

@@ -186,16 +186,33 @@ def _plan_end(plan: Plan, currency: str) -> Iterator[str]:
     )
     for fit in plan.fits:
         if fit.fits:
-            yield f"Memory: {fit.stage} needs about {fit.needed_gib:.1f} of {fit.card_gib:g} GiB (estimate)"
+            yield f"Memory: {fit.stage} needs about {fit.needed_gib:.1f} of {fit.card_gib:g} GiB ({fit.source})"
         elif fit.remedy is None:
-            yield f"DOES NOT FIT: {fit.stage} needs about {fit.needed_gib:.1f} GiB of {fit.card_gib:g}, whatever is set"
+            yield (
+                f"DOES NOT FIT: {fit.stage} needs about {fit.needed_gib:.1f} GiB of {fit.card_gib:g} ({fit.source}), "
+                "whatever is set"
+            )
         else:
             changes = " ".join(f"--set '{key}={_plain(value)}'" for key, value in fit.remedy.items())
             yield (
-                f"DOES NOT FIT: {fit.stage} needs about {fit.needed_gib:.1f} GiB of {fit.card_gib:g}; "
+                f"DOES NOT FIT: {fit.stage} needs about {fit.needed_gib:.1f} GiB of {fit.card_gib:g} ({fit.source}); "
                 f"about {fit.remedy_gib:.1f} with {changes}"
             )
+    yield from _text_places(plan, currency)
     yield from plan.notes
+
+
+def _text_places(plan: Plan, currency: str) -> Iterator[str]:
+    if not plan.text_places:
+        return
+    yield f"Text encoder, {plan.prompts:,} prompts, held as long as the run takes:"
+    own = plan.text_places[0].money
+    for place in plan.text_places:
+        cost = "" if place.money is None else f", {money(place.money, currency)}"
+        if own is not None and place.money is not None and place is not plan.text_places[0]:
+            cost += f", saves {money(own - place.money, currency)}"
+        said = f"{place.seconds:.3g} s a prompt, {place.source}"
+        yield f"  {place.where}: {duration(3600 * place.hours)}{cost} ({said})"
 
 
 def audit_page(audit: Audit) -> RenderableType:

@@ -23,6 +23,7 @@ from flashvideo_ray.graph.placement import Placement
 from flashvideo_ray.graph.progress import Progress
 from flashvideo_ray.graph.quota import Gate, Quota
 from flashvideo_ray.graph.remaining import Until, Work, context_rows
+from flashvideo_ray.graph.shared_cards import SharedCards
 from flashvideo_ray.graph.tracker_actor import start_tracker, writing
 from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import jobs, tables
@@ -33,7 +34,7 @@ from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.scorers.panel import names_of
 from flashvideo_ray.settings import STAGES, Settings, Stage
 
-Graph = Callable[[pa.Table, Store, Settings, Mapping[str, Any], TrackerClient, Until], ray.data.Dataset]
+Graph = Callable[[pa.Table, Store, Settings, Mapping[str, Any], TrackerClient, Until, SharedCards], ray.data.Dataset]
 """What makes the graph: `pipeline.build_graph`."""
 
 
@@ -126,13 +127,14 @@ class Rounds:
         tracker = self._start_tracker(work, settings, gate)
         events = TrackerClient(tracker, ray.get, gate is not None, cluster.here)
         patient = HeldStore(store.url, settings.store_patience_seconds, events)
+        cards = SharedCards(settings.pools, pools, cluster.needs)
         progress = Progress(settings, _totals(work, settings.select.keep), pools)
         placement = Placement(settings.pools, pools, settings.placement_patience_seconds)
         heartbeat = Heartbeat(tracker, clips, progress, self.ended, self.record, placement)
         over, last_patience = None, LAST_SECONDS
         try:
-            with cluster.data_context(), progress, heartbeat:
-                dataset = self.graph(work.rows, patient, settings, self.recipe, events, work.until)
+            with cluster.data_context(), progress, heartbeat, cards:
+                dataset = self.graph(work.rows, patient, settings, self.recipe, events, work.until, cards)
                 self._collect(dataset, clips, tracker, heartbeat, came)
                 del dataset  # Ray Data gives its actors back
                 over = ray.get(tracker.over.remote())
