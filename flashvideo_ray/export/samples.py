@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from flashvideo_ray.export.options import ExportError, Media, Options, split_of
 from flashvideo_ray.filters import Filter
-from flashvideo_ray.graph.candidates import named_as_in_rules
+from flashvideo_ray.graph.candidates import carried, named_as_in_rules
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.scorers import columns
 
@@ -22,7 +22,7 @@ _LEDGER = frozenset({*tables.PREVIEWS.names, *tables.CLIPS.names, "decision", "d
 _CANDIDATE = ("clip_id", "id", "prompt", "negative_prompt", "caption", "split", "seed", "candidate", "status")
 _SAID = ("decision", "decided_by", "rank")
 _OF_CLIPS = ("frames", "height", "width", "fps", "bytes", "sha256", "stream_sha256")
-RESERVED = frozenset({"caption", "split", "video", "pair_id", "margin", "chosen", "rejected"})
+RESERVED = frozenset({"caption", "split", "video", "pair_id", "decided", "margin", "chosen", "rejected"})
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,7 @@ def caption_of(candidates: pa.Table, options: Options) -> list[str | None]:
 
 def own_columns(candidates: pa.Table) -> dict[str, str]:
     """The prompt file's own columns, and what each is called in the dataset, which has names of its own."""
-    return {
-        name: f"prompt_{name}" if name in RESERVED else name
-        for name in candidates.column_names
-        if name not in _LEDGER and not columns.is_score(name)
-    }
+    return {name: f"prompt_{name}" if name in RESERVED else name for name in carried(candidates)}
 
 
 def score_columns(candidates: pa.Table) -> list[str]:
