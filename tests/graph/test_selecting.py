@@ -27,11 +27,11 @@ def load(model: Path, *overrides: str) -> Settings:
     return Settings.load("nano", [*tiny_overrides(model), *overrides])
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("inline")
 def test_the_best_candidate_of_each_prompt_is_refined(tmp_path: Path, tiny_model: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:3], id=[*"abc"])
     output = tmp_path / "run"
-    best = ["candidates=3", "select.rank=motion", "pools.preview.size=2"]
+    best = ["candidates=3", "select.rank=motion"]
     result = flashvideo_ray.render(prompts, str(output), load(tiny_model, *best, "select.keep=1", "select.audit=0.5"))
 
     assert result.ended == {"rendered": 3, "rejected": 6}
