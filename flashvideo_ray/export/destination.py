@@ -19,6 +19,7 @@ import json
 import os
 import posixpath
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ from flashvideo_ray.export.options import ExportError
 from flashvideo_ray.ledger import run_file
 from flashvideo_ray.ledger.store import Store
 
+_CONNECTIONS = 16  # an object store answers slowly, but many questions at a time
 FILE, PENDING, WITHDRAWN = "export.json", "pending.parquet", "withdrawn.parquet"
 _PENDING = pa.schema([pa.field("shard", pa.string(), nullable=False), pa.field("key", pa.string())])
 
@@ -107,13 +109,16 @@ class Destination:
         names = {posixpath.basename(key).removesuffix(suffix) for key in self.store.keys("index", suffix)}
         return {key for key in self.store.keys("data") if stem(key) in names}
 
-    def index(self) -> pa.Table | None:
-        """What is in the shards that are whole, in their order; None where there is none."""
-        parts = [pq.read_table(pa.BufferReader(self.store.get(key))) for key in self.store.keys("index", ".parquet")]
-        return pa.concat_tables(parts, promote_options="permissive") if parts else None
+    def index(self) -> pa.Table:
+        """What is in the shards that are whole, in their order."""
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            found = pool.map(self.store.get, self.store.keys("index", ".parquet"))
+            parts = [pq.read_table(pa.BufferReader(data)) for data in found]
+        nothing = pa.schema([pa.field(name, pa.string()) for name in (self.key, "split", "shard")])
+        return pa.concat_tables([nothing.empty_table(), *parts], promote_options="permissive")
 
-    def withdraw(self, index: pa.Table, present: set[str], why: Mapping[str, str], otherwise: str) -> pa.Table:
-        """Write which rows of the shards belong in the dataset no more. Returns them."""
+    def withdraw(self, gone: pa.Table, why: Mapping[str, str], otherwise: str) -> pa.Table:
+        """Write which rows of the shards belong in the dataset no more, with when that was seen first. Returns them."""
         schema = pa.schema(
             [
                 pa.field(self.key, pa.string(), nullable=False),
@@ -135,12 +140,11 @@ class Destination:
                 "why": why.get(row[self.key], otherwise),
                 "at": since.get(row[self.key], now),
             }
-            for row in index.select([self.key, "shard"]).to_pylist()
-            if row[self.key] not in present
+            for row in gone.select([self.key, "shard"]).to_pylist()
         ]
-        gone = pa.Table.from_pylist(rows, schema=schema)
-        self.store.put(WITHDRAWN, parquet(gone))
-        return gone
+        withdrawn = pa.Table.from_pylist(rows, schema=schema)
+        self.store.put(WITHDRAWN, parquet(withdrawn))
+        return withdrawn
 
 
 def stem(shard: str) -> str:
