@@ -36,6 +36,7 @@ def _no_truth_value(value: Any) -> Any:
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Metadata = Literal["full", "minimal"]
 GuidanceBatching = Literal["together", "apart"]
 Stage = Literal["text", "preview", "score", "rate", "refine"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -245,6 +246,9 @@ class VideoSettings(Frozen):
     clip_crf: Annotated[Integer, Field(ge=0, le=51)] = 18
     codec: Literal["libx264", "h264_nvenc"] = Field("libx264", description="of clips; NVENC needs a card that has it")
     encoder_preset: str | None = Field(None, description="the codec's own speed preset; null: its default")
+    metadata: Metadata = Field(
+        "full", description="what MP4s tell of themselves; minimal: neither prompt nor seed; may be changed at any time"
+    )
 
 
 class Pool(Frozen):
@@ -363,6 +367,7 @@ class Settings(Frozen):
     def recipe(self) -> dict[str, Any]:
         """What decides pixels and scores, apart from weights: a run has exactly one. Plain JSON values."""
         tree = self.model_dump(mode="json", include={"seed", "candidates", "text", "score", "video"})
+        del tree["video"]["metadata"]  # decides no pixel
         return tree | {stage: _own_recipe(getattr(self, stage)) for stage in ("preview", "refine")}
 
     def stage1_recipe(self) -> dict[str, Any]:

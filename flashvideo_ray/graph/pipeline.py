@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from flashvideo_ray import identity, prompts
+from flashvideo_ray import identity, prompts, provenance
 from flashvideo_ray.graph import checks, cluster, finish, labels, remaining, scoring, stages
 from flashvideo_ray.graph.job import Job, RunResult, run_job
 from flashvideo_ray.graph.quota import Quota
-from flashvideo_ray.graph.recipe import about, provenance, recipe_of, sizes, with_added_scorers
+from flashvideo_ray.graph.recipe import about, recipe_of, sizes, with_added_scorers
 from flashvideo_ray.graph.remaining import Until
 from flashvideo_ray.graph.stage_base import PAYLOAD, row_schema
 from flashvideo_ray.graph.tracker_client import TrackerClient
@@ -140,7 +140,7 @@ def build_graph(
     pools = settings.pools
     text = {"settings": settings, "events": events, "fingerprints": recipe["fingerprints"]}
     common = {"settings": settings, "events": events, "store": store}
-    publishing = {**common, "fps": recipe["fps"], "provenance": provenance(recipe)}
+    publishing = {**common, "fps": recipe["fps"], "provenance": provenance.of_run(recipe, settings)}
 
     # A block is the unit of streaming: with one row in each, the first clip is done while previews are being made.
     ds = cluster.dataset_of(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from support import PROMPTS, tiny_overrides, write_prompts
 from tiny import CLIP_SIZE, FPS, FRAMES, PREVIEW_SIZE
 
 import flashvideo_ray
-from flashvideo_ray import Settings, video
+from flashvideo_ray import Settings, provenance, video
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.store import Store
@@ -41,7 +42,10 @@ def test_prompts_become_clips(tmp_path: Path, tiny_model: Path) -> None:
         assert info.metadata["prompt"] == row["prompt"]
         assert info.metadata["seed"] == str(row["seed"])
         assert {"clip_id", "settings", "model_fingerprints"} <= set(info.metadata)
+        assert info.metadata["digital_source_type"] == provenance.DIGITAL_SOURCE_TYPE
         assert row["bytes"] == (output / row["clip"]).stat().st_size
+        assert row["sha256"] == hashlib.sha256((output / row["clip"]).read_bytes()).hexdigest()
+        assert row["stream_sha256"] == video.stream_sha256(output / row["clip"])
         assert row["attempts"] == 1
         assert (output / row["poster"]).is_file()
     for row in rows(output, "previews"):

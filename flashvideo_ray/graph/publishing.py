@@ -1,0 +1,77 @@
+"""Where the bytes of a video become final: encoded, marked as machine-made, stored, with its poster."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from flashvideo_ray import provenance, video
+from flashvideo_ray.ledger.keys import poster_key
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.settings import Settings
+
+
+class Publisher:
+    """Publishes the previews or the clips of one actor, in batch jobs and in the service alike."""
+
+    def __init__(self, settings: Settings, store: Store, fps: float, run: Mapping[str, str]):
+        self.settings = settings
+        self.store = store
+        self.fps = fps
+        self.run = dict(run)
+
+    def preview(self, key: str, row: Mapping[str, Any], frames: video.Frame) -> None:
+        """Store a preview and its poster. Frames are RGB uint8 `[frames, height, width, 3]`."""
+        mp4 = video.encode_mp4(
+            frames, self.fps, crf=self.settings.video.preview_crf, metadata=self.metadata(row), xmp=provenance.XMP
+        )
+        self.store.put(key, mp4)
+        self.store.put(poster_key(key), video.poster_jpeg(frames))
+
+    def clip(self, key: str, row: Mapping[str, Any], frames: video.Frame) -> bytes:
+        """Store a clip after its poster; returns the clip's bytes."""
+        own = self.settings.video
+        mp4 = video.encode_mp4(
+            frames,
+            self.fps,
+            crf=own.clip_crf,
+            codec=own.codec,
+            preset=own.encoder_preset,
+            metadata=self.metadata(row),
+            xmp=provenance.XMP,
+        )
+        self.store.put(poster_key(key), video.poster_jpeg(frames))
+        self.store.put(key, mp4)
+        return mp4
+
+    def published(self, key: str, row: Mapping[str, Any]) -> tuple[bytes, video.VideoInfo] | None:
+        """A clip that was stored by a job that died before the ledger had it, and what it holds.
+
+        It counts if it decodes and says that it is this candidate, made with these settings and weights.
+        """
+        if not self.store.exists(key):
+            return None
+        mp4 = self.store.get(key)
+        try:
+            info = video.probe(mp4, count=True)
+        except ValueError:
+            return None
+        if not provenance.says_the_same(info.metadata, self.metadata(row)):
+            return None
+        if not self.store.exists(poster_key(key)):
+            self.store.put(poster_key(key), video.poster_jpeg(video.decode_mp4(mp4)[0]))
+        return mp4, info
+
+    def metadata(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """What the video of a row says of itself."""
+        return {**provenance.of_candidate(row, self.settings.video.metadata), **self.run}
+
+
+def digests(mp4: bytes) -> dict[str, Any]:
+    """What the ledger records of a clip's bytes."""
+    return {
+        "bytes": len(mp4),
+        "sha256": hashlib.sha256(mp4).hexdigest(),
+        "stream_sha256": video.stream_sha256(mp4),
+    }
