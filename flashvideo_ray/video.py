@@ -259,6 +259,11 @@ def stream_sha256(source: bytes | str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def digests(mp4: bytes) -> dict[str, Any]:
+    """What the ledger records of a clip's bytes: `bytes`, `sha256` and `stream_sha256`. Raises ValueError."""
+    return {"bytes": len(mp4), "sha256": hashlib.sha256(mp4).hexdigest(), "stream_sha256": stream_sha256(mp4)}
+
+
 def to_uint8(frames: Any) -> Frame:
     """Quantise float frames in [0, 1] to RGB uint8 `[frames, height, width, 3]`; values outside are clipped.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 import pyarrow as pa
 
 from flashvideo_ray import engines, prompts, scorers, video
+from flashvideo_ray.credentials import Signer
 from flashvideo_ray.engines import weights
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph.recipe import sizes
@@ -32,6 +33,7 @@ def check(settings: Settings, stages: Collection[Stage] = STAGES) -> Settings:
     is really used. Raises an InputError of its kind, or a SettingsError with a line for each problem if there are more.
     """
     problems = list(_problems_of(lambda: check_scoring(settings)))
+    problems += _problems_of(lambda: check_credentials(settings, stages))
     models = bool({"text", "preview", "refine"} & {*stages})
     if models:
         settings = weights.with_model_defaults(settings)
@@ -57,6 +59,13 @@ def check_scoring(settings: Settings) -> None:
     if twice:
         raise SettingsError(f"score.scorers: {', '.join(twice)} would be given by two scorers; leave one out")
     check_rules(settings.select, known)
+
+
+def check_credentials(settings: Settings, stages: Collection[Stage]) -> None:
+    """Raise SettingsError if videos that these stages publish are to be signed and cannot be, here."""
+    own = settings.credentials
+    if own is not None and ("refine" in stages or (own.previews and "preview" in stages)):
+        Signer(own)
 
 
 def check_count(prompts: int, settings: Settings) -> None:

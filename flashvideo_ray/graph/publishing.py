@@ -1,12 +1,12 @@
-"""Where the bytes of a video become final: encoded, marked as machine-made, stored, with its poster."""
+"""Where the bytes of a video become final: encoded, marked as machine-made, signed, stored, with its poster."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 from flashvideo_ray import provenance, video
+from flashvideo_ray.credentials import Signer
 from flashvideo_ray.ledger.keys import poster_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings
@@ -20,27 +20,33 @@ class Publisher:
         self.store = store
         self.fps = fps
         self.run = dict(run)
+        self.signer: Signer | None = None
+
+    def load(self, signed: bool) -> None:
+        """Read the key, where videos are to be signed. Raises SettingsError where this node has none that fits."""
+        if signed and self.settings.credentials is not None:
+            self.signer = Signer(self.settings.credentials)
 
     def preview(self, key: str, row: Mapping[str, Any], frames: video.Frame) -> None:
         """Store a preview and its poster. Frames are RGB uint8 `[frames, height, width, 3]`."""
-        mp4 = video.encode_mp4(
-            frames, self.fps, crf=self.settings.video.preview_crf, metadata=self.metadata(row), xmp=provenance.XMP
-        )
-        self.store.put(key, mp4)
+        said = self.metadata(row)
+        mp4 = video.encode_mp4(frames, self.fps, crf=self.settings.video.preview_crf, metadata=said, xmp=provenance.XMP)
+        self.store.put(key, self._signed(mp4, said))
         self.store.put(poster_key(key), video.poster_jpeg(frames))
 
     def clip(self, key: str, row: Mapping[str, Any], frames: video.Frame) -> bytes:
         """Store a clip after its poster; returns the clip's bytes."""
-        own = self.settings.video
+        own, said = self.settings.video, self.metadata(row)
         mp4 = video.encode_mp4(
             frames,
             self.fps,
             crf=own.clip_crf,
             codec=own.codec,
             preset=own.encoder_preset,
-            metadata=self.metadata(row),
+            metadata=said,
             xmp=provenance.XMP,
         )
+        mp4 = self._signed(mp4, said)
         self.store.put(poster_key(key), video.poster_jpeg(frames))
         self.store.put(key, mp4)
         return mp4
@@ -48,7 +54,8 @@ class Publisher:
     def published(self, key: str, row: Mapping[str, Any]) -> tuple[bytes, video.VideoInfo] | None:
         """A clip that was stored by a job that died before the ledger had it, and what it holds.
 
-        It counts if it decodes and says that it is this candidate, made with these settings and weights.
+        It counts if it decodes and says that it is this candidate, made with these settings and weights. One that is to
+        be signed and is not yet, is signed; one whose signature does not hold, or is another's, does not count.
         """
         if not self.store.exists(key):
             return None
@@ -57,21 +64,23 @@ class Publisher:
             info = video.probe(mp4, count=True)
         except ValueError:
             return None
-        if not provenance.says_the_same(info.metadata, self.metadata(row)):
+        said = self.metadata(row)
+        if not provenance.says_the_same(info.metadata, said):
             return None
+        if self.signer is not None:
+            signature = self.signer.read(mp4)
+            if signature is None:
+                mp4 = self._signed(mp4, said)
+                self.store.put(key, mp4)
+            elif not self.signer.is_own(signature):
+                return None
         if not self.store.exists(poster_key(key)):
             self.store.put(poster_key(key), video.poster_jpeg(video.decode_mp4(mp4)[0]))
         return mp4, info
 
+    def _signed(self, mp4: bytes, said: Mapping[str, str]) -> bytes:
+        return mp4 if self.signer is None else self.signer.sign(mp4, said)
+
     def metadata(self, row: Mapping[str, Any]) -> dict[str, str]:
         """What the video of a row says of itself."""
         return {**provenance.of_candidate(row, self.settings.video.metadata), **self.run}
-
-
-def digests(mp4: bytes) -> dict[str, Any]:
-    """What the ledger records of a clip's bytes."""
-    return {
-        "bytes": len(mp4),
-        "sha256": hashlib.sha256(mp4).hexdigest(),
-        "stream_sha256": video.stream_sha256(mp4),
-    }

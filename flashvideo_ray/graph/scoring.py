@@ -44,7 +44,9 @@ class Score(StageBase):
         super().__init__(settings, events)
 
     def load(self) -> None:
-        """The scorers of this pool."""
+        """The scorers of this pool, and what previews are signed with, if they are."""
+        own = self.settings.credentials
+        self.publisher.load(signed=own is not None and own.previews)
         specs = [spec for spec in self.settings.score.scorers if spec.pool == self.name]
         self.scorers = [(spec.name, scorers.load(spec.name, spec.options, fps=self.fps)) for spec in specs]
 

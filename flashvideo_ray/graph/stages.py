@@ -23,7 +23,7 @@ from safetensors.torch import save as pack
 from flashvideo_ray import engines, video
 from flashvideo_ray.engines.memory_ladder import notes
 from flashvideo_ray.graph.events import StageEvents
-from flashvideo_ray.graph.publishing import Publisher, digests
+from flashvideo_ray.graph.publishing import Publisher
 from flashvideo_ray.graph.stage_base import DROPPED, StageBase
 from flashvideo_ray.ledger.keys import clip_key, latents_key, poster_key
 from flashvideo_ray.ledger.store import Store
@@ -146,8 +146,9 @@ class Refine(StageBase):
         super().__init__(settings, events)
 
     def load(self) -> None:
-        """The refine model, and the encoder of its clips."""
+        """The refine model, the encoder of its clips, and what they are signed with."""
         video.check_encoder(self.settings.video.codec, self.settings.video.encoder_preset)
+        self.publisher.load(signed=True)
         engine = engines.of(self.settings, "refine")
         engine.verify(self.fingerprint)
         self.model = engine.load_refine()
@@ -190,7 +191,7 @@ class Refine(StageBase):
             "height": shape[1],
             "width": shape[2],
             "fps": self.fps,
-            **digests(mp4),
+            **video.digests(mp4),
             "device": self.device_name,
             "host": socket.gethostname(),
         }
