@@ -187,13 +187,13 @@ class _Check:
         with ThreadPoolExecutor(_WORKERS) as pool:
             list(pool.map(self.store.delete, self.delete))
             list(pool.map(lambda mend: mend(), self.mend))
-        if any(finding.kind == "twice" for finding in self.findings):
+        signed = _of(self.clips, {*self.digests})
+        told = [{**row, **self.digests[row["clip_id"]]} for row in signed.to_pylist()]
+        tables.supersede(self.store, "clips", pa.Table.from_pylist(told, schema=self.clips.schema))
+        if self.digests or any(finding.kind == "twice" for finding in self.findings):
             tables.compact(self.store)
         for name, table in (("clips", self.clips), ("previews", self.previews)):
             tables.reopen(self.store, name, _of(table, self.reopen[name]))  # type: ignore[arg-type,index]
-        signed = _of(self.clips, self.digests.keys() - self.reopen["clips"])
-        told = [{**row, **self.digests[row["clip_id"]]} for row in signed.to_pylist()]
-        tables.supersede(self.store, "clips", pa.Table.from_pylist(told, schema=self.clips.schema))
         kept = _of(self.previews, self.forget.keys() - self.reopen["previews"])
         blank = [{**row, **dict.fromkeys(self.forget[row["clip_id"]])} for row in kept.to_pylist()]
         tables.supersede(self.store, "previews", pa.Table.from_pylist(blank, schema=self.previews.schema))
