@@ -53,8 +53,22 @@ AcceptOption = Annotated[int | None, typer.Option(help="End when the run has so 
 BudgetOption = Annotated[
     str | None, typer.Option(help="End when this job's pools held cards for so long: '200 gpu-hours' (or cpu-hours).")
 ]
+ColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="FIELD=NAME",
+        help="What a column is called: prompt=caption; also id, seed, negative_prompt.",
+    ),
+]
+OnlyOption = Annotated[
+    str | None, typer.Option(metavar="EXPR|IDS", help="A part of them: \"mood == 'calm'\", or ids: a,b,c or @FILE.")
+]
 PromptsArgument = Annotated[
-    str, typer.Argument(help="Parquet (or .jsonl, .csv): a file, folder or glob, any fsspec URL.")
+    str,
+    typer.Argument(
+        help="Parquet, .jsonl, .csv, .tsv, .json or .txt, also .gz or .zst: a file, folder or glob, any fsspec URL."
+    ),
 ]
 OutputArgument = Annotated[str, typer.Argument(help="The run: a folder or any fsspec URL, such as s3://bucket/run1.")]
 
@@ -72,6 +86,8 @@ def render(
     output: OutputArgument,
     config: ConfigOption = None,
     set_: SetOption = None,
+    column: ColumnOption = None,
+    only: OnlyOption = None,
     until: Annotated[Until, typer.Option(help="Stop after this stage.")] = Until.refine,
     retry: RetryOption = None,
     takeover: TakeoverOption = False,
@@ -83,7 +99,7 @@ def render(
     from flashvideo_ray.graph import pipeline
 
     def job() -> Any:
-        settings = Settings.load(config, set_ or [])
+        settings = Settings.load(config, [*(set_ or []), *_columns(column)])
         quota = Quota.parse(accept, budget)
         return pipeline.render(
             prompts,
@@ -94,6 +110,7 @@ def render(
             takeover=takeover,
             quota=quota,
             relabel=relabel,
+            only=only,
         )
 
     raise typer.Exit(run_job(job))
@@ -105,6 +122,8 @@ def preview(
     output: OutputArgument,
     config: ConfigOption = None,
     set_: SetOption = None,
+    column: ColumnOption = None,
+    only: OnlyOption = None,
     retry: RetryOption = None,
     takeover: TakeoverOption = False,
     relabel: RelabelOption = False,
@@ -113,8 +132,8 @@ def preview(
     from flashvideo_ray.graph import pipeline
 
     def job() -> Any:
-        settings = Settings.load(config, set_ or [])
-        return pipeline.preview(prompts, output, settings, retry=retry, takeover=takeover, relabel=relabel)
+        settings = Settings.load(config, [*(set_ or []), *_columns(column)])
+        return pipeline.preview(prompts, output, settings, retry=retry, takeover=takeover, relabel=relabel, only=only)
 
     raise typer.Exit(run_job(job))
 
@@ -305,6 +324,8 @@ def plan(
     prompts: PromptsArgument,
     config: ConfigOption = None,
     set_: SetOption = None,
+    column: ColumnOption = None,
+    only: OnlyOption = None,
     seconds: Annotated[
         str | None, typer.Option(metavar="STAGE=S,…", help="Seconds a call: preview=30.1,refine=72.2.")
     ] = None,
@@ -320,10 +341,19 @@ def plan(
         from flashvideo_ray.accounting import plan as planning
         from flashvideo_ray.accounting import terminal
         from flashvideo_ray.ledger.store import Store
-        from flashvideo_ray.prompts import read_prompts
+        from flashvideo_ray.prompts import CANDIDATE, read_prompts
 
-        settings = Settings.load(config, set_ or [])
-        count = read_prompts(prompts, base_seed=settings.seed, duplicates=settings.prompts.duplicates).num_rows
+        settings = Settings.load(config, [*(set_ or []), *_columns(column)])
+        rows = read_prompts(
+            prompts,
+            base_seed=settings.seed,
+            duplicates=settings.prompts.duplicates,
+            columns=settings.prompts.columns.named,
+            only=only,
+        )
+        if CANDIDATE in rows.column_names:  # each row is one
+            settings = settings.model_copy(update={"candidates": 1})
+        count = rows.num_rows
         measures = None
         if run is not None:
             _existing_run(Store(run))
@@ -627,6 +657,23 @@ def print_result(result: Any) -> None:
     console.print(terminal.stages_table(summary))
     terminal.print_lines(console, terminal.bill_lines(summary["bill"]))
     console.print(f"Look at {result.output}/report.html", markup=False, soft_wrap=True)
+
+
+def _columns(given: list[str] | None) -> list[str]:
+    """`--column prompt=caption` as overrides of settings."""
+    import json
+
+    from flashvideo_ray.settings import SettingsError
+
+    asked: dict[str, str] = {}
+    for text in given or []:
+        field, separator, name = text.partition("=")
+        if not separator or not field.strip() or not name.strip():
+            raise SettingsError(f"--column {text}: expected FIELD=NAME, for example --column prompt=caption")
+        if field.strip() in asked:
+            raise SettingsError(f"--column {text}: {field.strip()} is {asked[field.strip()]} already; give it once")
+        asked[field.strip()] = name.strip()
+    return [f"prompts.columns.{field}={json.dumps(name)}" for field, name in asked.items()]
 
 
 def _run_settings(output: str, config: str | None, overrides: list[str]) -> Settings:

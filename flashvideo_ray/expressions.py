@@ -39,6 +39,24 @@ class RuleError(InputError):
     """A rule that cannot be read. The message shows the expression and what is allowed."""
 
 
+def syntax_tree(text: str, what: str, example: str) -> ast.expr:
+    """The parts of an expression, whatever they are.
+
+    Raises RuleError if it is longer than 500 characters, has more than 100 parts, or is no expression; `what` and
+    `example` are for its message.
+    """
+    if len(text) > MAX_LENGTH:
+        raise RuleError(f"{what} of {len(text)} characters; at most {MAX_LENGTH} are read")
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise RuleError(f"cannot read the {what} {text!r}; write it like: {example}") from None
+    count = sum(1 for _ in ast.walk(tree))
+    if count > MAX_NODES:
+        raise RuleError(f"{what} with {count} parts; at most {MAX_NODES} are read")
+    return tree
+
+
 @dataclass(frozen=True)
 class Expression:
     """Comparisons, and/or/not, + - * /, numbers and score names. Nothing else parses."""
@@ -53,15 +71,8 @@ class Expression:
 
         Raises RuleError if it is longer than 500 characters, has more than 100 parts, or holds anything but the above.
         """
-        if len(text) > MAX_LENGTH:
-            raise RuleError(f"rule of {len(text)} characters; at most {MAX_LENGTH} are read")
-        try:
-            tree = ast.parse(text.strip(), mode="eval").body
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            raise RuleError(f"cannot read the rule {text!r}; write it like: motion >= 0.5 and flicker < 2") from None
+        tree = syntax_tree(text, "rule", "motion >= 0.5 and flicker < 2")
         nodes = list(ast.walk(tree))
-        if len(nodes) > MAX_NODES:
-            raise RuleError(f"rule with {len(nodes)} parts; at most {MAX_NODES} are read")
         for node in nodes:
             _refuse_unless_allowed(node, text)
         for node in nodes:

@@ -7,38 +7,69 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from flashvideo_ray.prompts import PromptError, digest
+from flashvideo_ray.prompts import CANDIDATE, PromptError, digest
+
+_SEEDS = 2**63
+_SHOWN = 60  # characters of a text
 
 
-def candidates(prompts: pa.Table, count: int, stage1: Mapping[str, Any], fingerprint: str) -> pa.Table:
-    """One row for each (prompt, seed) pair: `count` candidates of every prompt, numbered from 0.
+def candidates(prompts: pa.Table, count: int, stage1: Mapping[str, Any], fingerprint: str, first: int = 0) -> pa.Table:
+    """One row for each (prompt, seed) pair: `count` candidates of every prompt, numbered from `first`.
 
     Adds `candidate` and `clip_id`, a hex digest of all that decides the preview: prompt, negative prompt, seed, the
-    stage-1 settings and the fingerprint of the stage-1 weights. Candidate k of a prompt has seed `seed + k`. Raises
-    PromptError if two rows give the same candidate.
+    stage-1 settings and the fingerprint of the stage-1 weights. Candidate k of a prompt has seed `seed + k`. Rows that
+    have a `candidate` are that one, with their own seed, and no others are made of them; with `first`, what is made are
+    further ones of their prompts. Raises PromptError if two rows give the same candidate.
     """
+    if CANDIDATE in prompts.column_names:
+        if not first:
+            return _named(prompts, stage1, fingerprint)
+        prompts = _whole(prompts)
+    repeated = prompts.take(
+        pa.array([row for row in range(prompts.num_rows) for _ in range(first + count)], pa.int64())
+    )
+    numbers = [k for _ in range(prompts.num_rows) for k in range(first + count)]
+    seeds = [(seed + k) % _SEEDS for seed, k in zip(repeated["seed"].to_pylist(), numbers, strict=True)]
+    repeated = repeated.set_column(repeated.schema.get_field_index("seed"), "seed", pa.array(seeds, pa.int64()))
+    made = _named(repeated.append_column(CANDIDATE, pa.array(numbers, pa.int32())), stage1, fingerprint)
+    return made.filter(pc.greater_equal(made[CANDIDATE], first)) if first else made
+
+
+def _whole(rows: pa.Table) -> pa.Table:
+    """The prompts that rows of single candidates belong to, with the seed of candidate 0."""
+    places: dict[str, int] = {}
+    for place, name in enumerate(rows["id"].to_pylist()):
+        places.setdefault(name, place)
+    prompts = rows.take(pa.array([*places.values()], pa.int64()))
+    both = zip(prompts["seed"].to_pylist(), prompts[CANDIDATE].to_pylist(), strict=True)
+    seeds = pa.array([(seed - number) % _SEEDS for seed, number in both], pa.int64())
+    return prompts.drop_columns([CANDIDATE]).set_column(prompts.schema.get_field_index("seed"), "seed", seeds)
+
+
+def _named(rows: pa.Table, stage1: Mapping[str, Any], fingerprint: str) -> pa.Table:
+    """Candidates with their clip_ids."""
     recipe = json.dumps([dict(stage1), fingerprint], sort_keys=True)
-    repeated = prompts.take(pa.array([row for row in range(prompts.num_rows) for _ in range(count)]))
-    numbers = [k for _ in range(prompts.num_rows) for k in range(count)]
-    seeds = [(seed + k) % 2**63 for seed, k in zip(repeated["seed"].to_pylist(), numbers, strict=True)]
-    texts, negatives = repeated["prompt"].to_pylist(), repeated["negative_prompt"].to_pylist()
+    texts, negatives, seeds = (rows[name].to_pylist() for name in ("prompt", "negative_prompt", "seed"))
     ids = [
         digest(recipe, text, negative or "", str(seed))
         for text, negative, seed in zip(texts, negatives, seeds, strict=True)
     ]
     if len(set(ids)) < len(ids):
-        first: dict[str, int] = {}
-        for row, clip_id in enumerate(ids):
-            if clip_id in first:
-                a, b = first[clip_id] // count + 1, row // count + 1
-                raise PromptError(
-                    f"rows {a} and {b} have the same prompt, and candidate {first[clip_id] % count} of one has the "
-                    f"seed {seeds[row]} that candidate {row % count} of the other has; drop one or change its seed"
-                )
-            first[clip_id] = row
+        raise PromptError(_clash(rows, ids))
+    return rows.append_column("clip_id", pa.array(ids, pa.string()))
+
+
+def _clash(rows: pa.Table, ids: list[str]) -> str:
+    """Which two prompts have a candidate in common. They are named by their ids: rows may have been left out before."""
+    before: dict[str, int] = {}
+    for row, clip_id in enumerate(ids):
+        if before.setdefault(clip_id, row) != row:
+            break
+    one, other = (rows.slice(place, 1).to_pylist()[0] for place in (before[clip_id], row))
     return (
-        repeated.set_column(repeated.schema.get_field_index("seed"), "seed", pa.array(seeds, pa.int64()))
-        .append_column("candidate", pa.array(numbers, pa.int32()))
-        .append_column("clip_id", pa.array(ids, pa.string()))
+        f"the prompts with the ids {one['id']!r} and {other['id']!r} have the same text {one['prompt'][:_SHOWN]!r}, "
+        f"and candidate {one[CANDIDATE]} of one has the seed {one['seed']} that candidate {other[CANDIDATE]} of the "
+        "other has; drop one or change its seed"
     )

@@ -64,9 +64,24 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class PromptSettings(Frozen):
-    """What becomes of prompts that would give the same clips: the same text with the same seed."""
+class PromptColumns(Frozen):
+    """What the columns of PROMPTS are called, where it is something else."""
 
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+    id: Annotated[str, Field(min_length=1)] | None = None
+    seed: Annotated[str, Field(min_length=1)] | None = None
+    negative_prompt: Annotated[str, Field(min_length=1)] | None = None
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Those that are called something else, by what they are."""
+        return {field: name for field, name in self if name is not None}
+
+
+class PromptSettings(Frozen):
+    """How prompts are read, and what becomes of those that would give the same clips (same text, same seed)."""
+
+    columns: PromptColumns = PromptColumns()
     duplicates: Literal["refuse", "drop", "seed"] = Field(
         "refuse", description="`drop` keeps the first of them, `seed` gives each of the others a seed of its own"
     )
@@ -233,6 +248,11 @@ class SelectSettings(Frozen):
         if value is not None:
             Rank.parse(value)
         return value
+
+    @property
+    def compares_candidates(self) -> bool:
+        """Whether a preview can only be judged beside the others of its prompt."""
+        return self.keep is not None or self.duplicates is not None
 
     @property
     def needs_whole_run(self) -> bool:

@@ -23,7 +23,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--prompts", required=True, help="Parquet (or .jsonl, .csv): file, folder or glob, any URL")
+    parser.add_argument("--prompts", required=True, help="a file, folder or glob, any fsspec URL")
     parser.add_argument("--output", required=True, help="where the run goes: any fsspec URL")
     args, others = parser.parse_known_args()
     app(["render", *others, "--", args.prompts, args.output])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashvideo_ray.expressions import Rank, Requirement, RuleError, check_names
@@ -67,6 +67,7 @@ def test_anything_else_is_refused(text: str) -> None:
         Requirement.parse(text)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_parses_or_is_refused(text: str) -> None:
     try:
@@ -76,6 +77,7 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
     assert isinstance(requirement.holds(dict.fromkeys(requirement.names, 1.0)), bool)
 
 
+@settings(deadline=None)
 @given(
     st.floats(allow_nan=False, allow_infinity=False, width=32),
     st.floats(allow_nan=False, allow_infinity=False, width=32),

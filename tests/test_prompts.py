@@ -94,7 +94,7 @@ def test_prompts_in_an_object_store(s3: S3) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"text": ["a"]}, "no column 'prompt' .*rename 'text' to 'prompt'"),
+        ({"text": ["a"]}, "no column 'prompt' .columns: text.; if it is 'text', say so: --column 'prompt=text'"),
         ({"prompt": ["a", None, "c", None]}, "row 2, row 4: prompt is null"),
         ({"prompt": ["a", " ", ""]}, "row 2, row 3: prompt is empty"),
         ({"prompt": ["", *"abcdef"], "id": [*"xxxyyzz"]}, "row 2, row 3: the id 'x' was used before .row 1"),
@@ -144,7 +144,7 @@ def test_rows_are_named_by_file_where_there_are_several(tmp_path: Path) -> None:
         ("p.csv", b"id,prompt\nx,a\ny,\xff\n", "row 2: column 'prompt' cannot be read: its text must be UTF-8"),
         ("p.csv", b"prompt,mood,prompt\na,b,c\n", "p.csv: there are several columns named prompt; rename or drop"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "a", "prompt": "b"}\n', "row 2: 'prompt' stands there twice"),
-        ("p.txt", b"a cat", "ends with .parquet, .jsonl, .csv"),
+        ("p.md", b"a cat", "ends with .parquet, .jsonl, .csv"),
     ],
 )
 def test_a_file_that_is_something_else(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -285,5 +285,7 @@ def test_candidates_have_a_seed_and_a_name_each(tmp_path: Path) -> None:
 def test_two_rows_that_would_make_the_same_clip(tmp_path: Path) -> None:
     url = write_prompts(tmp_path / "p.parquet", ["a", "a"], id=["x", "y"], seed=[5, 6])
     assert candidates(read_prompts(url), 1, {}, "")["clip_id"].to_pylist()
-    with pytest.raises(PromptError, match="rows 1 and 2 have the same prompt, and candidate 1 of one has the seed 6"):
+    with pytest.raises(
+        PromptError, match="the ids 'x' and 'y' have the same text 'a', and candidate 1 of one has the seed 6"
+    ):
         candidates(read_prompts(url), 2, {}, "")

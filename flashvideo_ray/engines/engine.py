@@ -22,6 +22,14 @@ class NonFiniteError(ValueError):
     """A model gave NaN or infinite values."""
 
 
+def check_finite(values: torch.Tensor, source: str) -> None:
+    """Raise NonFiniteError, which names the source, unless all values are finite."""
+    finite = values.isfinite()
+    if not finite.all():
+        bad = (~finite).float().mean().item()
+        raise NonFiniteError(f"{source} gave NaN or infinite values ({bad:.1%} of them)")
+
+
 @dataclass(frozen=True)
 class Description:
     """What one stage's model makes with the settings it was asked with."""

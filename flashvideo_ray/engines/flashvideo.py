@@ -12,7 +12,8 @@ from flashvideo_ray.models import geometry
 from flashvideo_ray.settings import OptimizeSettings, PreviewSettings, RefineSettings, Settings
 
 if TYPE_CHECKING:
-    from flashvideo_ray.engines.flashvideo_models import Preview, Refine, Text
+    from flashvideo_ray.engines.flashvideo_models import Preview, Refine
+    from flashvideo_ray.engines.flashvideo_text import Text
 
 
 class FlashVideo:
@@ -99,9 +100,9 @@ class FlashVideo:
 
     def load_text(self) -> Text:
         """See Engine. The preview model's folder holds the one text encoder; nothing else of it is loaded."""
-        from flashvideo_ray.engines import flashvideo_models as models
+        from flashvideo_ray.engines.flashvideo_text import Text
 
-        return models.Text(self._folder, self.settings.text.dtype, self.describe().max_tokens, self.settings.pools.text)
+        return Text(self._folder, self.settings.text.dtype, self.describe().max_tokens, self.settings.pools.text)
 
     def load_preview(self) -> Preview:
         """See Engine."""

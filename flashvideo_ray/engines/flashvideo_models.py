@@ -1,9 +1,8 @@
-"""FlashVideo's models, loaded: a text encoder, stage 1 and stage 2 on an actor's card or CPU."""
+"""FlashVideo's models, loaded: stage 1 and stage 2 on an actor's card or CPU."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,14 +14,13 @@ from diffusers.utils import is_peft_available
 from safetensors import SafetensorError, safe_open
 
 from flashvideo_ray import models
-from flashvideo_ray.engines.engine import NonFiniteError, StepTold
+from flashvideo_ray.engines.engine import NonFiniteError, StepTold, check_finite
 from flashvideo_ray.engines.memory_ladder import Ladder, Rung, notes
 from flashvideo_ray.engines.weights import ModelStage
 from flashvideo_ray.models import optimize
 from flashvideo_ray.models.geometry import check_tiles
 from flashvideo_ray.models.lora import adapter_tensors, check_adapter
 from flashvideo_ray.models.offload import place
-from flashvideo_ray.models.text import TextEncoder
 from flashvideo_ray.settings import AdapterSettings, Pool, PreviewSettings, RefineSettings
 
 _NO_TEXT: dict[str, None] = {"text_encoder": None, "tokenizer": None}  # embeddings are given
@@ -64,21 +62,6 @@ def problems(
     return found
 
 
-class Text:
-    """See `engine.TextModel`."""
-
-    def __init__(self, folder: Path, dtype: str, max_tokens: int, pool: Pool):
-        # The driver has said which prompts are cut.
-        logging.getLogger("flashvideo_ray.models.text").setLevel(logging.ERROR)
-        self._encoder = _load_text_encoder(folder, dtype, max_tokens, pool)
-
-    def encode(self, text: str, prefix: str = "") -> torch.Tensor:
-        """See TextModel."""
-        embeds = self._encoder(text, prefix)
-        _check_finite(embeds, "the text encoder")
-        return embeds[0].cpu().contiguous()
-
-
 class Preview:
     """See `engine.PreviewModel`."""
 
@@ -111,7 +94,7 @@ class Preview:
             ).latents
 
         latents, note = self._denoise.run(denoise)
-        _check_finite(latents, "stage 1")
+        check_finite(latents, "stage 1")
         return latents[0].cpu().contiguous(), note
 
     def decode(self, latents: torch.Tensor) -> tuple[np.ndarray, str | None]:
@@ -169,7 +152,7 @@ class Refine:
         encoded, as_encoded = self._encode.run(encode)
         start = generator.get_state()
         latents, as_denoised = self._denoise.run(denoise)
-        _check_finite(latents, "stage 2")
+        check_finite(latents, "stage 2")
         frames, as_decoded = _decoded(self._pipe, self._decode, latents, "the decoder")
         return frames, notes(as_encoded, as_denoised, as_decoded)
 
@@ -230,24 +213,6 @@ def _decoded(pipe: Any, ladder: Ladder, latents: torch.Tensor, source: str) -> t
     except FloatingPointError as error:
         raise NonFiniteError(f"{source} gave {error}") from error
     return frames[0].numpy(), note
-
-
-def _load_text_encoder(folder: Path, dtype: str, length: int, pool: Pool) -> TextEncoder:
-    """The text encoder on the actor's card or on the CPU. It is one model: to move it whole would leave it nowhere."""
-    import transformers.utils.logging
-
-    transformers.utils.logging.disable_progress_bar()
-    encoder = TextEncoder.from_pretrained(folder, getattr(torch, dtype), length)
-    if not torch.cuda.is_available():
-        return encoder
-    if pool.offload == "group":
-        from diffusers.hooks import apply_group_offloading
-
-        device = torch.device("cuda")
-        apply_group_offloading(encoder.text_encoder, onload_device=device, offload_type="leaf_level", use_stream=True)
-    else:
-        encoder.text_encoder.to("cuda")
-    return encoder
 
 
 def _load(pipeline: Any, folder: Path, own: PreviewSettings | RefineSettings, pool: Pool, **parts: Any) -> Any:
@@ -314,9 +279,3 @@ def _teller(told: StepTold) -> Callable[[Any, int, Any, dict[str, Any]], dict[st
         return tensors
 
     return after
-
-
-def _check_finite(values: torch.Tensor, source: str) -> None:
-    if not torch.isfinite(values).all():
-        bad = (~torch.isfinite(values)).float().mean().item()
-        raise NonFiniteError(f"{source} gave NaN or infinite values ({bad:.1%} of them)")

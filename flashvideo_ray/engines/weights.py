@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -249,7 +250,12 @@ def _save(cache: Path, known: dict[str, str]) -> None:
 
 def count_tokens(model: str, texts: Sequence[str]) -> list[int]:
     """Tokens of each text as the model's text encoder counts them, the end among them, uncut."""
+    tokenizer = _tokenizer(locate(model, "preview") / "tokenizer")
+    return [len(ids) for ids in tokenizer([text.strip() for text in texts], verbose=False)["input_ids"]]
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(locate(model, "preview") / "tokenizer")
-    return [len(ids) for ids in tokenizer([text.strip() for text in texts], verbose=False)["input_ids"]]
+    return AutoTokenizer.from_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -18,6 +19,7 @@ from flashvideo_ray.settings import STAGES, Settings, SettingsError, Stage
 
 MOST_CANDIDATES = 1_000_000  # of a run; the driver holds them all
 _MODELS: tuple[weights.ModelStage, ...] = ("preview", "refine")
+_PROMPTS_AT_ONCE = 4096  # whose tokens are in memory
 log = logging.getLogger("flashvideo_ray")
 
 
@@ -131,35 +133,41 @@ def _warn_of_sizes(settings: Settings) -> None:
 
 
 def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
-    """Say what will be cut or has no trained meaning; nothing of it stops a run."""
+    """Say what will be cut or has no trained meaning; nothing of it stops a run. Memory does not grow with the rows."""
     engine = engines.of(settings, "preview")
     told = engine.describe()
     longest = max((told.prompt_prefix, engines.of(settings, "refine").describe().prompt_prefix), key=len)
-    counts = engine.count_tokens([longest + prompt for prompt in table["prompt"].to_pylist()])
-    cut = [(row, count) for row, count in enumerate(counts, start=1) if count > told.max_tokens]
+    cut: list[str] = []
+    too_long = negatives = 0
+    rows = itertools.count(1)
+    unknown: Counter[str] = Counter()
+    for batch in table.select(["prompt", "negative_prompt"]).to_batches(max_chunksize=_PROMPTS_AT_ONCE):
+        texts = batch["prompt"].to_pylist()
+        for count, row in zip(engine.count_tokens([longest + text for text in texts]), rows, strict=False):
+            if count > told.max_tokens:
+                too_long += 1
+                cut += [f"row {row} ({count})"] if len(cut) < prompts.SHOWN else []
+        if engine.vocabulary is not None:
+            unknown.update(word for text in texts for word in engine.vocabulary.unknown_words(text))
+        negatives += sum(bool(text) for text in batch["negative_prompt"].to_pylist())
     if cut:
-        shown = ", ".join(f"row {row} ({count})" for row, count in cut[: prompts.SHOWN])
-        more = f" and {len(cut) - prompts.SHOWN} more" if len(cut) > prompts.SHOWN else ""
+        more = f" and {too_long - len(cut)} more" if too_long > len(cut) else ""
         log.warning(
             "%d of %d prompts have more than %d tokens and are cut there: %s%s",
-            len(cut),
-            len(counts),
+            too_long,
+            table.num_rows,
             told.max_tokens,
-            shown,
+            ", ".join(cut),
             more,
         )
-    if engine.vocabulary is not None:
-        known = engine.vocabulary
-        unknown = Counter(word for prompt in table["prompt"].to_pylist() for word in known.unknown_words(prompt))
-        if unknown:
-            log.warning(
-                "the %s model does not know %d words of these prompts: %s; it was trained on prompts such as: %s",
-                settings.preview.model,
-                len(unknown),
-                ", ".join(word for word, _ in unknown.most_common(20)) + (" …" if len(unknown) > 20 else ""),
-                known.examples[0],
-            )
-    negatives = sum(bool(text) for text in table["negative_prompt"].to_pylist())
+    if unknown and engine.vocabulary is not None:
+        log.warning(
+            "the %s model does not know %d words of these prompts: %s; it was trained on prompts such as: %s",
+            settings.preview.model,
+            len(unknown),
+            ", ".join(word for word, _ in unknown.most_common(20)) + (" …" if len(unknown) > 20 else ""),
+            engine.vocabulary.examples[0],
+        )
     if negatives and engine.ignores_negative_prompt:
         log.warning("%d prompts have a negative_prompt: this model was trained without any", negatives)
 

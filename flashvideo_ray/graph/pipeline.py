@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray.data
 
 from flashvideo_ray import identity, prompts, provenance
@@ -36,6 +35,7 @@ def render(
     takeover: bool = False,
     quota: Quota | None = None,
     relabel: bool = False,
+    only: str | None = None,
 ) -> RunResult:
     """Render prompts into OUTPUT: text, preview, score, refine, publish.
 
@@ -44,7 +44,8 @@ def render(
     `retry="failed:OutOfMemoryError"` those of one class. One job at a time works on a run: another one is refused until
     the first has ended or has not been heard of for `ledger.lease_seconds`, unless `takeover`. With a `quota` the job
     ends when it has enough; what is left is `skipped`, and taken up by a later job. Candidates that the run has under
-    other ids or with other carried columns are refused, or get the new ones with `relabel`.
+    other ids or with other carried columns are refused, or get the new ones with `relabel`. `only` takes a part of the
+    prompts: a condition on their columns, or ids.
     Raises an InputError of its kind (PromptError, SettingsError, RuleError, ModelNotFoundError, RecipeError,
     PlacementError, ClaimedError) before anything is started.
     """
@@ -59,14 +60,16 @@ def render(
         base_seed=settings.seed,
         reserved=[*row_schema().names, "at"],
         duplicates=settings.prompts.duplicates,
+        columns=settings.prompts.columns.named,
+        only=only,
     )
-    checks.check_count(rows.num_rows, settings)
+    if prompts.CANDIDATE not in rows.column_names:  # else each row is one, of a run that held them
+        checks.check_count(rows.num_rows, settings)
     checks.warn_of_prompts(rows, settings)
     fingerprint = recipe["fingerprints"]["preview"]
 
     def candidates(first: int, count: int) -> pa.Table:
-        made = identity.candidates(rows, first + count, settings.stage1_recipe(), fingerprint)
-        return made.filter(pc.greater_equal(made["candidate"], first))
+        return identity.candidates(rows, count, settings.stage1_recipe(), fingerprint, first)
 
     run_file.check_recipe(store, recipe)
     rows = labels.agreed(store, rows)
@@ -91,10 +94,19 @@ def preview(
     takeover: bool = False,
     quota: Quota | None = None,
     relabel: bool = False,
+    only: str | None = None,
 ) -> RunResult:
     """Stage 1 and scores only; `refine` takes it from there, whenever and wherever."""
     return render(
-        prompt_url, output, settings, until="preview", retry=retry, takeover=takeover, quota=quota, relabel=relabel
+        prompt_url,
+        output,
+        settings,
+        until="preview",
+        retry=retry,
+        takeover=takeover,
+        quota=quota,
+        relabel=relabel,
+        only=only,
     )
 
 

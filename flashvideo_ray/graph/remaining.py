@@ -96,7 +96,7 @@ def next_work(
     else:
         previews_here, fresh = previews, previews.slice(0, 0)
     ready = _without(previews_here, over)
-    if fresh.num_rows and settings.candidates > 1:
+    if fresh.num_rows and settings.candidates > 1 and settings.select.compares_candidates:
         # Candidates whose prompt has others still to come are judged with them, and go on in the next round.
         context = previews_here.filter(pc.is_in(previews_here["id"], fresh["id"].combine_chunks()))
         ready = _without(ready, context["clip_id"])
@@ -108,7 +108,8 @@ def next_work(
         survivors = survivors.slice(0, 0)
     if fresh.num_rows and settings.select.needs_whole_run:
         until, survivors, decided = "preview", survivors.slice(0, 0), decided.slice(0, 0)
-    rows = [as_rows(survivors, schema), as_rows(_grouped(fresh, context), schema)]
+    fresh = _grouped(fresh, context, settings.select.compares_candidates)
+    rows = [as_rows(survivors, schema), as_rows(fresh, schema)]
     rendered = pc.sum(pc.equal(clips["status"], "rendered")).as_py() or 0
     return Work(pa.concat_tables(rows), context, as_rows(decided, schema), until, news, rendered, gone)
 
@@ -176,12 +177,11 @@ def _with_more(
     )
 
 
-def _grouped(fresh: pa.Table, context: pa.Table) -> pa.Table:
-    """Open candidates, each with how many of its prompt are to be judged together."""
-    others = Counter(context["id"].to_pylist())
+def _grouped(fresh: pa.Table, context: pa.Table, together: bool) -> pa.Table:
+    """Open candidates, each with how many of its prompt are judged at once: itself alone unless `together`."""
     ids = fresh["id"].to_pylist()
-    sizes = Counter(ids)
-    group = pa.array([sizes[prompt] + others[prompt] for prompt in ids], pa.int32())
+    sizes = Counter([*ids, *context["id"].to_pylist()]) if together else dict.fromkeys(ids, 1)
+    group = pa.array([sizes[prompt] for prompt in ids], pa.int32())
     status = pa.array(["open"] * fresh.num_rows, pa.string())
     fresh = fresh.drop_columns([name for name in ("status", "audit") if name in fresh.column_names])
     return fresh.append_column("group", group).append_column("status", status)

@@ -1,21 +1,33 @@
 """Prompts: read from any fsspec URL, and checked as a whole before a GPU is touched.
 
-`files` makes one table of whatever lies at a URL, `checking` names and seeds its rows, `text` shows them.
+`files` makes one table of whatever lies at a URL (`formats`: of one file), `checking` names and seeds its rows, `part`
+takes some of them, `text` shows them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 
 from flashvideo_ray.prompts import files
-from flashvideo_ray.prompts.checking import OWN_COLUMNS, PROMPTS, Duplicates, check, checked, digest, same_values
+from flashvideo_ray.prompts.checking import (
+    CANDIDATE,
+    OWN_COLUMNS,
+    PROMPTS,
+    Duplicates,
+    check,
+    checked,
+    digest,
+    same_values,
+)
 from flashvideo_ray.prompts.files import filled
+from flashvideo_ray.prompts.part import Part
 from flashvideo_ray.prompts.rows import SHOWN, PromptError
 from flashvideo_ray.prompts.text import visible
 
 __all__ = [
+    "CANDIDATE",
     "OWN_COLUMNS",
     "PROMPTS",
     "SHOWN",
@@ -31,25 +43,38 @@ __all__ = [
 
 
 def read_prompts(
-    url: str, *, base_seed: int = 0, reserved: Iterable[str] = (), duplicates: Duplicates = "refuse"
+    url: str,
+    *,
+    base_seed: int = 0,
+    reserved: Iterable[str] = (),
+    duplicates: Duplicates = "refuse",
+    columns: Mapping[str, str] | None = None,
+    only: str | None = None,
 ) -> pa.Table:
     """Read and check prompts.
 
-    `url` is a Parquet file, a folder or a glob of them (also `.jsonl` and `.csv`), at any fsspec URL. Column `prompt`
-    is required; `id` (text or whole number, unique), `seed` (whole number from 0 to 2^63 - 1) and `negative_prompt`
-    are optional; all others are carried along, and so are the keys of folders such as `date=2026-11-25`, as text. A
-    missing id is derived from the text, a missing seed from `base_seed` and the id, so that neither depends on the
-    order of rows.
+    `url` is a file, a folder or a glob of them, at any fsspec URL, `hf://datasets/…` among them: Parquet, `.jsonl`,
+    `.csv`, `.tsv`; `.json` (an array of objects or of texts) and `.txt` (a prompt a line), which are not taken from a
+    folder unless a glob asks for them; all but Parquet also with `.gz` or `.zst`. Column `prompt` is required; `id`
+    (text or whole number, unique), `seed` (whole number from 0 to 2^63 - 1) and `negative_prompt` are optional;
+    `columns` says what they are called in the files, where it is something else. All others are carried along, and so
+    are the keys of folders such as `date=2026-11-25`, as text. A missing id is derived from the text, a missing seed
+    from `base_seed` and the id, so that neither depends on the order of rows.
 
     Rows with the same text and seed would make the same clips. `duplicates` says what becomes of them: `refuse` all,
-    `drop` all but the first, or give each a `seed` of its own.
+    `drop` all but the first, or give each a `seed` of its own. `only` takes a part of what all rows give: a condition
+    over the columns and the id, or ids (see `Part.parse`).
+
+    Where there is a column `candidate`, each row is that one candidate of its prompt, which has this very seed; rows of
+    one id are candidates of one prompt.
 
     Returns a table with the columns of PROMPTS and the carried ones. Raises PromptError with every kind of problem
-    found.
+    found, or RuleError if `only` cannot be read.
     """
-    table, rows = files.read(url)
-    taken = set(reserved) - set(OWN_COLUMNS)
+    part = Part.parse(only) if only is not None else None
+    table, rows = files.read(url, columns)
+    taken = set(reserved) - {*OWN_COLUMNS, CANDIDATE}
     clashes = sorted(name for name in table.column_names if name in taken or name.startswith("score_"))
     if clashes:
         raise PromptError(f"{url}: column {', '.join(clashes)} has a name that the ledger uses; rename or drop it")
-    return check(table, rows, base_seed, url, duplicates)
+    return check(table, rows, base_seed, url, duplicates, part)

@@ -1,16 +1,22 @@
-"""Prompts as they are used: named, seeded, and each problem of the whole table told at once."""
+"""Prompts as they are used: named, seeded, and each problem of the whole table told at once.
+
+Columns stay in Arrow; only what is hashed passes through Python, some thousands of rows at a time.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from flashvideo_ray.prompts.part import Part
 from flashvideo_ray.prompts.rows import SHOWN, PromptError, Rows
 
 Duplicates = Literal["refuse", "drop", "seed"]
@@ -23,6 +29,10 @@ PROMPTS = pa.schema(
         pa.field("seed", pa.int64(), nullable=False),
     ]
 )
+CANDIDATE = "candidate"  # a column of rows that are one candidate each
+_BATCH = 65_536  # rows that are Python objects at a time
+_WHITE = "".join(char for char in map(chr, range(0x3001)) if char.isspace())
+_SURVIVE = (pa.types.is_string, pa.types.is_boolean, pa.types.is_integer, pa.types.is_float64, pa.types.is_null)
 log = logging.getLogger("flashvideo_ray")
 
 
@@ -45,49 +55,54 @@ def digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
-def check(table: pa.Table, rows: Rows, base_seed: int, url: str, duplicates: Duplicates = "refuse") -> pa.Table:
-    """The columns of PROMPTS and the carried ones. See `read_prompts`; `url` and `rows` are for its messages."""
-    problems: dict[str, list[int]] = defaultdict(list)
+def check(
+    table: pa.Table,
+    rows: Rows,
+    base_seed: int,
+    url: str,
+    duplicates: Duplicates = "refuse",
+    part: Part | None = None,
+) -> pa.Table:
+    """The columns of PROMPTS and the carried ones. See `read_prompts`; `url` and `rows` are for its messages.
+
+    A `part` is taken of what all rows would give: ids, seeds and what is dropped do not depend on it. What is
+    wrong with rows outside of it is nobody's concern.
+    """
+    problems: dict[str, NDArray[np.bool_]] = {}
     prompts = _texts(table, "prompt", problems, required=True)
     negatives = _texts(table, "negative_prompt", problems)
     given = _ids(table, problems)
     seeds = _seeds(table, problems)
+    number = _candidates(table, problems) if CANDIDATE in table.column_names else None
 
     # Of two rows with the same text, only those with their own seed are different candidates.
-    ids = [
-        name if name is not None else digest(prompt or "", negative or "", str(seed if seed is not None else ""))[:12]
-        for name, prompt, negative, seed in zip(given, prompts, negatives, seeds, strict=True)
-    ]
-    final_seeds = [
-        seed if seed is not None else _seed_of(base_seed, name) for name, seed in zip(ids, seeds, strict=True)
-    ]
-    first: dict[tuple[str | None, str, int], int] = {}
-    repeats: dict[int, int] = {}  # rows that say what one before them says, and that one
-    for index, (prompt, negative, seed) in enumerate(zip(prompts, negatives, final_seeds, strict=True)):
-        before = first.setdefault((prompt, negative or "", seed), index)
-        if before != index:
-            repeats[index] = before
-    if duplicates == "seed":
-        times: dict[int, int] = defaultdict(int)
-        for index, before in repeats.items():
-            times[before] += 1
-            if given[index] is None:
-                ids[index] = digest(prompts[index] or "", negatives[index] or "", ids[before], str(times[before]))[:12]
-            final_seeds[index] = _seed_of(base_seed, ids[index])
-    kept = [index for index in range(table.num_rows) if duplicates != "drop" or index not in repeats]
+    ids = _filled(given, pa.string(), lambda *row: digest(*row)[:12], prompts, negatives, seeds)
+    final_seeds = _filled(seeds, pa.int64(), lambda name: _seed_of(base_seed, name), ids)
+    before = _first_alike(prompts, negatives, final_seeds)
+    is_repeat = before >= 0
+    if duplicates == "seed" and is_repeat.any():
+        ids, final_seeds = _reseeded(before, given, prompts, negatives, ids, final_seeds, base_seed)
 
-    seen: dict[str, int] = {}
-    for index in kept:
-        name = given[index]
-        if name is not None and seen.setdefault(name, index) != index:
-            problems[f"the id {name!r} was used before ({rows.name(seen[name])}); ids must be unique"].append(index)
-    if problems:
-        lines = [f"{rows.list(indices)}: {problem}" for problem, indices in list(problems.items())[:SHOWN]]
-        if len(problems) > SHOWN:
-            lines.append(f"and {len(problems) - SHOWN} more kinds of problem")
+    own = pa.table([ids, prompts, negatives, final_seeds], schema=PROMPTS.remove_metadata())
+    for field in table.schema:
+        if field.name not in (*OWN_COLUMNS, CANDIDATE):
+            own = own.append_column(field, table[field.name])
+    if number is not None:
+        own = own.append_column(CANDIDATE, number)
+    kept = ~is_repeat if duplicates == "drop" else np.ones(table.num_rows, bool)
+    if part is not None:
+        kept &= part.of(own, url)
+
+    _check_unique(table, given, prompts, negatives, kept, rows, problems)
+    found = {problem: np.flatnonzero(at & kept).tolist() for problem, at in problems.items()}
+    lines = [f"{rows.list(indices)}: {problem}" for problem, indices in found.items() if indices]
+    if len(lines) > SHOWN:
+        lines[SHOWN:] = [f"and {len(lines) - SHOWN} more kinds of problem"]
+    if lines:
         raise PromptError(f"{url}: " + "\n".join(lines))
-    if repeats:
-        pairs = rows.pairs([(before, index) for index, before in repeats.items()])
+    repeats = np.flatnonzero(is_repeat & kept & kept[before]) if duplicates == "refuse" else np.flatnonzero(is_repeat)
+    if len(repeats):
+        pairs = rows.pairs([(int(before[index]), int(index)) for index in repeats])
         if duplicates == "refuse":
             raise PromptError(
                 f"{url}: {pairs} are the same prompt with the same seed; drop one of each, or give each an id of its "
@@ -95,28 +110,128 @@ def check(table: pa.Table, rows: Rows, base_seed: int, url: str, duplicates: Dup
             )
         what = "were dropped" if duplicates == "drop" else "got a seed of their own"
         log.warning("%d of %d prompts repeat another one and %s: %s", len(repeats), table.num_rows, what, pairs)
+    for field in table.schema:
+        if field.name not in (*OWN_COLUMNS, CANDIDATE):
+            _check_carried(table[field.name], field.name)
+    return own if kept.all() else own.filter(pa.array(kept))
 
-    own = pa.table([ids, prompts, negatives, final_seeds], schema=PROMPTS)
-    for name in table.column_names:
-        if name not in OWN_COLUMNS:
-            own = own.append_column(table.schema.field(name), _carried(table[name], name))
-    return own.take(pa.array(kept)) if len(kept) < own.num_rows else own
+
+def _filled(
+    column: pa.ChunkedArray, kind: pa.DataType, make: Callable[..., str | int], *of: pa.ChunkedArray
+) -> pa.ChunkedArray:
+    """The column, with what is made of each row's `of` where it has no value. Null is made of as an empty text."""
+    if column.null_count == 0:
+        return column
+    rows, parts = pa.table([column, *of], names=[str(index) for index in range(len(of) + 1)]), []
+    for batch in rows.to_batches(max_chunksize=_BATCH):
+        old, *sources = (array.to_pylist() for array in batch.columns)
+        new = [
+            value if value is not None else make(*("" if cell is None else str(cell) for cell in row))
+            for value, *row in zip(old, *sources, strict=True)
+        ]
+        parts.append(pa.array(new, kind))
+    return pa.chunked_array(parts, kind)
+
+
+def _first_alike(prompts: pa.ChunkedArray, negatives: pa.ChunkedArray, seeds: pa.ChunkedArray) -> NDArray[np.int64]:
+    """For each row the first before it with the same text and seed, or -1."""
+    negatives = pc.fill_null(negatives, "")
+    keys = [_codes(prompts), _codes(negatives), seeds.to_numpy()]
+    order = np.lexsort(keys[::-1])  # stable: of equals, the first row stays first
+    starts = np.ones(len(order), bool)
+    starts[1:] = np.any([key[order][1:] != key[order][:-1] for key in keys], axis=0)
+    firsts = order[np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))]
+    before = np.full(len(order), -1)
+    before[order[~starts]] = firsts[~starts]
+    return before
+
+
+def _codes(texts: pa.ChunkedArray) -> NDArray[np.int32]:
+    """A number for each text; null is one of its own."""
+    chunks = pc.dictionary_encode(texts, null_encoding="encode").chunks  # they share one dictionary
+    return np.concatenate([chunk.indices.to_numpy() for chunk in chunks] or [np.empty(0, np.int32)])
+
+
+def _reseeded(
+    before: NDArray[np.int64],
+    given: pa.ChunkedArray,
+    prompts: pa.ChunkedArray,
+    negatives: pa.ChunkedArray,
+    ids: pa.ChunkedArray,
+    seeds: pa.ChunkedArray,
+    base_seed: int,
+) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """Ids and seeds, of which each row that repeats one before it has its own."""
+    names, numbers = ids.to_pylist(), seeds.to_pylist()
+    times: dict[int, int] = defaultdict(int)
+    for index in np.flatnonzero(before >= 0).tolist():
+        first = int(before[index])
+        times[first] += 1
+        if not given[index].is_valid:
+            texts = prompts[index].as_py() or "", negatives[index].as_py() or ""
+            names[index] = digest(*texts, names[first], str(times[first]))[:12]
+        numbers[index] = _seed_of(base_seed, names[index])
+    return pa.chunked_array([names], pa.string()), pa.chunked_array([numbers], pa.int64())
+
+
+def _check_unique(
+    table: pa.Table,
+    given: pa.ChunkedArray,
+    prompts: pa.ChunkedArray,
+    negatives: pa.ChunkedArray,
+    kept: NDArray[np.bool_],
+    rows: Rows,
+    problems: dict[str, NDArray[np.bool_]],
+) -> None:
+    """No two rows have one id, but candidates of one prompt."""
+    places = np.flatnonzero(kept & _mask(given.is_valid()))
+    codes = _codes(given)[places]
+    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    again = first[inverse] != np.arange(len(places))
+    if not again.any():
+        return
+
+    def text(index: int) -> tuple[Any, Any]:
+        return prompts[index].as_py(), negatives[index].as_py() or ""
+
+    numbers = table[CANDIDATE].to_pylist() if CANDIDATE in table.column_names else None
+    taken: set[tuple[int, int | None]] = set()
+    if numbers is not None:
+        taken = {(int(places[place]), numbers[places[place]]) for place in first}
+    for place in np.flatnonzero(again).tolist():
+        index, one = int(places[place]), int(places[first[inverse[place]]])
+        if numbers is not None and text(one) == text(index) and (one, numbers[index]) not in taken:
+            taken.add((one, numbers[index]))
+            continue
+        name = given[index].as_py()
+        what = "ids must be unique" if numbers is None else "rows of one id are candidates of one text, numbered apart"
+        problem = f"the id {name!r} was used before ({rows.name(one)}); {what}"
+        problems.setdefault(problem, np.zeros(len(kept), bool))[index] = True
 
 
 def _seed_of(base_seed: int, name: str) -> int:
     return int(digest(str(base_seed), name)[:8], 16)
 
 
-def _carried(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """The column, if its values survive the way through Python objects that rows take."""
+def _check_carried(column: pa.ChunkedArray, name: str) -> None:
+    """Raise PromptError if its values do not survive the way through Python objects that rows take."""
+    kind = column.type
+    if any(survives(kind) for survives in _SURVIVE):
+        return
     try:
-        if same_values(pa.array(column.to_pylist(), column.type), column.combine_chunks()):
-            return column
+        if all(same_values(pa.array(chunk.to_pylist(), kind), chunk) for chunk in _in_batches(column)):
+            return
     except (ValueError, OverflowError, TypeError, pa.ArrowException):
         pass
     raise PromptError(
-        f"column {name!r} holds {column.type}, which cannot be carried along unchanged; turn it into text or drop it"
+        f"column {name!r} holds {kind}, which cannot be carried along unchanged; turn it into text or drop it"
     )
+
+
+def _in_batches(column: pa.ChunkedArray) -> Iterator[pa.Array]:
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), _BATCH):
+            yield chunk.slice(start, _BATCH)
 
 
 def same_values(a: pa.Array, b: pa.Array) -> bool:
@@ -140,53 +255,86 @@ def same_values(a: pa.Array, b: pa.Array) -> bool:
     return False
 
 
-def _texts(table: pa.Table, name: str, problems: dict[str, list[int]], required: bool = False) -> list[str | None]:
+def _texts(
+    table: pa.Table, name: str, problems: dict[str, NDArray[np.bool_]], required: bool = False
+) -> pa.ChunkedArray:
     if name not in table.column_names:
-        return [None] * table.num_rows
+        return _nothing(table, pa.string())
     column = table[name]
     if not (pa.types.is_string(column.type) or column.null_count == len(column)):
         raise PromptError(f"column {name!r} holds {column.type}, expected text (string)")
-    values = column.to_pylist()
-    for index, value in enumerate(values):
-        if required and value is None:
-            problems[f"{name} is null"].append(index)
-        elif required and not value.strip():
-            problems[f"{name} is empty"].append(index)
-        _check_nul(value, name, index, problems)
-    return values
+    column = column.cast(pa.string())
+    if required:
+        problems[f"{name} is null"] = _mask(column.is_null())
+        problems[f"{name} is empty"] = _mask(_is_blank(column))
+    _check_nul(column, name, problems)
+    return column
 
 
-def _check_nul(value: str | None, name: str, index: int, problems: dict[str, list[int]]) -> None:
-    if value is not None and "\0" in value:
-        problems[f"{name} holds a NUL character, where the metadata of an MP4 would end; remove it"].append(index)
+def _nothing(table: pa.Table, kind: pa.DataType) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.nulls(table.num_rows, kind)])
 
 
-def _ids(table: pa.Table, problems: dict[str, list[int]]) -> list[str | None]:
+def _mask(truth: pa.ChunkedArray) -> NDArray[np.bool_]:
+    return (
+        pc.fill_null(truth, False).to_numpy(zero_copy_only=False)
+        if isinstance(truth, pa.Array)
+        else (pc.fill_null(truth, False).to_numpy())
+    )
+
+
+def _is_blank(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether a text holds nothing but what Python takes for white space."""
+    return pc.equal(pc.utf8_trim(texts, _WHITE), "")
+
+
+def _check_nul(column: pa.ChunkedArray, name: str, problems: dict[str, NDArray[np.bool_]]) -> None:
+    problem = f"{name} holds a NUL character, where the metadata of an MP4 would end; remove it"
+    problems[problem] = _mask(pc.match_substring(column, "\0"))
+
+
+def _ids(table: pa.Table, problems: dict[str, NDArray[np.bool_]]) -> pa.ChunkedArray:
     if "id" not in table.column_names:
-        return [None] * table.num_rows
+        return _nothing(table, pa.string())
     kind = table["id"].type
     if not (pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise PromptError(f"column 'id' holds {kind}, expected text or whole numbers")
-    values = [None if value is None else str(value) for value in table["id"].to_pylist()]
+    column = table["id"].cast(pa.string())
     if pa.types.is_null(kind):
-        return values
-    for index, value in enumerate(values):
-        if value is None:
-            problems["id is null; fill it, or drop the column to have ids derived from the text"].append(index)
-        elif not value.strip():
-            problems["id is empty"].append(index)
-        _check_nul(value, "id", index, problems)
-    return values
+        return column
+    problem = "id is null; fill it, or drop the column to have ids derived from the text"
+    problems[problem] = _mask(column.is_null())
+    problems["id is empty"] = _mask(_is_blank(column))
+    _check_nul(column, "id", problems)
+    return column
 
 
-def _seeds(table: pa.Table, problems: dict[str, list[int]]) -> list[int | None]:
-    if "seed" not in table.column_names:
-        return [None] * table.num_rows
-    kind = table["seed"].type
-    if not (pa.types.is_integer(kind) or table["seed"].null_count == table.num_rows):
-        raise PromptError(f"column 'seed' holds {kind}, expected whole numbers (int64)")
-    values = table["seed"].to_pylist()
-    for index, value in enumerate(values):
-        if value is not None and not 0 <= value < 2**63:
-            problems["seed is outside 0 to 2^63 - 1"].append(index)
-    return values
+def _seeds(table: pa.Table, problems: dict[str, NDArray[np.bool_]]) -> pa.ChunkedArray:
+    return _whole_numbers(table, "seed", pa.int64(), 2**63 - 1, "seed is outside 0 to 2^63 - 1", problems)
+
+
+def _whole_numbers(
+    table: pa.Table, name: str, kind: pa.DataType, most: int, problem: str, problems: dict[str, NDArray[np.bool_]]
+) -> pa.ChunkedArray:
+    if name not in table.column_names:
+        return _nothing(table, kind)
+    column = table[name]
+    if not (pa.types.is_integer(column.type) or column.null_count == table.num_rows):
+        raise PromptError(f"column {name!r} holds {column.type}, expected whole numbers ({kind})")
+    if column.null_count < table.num_rows:
+        high = pc.greater(column.cast(pa.uint64(), safe=False), pa.scalar(most, pa.uint64()))  # below 0, too
+        problems[problem] = _mask(high)
+    return column.cast(kind, safe=False)
+
+
+def _candidates(table: pa.Table, problems: dict[str, NDArray[np.bool_]]) -> pa.ChunkedArray:
+    """A row that is one candidate says which, with its id and its seed: `flashvideo-ray list --parquet` writes such."""
+    missing = [name for name in ("id", "seed") if name not in table.column_names]
+    if missing:
+        raise PromptError(
+            f"rows with a {CANDIDATE} need {' and '.join(missing)}, too: they are to be made again as they were"
+        )
+    number = _whole_numbers(table, CANDIDATE, pa.int32(), 2**31 - 1, f"{CANDIDATE} is no number from 0", problems)
+    problems[f"{CANDIDATE} is null; each row is one candidate, or none is"] = _mask(number.is_null())
+    problems[f"seed is null, and the row is the {CANDIDATE} of a seed"] = _mask(table["seed"].is_null())
+    return number

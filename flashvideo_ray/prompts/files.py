@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 import posixpath
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet
 from fsspec.core import url_to_fs
 
+from flashvideo_ray.prompts import formats
+from flashvideo_ray.prompts.formats import FORMATS, IN_FOLDERS
 from flashvideo_ray.prompts.rows import PromptError, Rows
 
-FORMATS = (".parquet", ".jsonl", ".csv")
 _TEXTS = ("id", "prompt", "negative_prompt")  # an id such as 007 or 2024-01-02 must stay text
-_JSON_BLOCK = 64 * 2**20  # bytes; a row must fit into one
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # what Hive and Spark call a folder whose key is null
+_EXTRAS = {"hf": "hf", "gs": "gcs", "gcs": "gcs"}  # what brings the file system of a protocol
+log = logging.getLogger("flashvideo_ray")
 
 
-def read(url: str) -> tuple[pa.Table, Rows]:
-    """All rows of the files, in the order of their names, and how to name them. Raises PromptError."""
-    files = [(path, _read_file(fs, path)) for fs, path in _files(url)]
+def read(url: str, columns: Mapping[str, str] | None = None) -> tuple[pa.Table, Rows]:
+    """All rows of the files, in the order of their names, and how to name them.
+
+    `columns` says which column of the files is the `prompt`, `id`, `seed` or `negative_prompt`, where it is called
+    otherwise. Raises PromptError.
+    """
+    columns = columns or {}
+    files = [(path, _read_file(fs, path, columns)) for fs, path in _files(url)]
     names = dict.fromkeys(name for _, table in files for name in table.column_names)
-    if "prompt" not in names:
-        near = next((name for name in names if name.lower().strip() in ("prompt", "prompts", "text", "caption")), None)
-        hint = f"; rename {near!r} to 'prompt'" if near else ""
+    for field, asked in columns.items():
+        if asked not in names:
+            near = difflib.get_close_matches(asked, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise PromptError(f"{url}: no column {asked!r} for {field} (columns: {', '.join(names) or 'none'}){hint}")
+    if "prompt" not in {*names, *columns}:
+        near = [name for name in names if name.lower().strip() in ("prompt", "prompts", "text", "caption")]
+        hint = f"; if it is {near[0]!r}, say so: --column 'prompt={near[0]}'" if near else ""
         raise PromptError(f"{url}: no column 'prompt' (columns: {', '.join(names) or 'none'}){hint}")
-    tables = _without_idle_types([table for _, table in files])
+    left_out = [name for name in names if name in columns and columns[name] != name and name not in columns.values()]
+    if left_out:
+        log.warning("%s: column %s is left out: another one is to be that", url, ", ".join(left_out))
+    tables = _without_idle_types([_renamed(table, columns) for _, table in files])
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -40,6 +54,13 @@ def read(url: str) -> tuple[pa.Table, Rows]:
     if table.num_rows == 0:
         raise PromptError(f"{url}: no rows")
     return table, Rows([(name, table.num_rows) for name, (_, table) in zip(_short([*dict(files)]), files, strict=True)])
+
+
+def _renamed(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
+    """The table, in which a field is called what it is for."""
+    own = {field: table[asked] for field, asked in columns.items() if asked in table.column_names}
+    others = [name for name in table.column_names if name not in own and name not in columns.values()]
+    return pa.table({**own, **{name: table[name] for name in others}}) if columns else table
 
 
 def _short(paths: Sequence[str]) -> list[str]:
@@ -55,23 +76,32 @@ def _files(url: str) -> list[tuple[fsspec.AbstractFileSystem, str]]:
         return _listed(url)
     except PromptError:
         raise
+    except ImportError as error:
+        extra = _EXTRAS.get(url.partition("://")[0])
+        hint = f"pip install 'flashvideo-ray[{extra}]'" if extra else str(error)
+        raise PromptError(f"{url}: what reads such places is not installed: {hint}") from None
     except Exception as error:  # each file system has its own: no credentials, no such bucket, unknown protocol, …
         raise PromptError(f"{url}: cannot be listed: {type(error).__name__}: {error}") from error
 
 
 def _listed(url: str) -> list[tuple[fsspec.AbstractFileSystem, str]]:
     fs, path = url_to_fs(url)
+    every = tuple(FORMATS)
     if fs.isfile(path):
-        if not path.endswith(FORMATS):
-            raise PromptError(f"{url}: expected a file that ends with {', '.join(FORMATS)}")
+        if not path.endswith(every):
+            raise PromptError(f"{url}: expected a file that ends with {formats.SHOWN}")
         found = [path]
     elif any(mark in path for mark in "*?["):
-        found = [p for p in sorted(fs.glob(path)) if p.endswith(FORMATS)]
+        found = [p for p in sorted(fs.glob(path)) if p.endswith(every)]
     else:
         # List rather than ask whether the folder exists: object stores disagree on what a folder is.
-        found = [p for p in sorted(fs.find(path)) if p.endswith(FORMATS) and not _is_hidden(p.removeprefix(path))]
+        below = [p for p in sorted(fs.find(path)) if not _is_hidden(p.removeprefix(path))]
+        found = [p for p in below if p.endswith(IN_FOLDERS)]
+        named = next((end for end in every if any(p.endswith(end) for p in below)), None)
+        if not found and named is not None:
+            raise PromptError(f"{url}: of such files none is taken from a folder unless asked for: {url}/*{named}")
     if not found:
-        raise PromptError(f"{url}: no such file, and no {', '.join(FORMATS)} files below it")
+        raise PromptError(f"{url}: no such file, and no files below it that end with {formats.SHOWN}")
     return [(fs, p) for p in found]
 
 
@@ -80,16 +110,11 @@ def _is_hidden(path: str) -> bool:
     return any(part.startswith(("_", ".")) and "=" not in part for part in path.split("/"))
 
 
-def _read_file(fs: fsspec.AbstractFileSystem, path: str) -> pa.Table:
+def _read_file(fs: fsspec.AbstractFileSystem, path: str, columns: Mapping[str, str]) -> pa.Table:
+    texts = dict.fromkeys(columns.get(name, name) for name in _TEXTS)
     try:
-        with fs.open(path, "rb") as file:
-            if path.endswith(".parquet"):
-                table = pa.parquet.ParquetFile(file).read()
-            elif path.endswith(".csv"):
-                table = _read_csv(file)
-            else:
-                table = _read_json(file.read())
-    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeDecodeError, OSError) as error:
+        table = formats.read(path, partial(fs.open, path, "rb"), texts)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError, OSError, EOFError) as error:
         raise PromptError(f"{path}: cannot be read: {error}") from None
     twice = [name for name, count in Counter(table.column_names).items() if count > 1]
     if twice:
@@ -97,39 +122,6 @@ def _read_file(fs: fsspec.AbstractFileSystem, path: str) -> pa.Table:
     table = _plain(table)
     _check_text(table, path)
     return _with_partitions(table, path)
-
-
-def _read_csv(file: pa.NativeFile) -> pa.Table:
-    """A table, in which text may not be UTF-8: Arrow does not say which row of a CSV file that is."""
-    table = pa.csv.read_csv(
-        file,
-        parse_options=pa.csv.ParseOptions(newlines_in_values=True),  # prompts may hold line breaks
-        convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(_TEXTS, pa.binary())),
-    )
-    for index, field in enumerate(table.schema):
-        if field.name in _TEXTS:
-            table = table.set_column(index, field.name, table.column(index).cast(pa.string(), safe=False))
-    return table
-
-
-def _read_json(content: bytes) -> pa.Table:
-    def parse(names: Sequence[str]) -> pa.Table:
-        return pa.json.read_json(
-            pa.BufferReader(content),
-            read_options=pa.json.ReadOptions(block_size=_JSON_BLOCK),
-            parse_options=pa.json.ParseOptions(explicit_schema=pa.schema([(name, pa.string()) for name in names])),
-        )
-
-    try:
-        table = parse(_TEXTS)
-    except pa.ArrowInvalid as error:
-        twice = re.search(r"Column\(/(\w+)\) was specified twice in row (\d+)", str(error))
-        if twice is not None:
-            raise pa.ArrowInvalid(f"row {int(twice[2]) + 1}: {twice[1]!r} stands there twice") from None
-        if "(/id)" not in str(error):
-            raise
-        table = parse([name for name in _TEXTS if name != "id"])  # whole numbers
-    return table.drop_columns([name for name in ("id", "negative_prompt") if _is_idle(table, name)])
 
 
 def _is_idle(table: pa.Table, name: str) -> bool:

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import pyarrow.compute as pc
-
 from flashvideo_ray import identity, prompts
 from flashvideo_ray.serve.snapshot import Candidate, Snapshot
 from flashvideo_ray.settings import SelectSettings, Settings
@@ -126,7 +124,7 @@ def _candidates(
     if submission.reseed is not None:
         like = snapshot.candidates[submission.reseed]
         first = max(c.candidate for c in snapshot.prompts[like.prompt_id]) + 1
-        count = first + 1
+        count = 1
         asked = [
             {
                 "id": like.prompt_id,
@@ -136,8 +134,8 @@ def _candidates(
             }
         ]
     table = prompts.checked(asked, base_seed=settings.seed)
-    made = identity.candidates(table, count, settings.stage1_recipe(), recipe["fingerprints"]["preview"])
-    return made.filter(pc.greater_equal(made["candidate"], first)).to_pylist()
+    fingerprint = recipe["fingerprints"]["preview"]
+    return identity.candidates(table, count, settings.stage1_recipe(), fingerprint, first).to_pylist()
 
 
 def _clash(rows: list[dict[str, Any]], snapshot: Snapshot) -> str | None:

@@ -77,12 +77,17 @@ def _watch(
     while run.process.poll() is None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"the job does not end: {run.log.read_text()[-3000:]}")
-        if left and run.progress() >= left[0].moment:
+        if left and run.progress() >= left[0].moment and _may_strike(left[0], nodes):
             injection = inject(left.pop(0), run, nodes, s3, options.stop_seconds, options.lease)
             if injection is not None:
                 done.append(injection)
                 say(f"{run.progress():4.0%} {injection.kind}")
         time.sleep(0.2)
+
+
+def _may_strike(fault: Fault, nodes: Nodes) -> bool:
+    """A job waits for a store once it is at work; before, it has nothing to lose and says at once what is wrong."""
+    return not OUTSIDE[fault.kind].expected.startswith("waits") or bool(nodes.workers())
 
 
 def verified(run: Run) -> int:

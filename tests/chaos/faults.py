@@ -65,7 +65,7 @@ INSIDE = {
     "out of memory": [("refine", "memory always")],
 }
 KINDS = (*OUTSIDE, *INSIDE)
-LABEL = {"late": "yes"}  # of the node that joins later
+LABEL = {"late": "yes"}  # of the nodes that join later
 _WAIT_SECONDS = 60.0
 _DENIED_SHARE = 1 / 3  # of a lease; 20 s at the default
 _FULL_SECONDS = 20.0
@@ -209,7 +209,8 @@ def inject(fault: Fault, run: Run, nodes: Nodes, s3: S3, stop_seconds: float, le
             told[0].unlink()
         case ["label", *_]:
             time.sleep(max(0.0, away - 10.0))
-            nodes.join(LABEL)
+            for _ in range(2):
+                nodes.join(LABEL)
         case ["all", "clips", *_] | ["one", "bad", "node"]:
             where = "everywhere" if "all" in fault.kind else nodes.some_of("refine")
             if where is None:

@@ -16,6 +16,7 @@ from flashvideo_ray.settings import Stage
 
 _ACTORS: dict[Stage, str] = {"text": "EncodeText", "preview": "Preview", "score": "Score", "refine": "Refine"}
 _CPUS = 4  # of a node: the pools of `settings` fit on the head and one other
+REFINES = "refines"  # what a refine actor takes one of
 _STARTS = 5  # of a node: Ray gives it 30 s, and the machine may be busy
 
 
@@ -37,8 +38,8 @@ class Nodes:
         return self._cluster.address
 
     def join(self, labels: Mapping[str, str] | None = None) -> None:
-        """One more node that may go."""
-        node = self._add(labels=dict(labels or {}))
+        """One more node that may go. It has room for all that refines, and gets half of it where there are two."""
+        node = self._add(labels=dict(labels or {}), resources={REFINES: 2})
         self._labels[node.node_id] = dict(labels or {})
         self._others.append(node)
 

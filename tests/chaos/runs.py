@@ -20,6 +20,7 @@ from flashvideo_ray.ledger.keys import latents_key
 from flashvideo_ray.ledger.store import Store
 
 from .model import AlikeError, StandIn
+from .nodes import REFINES
 
 HOOK = {"runtime_env": {"worker_process_setup_hook": "chaos.hook.watch"}}
 _CLOCK = Path(__file__).parent / "clock"  # what makes a job's clock wrong
@@ -28,6 +29,7 @@ CALLS = 2  # that one worker has in flight: one samples, another is stored
 SETTINGS = [
     "pools.preview.time_limit_seconds=20",
     "pools.refine.time_limit_seconds=20",
+    f"pools.refine.resources={{{REFINES}: 1}}",
     "score.scorers=[motion, {name: chaos.model.Lot}]",
     "ledger.flush_seconds=1",
     "progress_seconds=5",

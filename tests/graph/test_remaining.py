@@ -106,6 +106,20 @@ def test_candidates_compete_with_those_of_the_same_text_alone(store: Store) -> N
     assert kept == {"a red circle"}
 
 
+def test_candidates_wait_for_one_another_only_where_something_compares_them(store: Store) -> None:
+    table = asked(RED, STAR)
+    made(store, table, 9.0)  # one of the first prompt's two
+    for rules, sizes, wait in (
+        (["select.keep=1"], [2, 2, 2], True),
+        (["score.scorers=[motion, phash]", "select.duplicates=3"], [2, 2, 2], True),
+        (["select.require=motion > 1"], [1, 1, 1], False),
+        (["select.rank=motion"], [1, 1, 1], False),
+    ):
+        found = next_work(store, table, row_schema(), Settings.load("nano", ["candidates=2", *rules]))
+        open_ = [row["group"] for row in found.rows.to_pylist() if row["status"] == "open"]
+        assert (open_, bool(found.context.num_rows), bool(survivors(found))) == (sizes, wait, not wait), rules
+
+
 def test_another_negative_prompt_is_another_prompt(store: Store) -> None:
     old, new = asked(RED), asked({**RED, "negative_prompt": "fast"})
     made(store, old, 9.0, 8.0)

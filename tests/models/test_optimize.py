@@ -11,7 +11,6 @@ from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName
 
 from flashvideo_ray.models import FlashVideoPreviewPipeline
-from flashvideo_ray.models.offload import place
 from flashvideo_ray.models.optimize import OptionError, apply, finish, weight_bytes
 
 PROMPT = "the red circle moves slowly left over sand"
@@ -132,13 +131,3 @@ def test_compiled_blocks_are_one_graph_for_all_of_them(tiny_model: Path) -> None
 def test_pyramid_attention_is_refused_with_guidance_apart(tiny_model: Path) -> None:
     with pytest.raises(OptionError, match="guidance_batching: together"):
         apply(load(tiny_model), cache={"name": "pyramid_attention"}, guidance_batching="apart")
-
-
-def test_group_offload_leaves_the_vae_where_it_computes(tiny_model: Path) -> None:
-    plain, pipe = load(tiny_model), load(tiny_model)
-    place(pipe, "cpu", "group")
-    assert not any(hasattr(module, "_diffusers_hook") for module in pipe.vae.modules())
-    assert all(hasattr(block, "_diffusers_hook") for block in pipe.transformer.transformer_blocks)
-    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
-    frames = [one(PROMPT, generator=generator).frames for one, generator in zip((plain, pipe), generators, strict=True)]
-    assert torch.equal(*frames)

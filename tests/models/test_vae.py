@@ -81,6 +81,19 @@ def test_encoding_and_decoding_keep_length_and_size(ratio):
     assert decode_video(vae, moments[:, :, :4]).shape == (1, 9, 3, 40, 56)
 
 
+@pytest.mark.parametrize(("size", "axis"), [((3, 50), -1), ((50, 3), -2)])
+def test_a_decode_in_tiles_is_its_parts_side_by_side(size, axis):
+    vae, latents = tiny_vae(), torch.randn(1, 3, 4, *size)
+    parts = [
+        decode_video(vae, latents.narrow(axis, span.start, span.stop - span.start)).narrow(
+            axis, 8 * (span.own_start - span.start), 8 * (span.own_stop - span.own_start)
+        )
+        for span in tile_axis(50, 2)
+    ]
+    tiles = (1, 2) if axis == -1 else (2, 1)
+    assert torch.equal(decode_video(vae, latents, tiles=tiles), torch.cat(parts, dim=axis))
+
+
 def test_an_encode_in_tiles_is_its_parts_side_by_side():
     vae, video = tiny_vae(), torch.rand(1, 9, 3, 64, 272)
     parts = [
