@@ -35,6 +35,7 @@ _PURPOSES = {  # what a certificate may be for, to sign media
 }
 _CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
 _PAUSES = (1.0, 5.0, 15.0)  # between tries, where a timestamp authority or a KMS is away for a moment
+_OF_CERTIFICATES = ("signingCredential.", "timeStamp.", "claimSignature.outsideValidity")
 _UNTRUSTED = "signingCredential.untrusted"
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n?", re.DOTALL)
 
@@ -58,8 +59,13 @@ class Signature:
 
     @property
     def holds(self) -> bool:
-        """Whether the file is what was signed."""
+        """Whether the file is what was signed, and the certificate was good for it."""
         return not self.faults
+
+    @property
+    def intact(self) -> bool:
+        """Whether the file is what was signed; the certificate may have expired since, say."""
+        return all(code.startswith(_OF_CERTIFICATES) for code in self.faults)
 
 
 class Signer:

@@ -83,8 +83,12 @@ def _signature(data: bytes, trust: str | None, notes: list[str]) -> credentials.
         return None
     if found is None:
         notes.append("It is not signed: what it says of itself may have been changed by anybody.")
-    elif not found.holds:
+    elif not found.intact:
         notes.append(f"Its signature does not hold: it is not what was signed ({', '.join(found.faults)}).")
+    elif not found.holds:
+        notes.append(
+            f"It is what {found.signer} has signed, and the signature does not hold: {', '.join(found.faults)}."
+        )
     elif found.trusted is None:
         notes.append(f"It is what {found.signer} has signed; --trust says whether that certificate is one you trust.")
     elif not found.trusted:
@@ -108,17 +112,25 @@ def _made(metadata: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
 
 def _command(made: Mapping[str, Any], notes: list[str]) -> str | None:
     """What to run: prompts of one line, and settings that leave nothing to defaults or to selection."""
-    if not {"settings", "models"} <= made.keys():
-        if made:
-            notes.append("It does not say enough to be made again: an earlier version has made it.")
+    if not made:
         return None
+    try:
+        return _words(made, notes)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        notes.append("It does not say enough to be made again: an earlier version, or another program, has made it.")
+        return None
+
+
+def _words(made: Mapping[str, Any], notes: list[str]) -> str:
     if "prompt" in made:
         row = {name: made[name] for name in ("id", "prompt", "negative_prompt", "seed") if name in made}
     else:
         row = {"prompt": "PROMPT", "seed": "SEED"}
         notes.append("Its prompt and seed are withheld: put them in the command's place of PROMPT and SEED.")
-    tree = {name: dict(value) for name, value in made["settings"].items()}
-    for stage, own in made["models"].items():
+    # These alone: a file may come from anybody, and other settings name code that is imported.
+    tree = {name: dict(made["settings"][name]) for name in ("text", "preview", "refine", "video")}
+    for stage in ("preview", "refine"):
+        own = made["models"][stage]
         tree[stage]["model"] = _located(own["model"])
         if own["adapters"]:
             tree[stage]["adapters"] = [{**each, "path": _FOLDER + each["path"]} for each in own["adapters"]]

@@ -37,6 +37,7 @@ class Authority:
         *,
         kind: str = "ec",
         days: tuple[int, int] = (-1, 300),
+        until: dt.datetime | None = None,
         purposes: Sequence[Any] = (ExtendedKeyUsageOID.EMAIL_PROTECTION,),
         signs: bool = True,
     ) -> dict[str, Any]:
@@ -48,7 +49,7 @@ class Authority:
         }[kind]()
         public = key.public_key()
         subject = _name(f"{self.name} {name}", self.name)
-        builder = _builder(subject, self._root.subject, public, NOW + days[0] * DAY, NOW + days[1] * DAY)
+        builder = _builder(subject, self._root.subject, public, NOW + days[0] * DAY, until or NOW + days[1] * DAY)
         builder = builder.add_extension(x509.BasicConstraints(False, None), True)
         builder = builder.add_extension(_usage(False, signs), True)
         if purposes:

@@ -192,7 +192,8 @@ def inspection_lines(found: Inspection) -> Iterator[str]:
     yield f"  stream_sha256 {held['stream_sha256']}"
     yield f"  mark          {found.mark or 'none: it does not say that a model has made it'}"
     for name, value in made.items():
-        yield f"  {name:<13} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        plain = isinstance(value, str) and value.isprintable()  # a file may come from anybody
+        yield f"  {name:<13} {value if plain else json.dumps(value)}"
     if found.signature is not None:
         own = found.signature
         yield f"  signed by     {own.signer}"

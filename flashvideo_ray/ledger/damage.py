@@ -27,11 +27,12 @@ def fault_of(key: str, clip_id: str, trust: str | None = None) -> Check:
 
 
 def clip_fault(data: bytes, row: Mapping[str, Any], trust: str | None = None) -> str | None:
-    """As `video_fault`, and whether the bytes and the declared size, frames and rate are those of a clips row."""
-    if fault := signature_fault(data, row["clip_id"], trust):
-        return fault
+    """As `video_fault`, and whether the bytes and the declared size, frames and rate are those of a clips row.
+
+    Bytes that are those of the row are no damage, whatever has become of their signature.
+    """
     if row["sha256"] is not None and hashlib.sha256(data).hexdigest() != row["sha256"]:
-        return OTHER_BYTES
+        return signature_fault(data, row["clip_id"], trust) or OTHER_BYTES
     declared = {name: row[name] for name in ("frames", "height", "width", "fps") if row[name] is not None}
     return video_fault(data, row["clip_id"], **declared)
 
@@ -50,8 +51,10 @@ def signature_fault(data: bytes, clip_id: str, trust: str | None) -> str | None:
     signature = credentials.read(data, trust) if trust is not None else None
     if signature is None:
         return None
-    if not signature.holds:
+    if not signature.intact:
         return f"it is not what was signed: {', '.join(signature.faults)}"
+    if not signature.holds:
+        return f"its signature does not hold: {', '.join(signature.faults)}"
     if not signature.trusted:
         return f"it is signed with a certificate that is not trusted: {signature.signer}"
     if signature.says.get("clip_id") != clip_id:
@@ -62,10 +65,10 @@ def signature_fault(data: bytes, clip_id: str, trust: str | None) -> str | None:
 def video_fault(data: bytes, clip_id: str, trust: str | None = None, **declared: float) -> str | None:
     """Decode a video all through; it must name its candidate, and have the declared frames, height, width and fps.
 
-    Where it is signed and there is something to trust, the signature must hold.
+    Where it is signed and there is something to trust, it must be what was signed.
     """
-    if fault := signature_fault(data, clip_id, trust):
-        return fault
+    if (signature := credentials.read(data, trust) if trust is not None else None) and not signature.intact:
+        return signature_fault(data, clip_id, trust)
     try:
         info = video.probe(data, count=True)
     except ValueError as error:

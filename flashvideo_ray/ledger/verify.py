@@ -30,6 +30,7 @@ Kind = Literal[
     "status",  # a clips row has a status that ends no candidate; repair takes it back
     "twice",  # a candidate ended again after it was rendered; repair keeps the newest row
     "missing",  # a row names an object that is not there; repair takes the row back, or what it says of the object
+    "signature",  # a video that is whole has a signature that does not hold, or is not trusted; not for repair to mend
     "signed anew",  # a clip has another signature than when its row was written; repair writes its sha256 to the row
     "damaged",  # an object cannot be read or is not what its row says; repair deletes it, then as above
     "lost row",  # a preview has no row though its candidate ended; repair writes the row, without scores
@@ -235,6 +236,7 @@ class _Check:
                 self.reopen["clips"].add(clip_id)
 
     def _clip_fault(self, row: Row, data: bytes) -> str | None:
+        """What is wrong with the bytes of a clip; what is wrong with its signature alone is a finding of its own."""
         message = damage.clip_fault(data, row, self.trust)
         if message == damage.OTHER_BYTES and damage.is_signed_anew(data, row, self.trust):
             self.found(
@@ -242,7 +244,19 @@ class _Check:
             )
             self.digests[row["clip_id"]] = video.digests(data)
             return None
+        if message is None:
+            self._signature(row["clip"], row["clip_id"], data)
         return message
+
+    def _video_fault(self, key: str, clip_id: str, data: bytes) -> str | None:
+        message = damage.video_fault(data, clip_id, self.trust)
+        if message is None:
+            self._signature(key, clip_id, data)
+        return message
+
+    def _signature(self, key: str, clip_id: str, data: bytes) -> None:
+        if message := damage.signature_fault(data, clip_id, self.trust):
+            self.found("signature", key, clip_id, message, repairable=False)
 
     def _preview(self, row: Row) -> None:
         clip_id, key = row["clip_id"], row["preview"]
@@ -254,9 +268,7 @@ class _Check:
                 gone.add("latents")
         elif not self._good(row["latents"], clip_id, damage.latents_fault):
             gone.add("latents")
-        if key is not None and not self._good(
-            key, clip_id, partial(damage.video_fault, clip_id=clip_id, trust=self.trust)
-        ):
+        if key is not None and not self._good(key, clip_id, partial(self._video_fault, key, clip_id)):
             gone.add("preview")
         if not self._poster(row["poster"], key if "preview" not in gone else None, clip_id):
             gone.add("poster")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from authority import Authority
 
 from flashvideo_ray import credentials, video
 from flashvideo_ray.ledger import tables
-from flashvideo_ray.ledger.keys import clip_key, poster_key
+from flashvideo_ray.ledger.keys import clip_key, poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.verify import verify
 from flashvideo_ray.ledger.writer import Writer
@@ -109,3 +111,28 @@ def test_a_clip_that_was_stored_once_more_is_no_damage_and_its_row_is_mended(
     rows: dict[str, Any] = {row["clip_id"]: row for row in tables.read(run, "clips").to_pylist()}
     assert {name: rows[ONE][name] for name in ("bytes", "sha256", "stream_sha256")} == video.digests(again)
     assert run.get(clip_key(ONE)) == again
+
+
+def test_a_certificate_that_has_expired_costs_no_clip(run: Store, tmp_path: Path) -> None:
+    trust = Authority(tmp_path / "b", "Somebody").root.read_text()
+    before = {row["clip_id"]: row["status"] for row in tables.read(run, "clips").to_pylist()}
+    short = Authority(tmp_path / "c")
+    ends = time.time() + 3
+    own = short.issue("short", until=dt.datetime.fromtimestamp(ends, dt.UTC))
+    data = credentials.Signer(CredentialSettings(**own)).sign(mp4(ONE), {"clip_id": ONE})
+    run.put(preview_key(ONE), data)
+    preview = {"clip_id": ONE, "id": ONE, "prompt": "a", "seed": 1, "candidate": 0, "status": "previewed"}
+    writer = Writer(run, "previews", tables.PREVIEWS, LedgerSettings())
+    writer.append({**preview, "preview": preview_key(ONE), "latents": None})
+    writer.flush()
+    while time.time() < ends + 1:
+        time.sleep(0.1)
+    found = {(each.kind, each.key): each.message for each in verify(run, trust=short.root.read_text()).findings}
+    assert found["signature", preview_key(ONE)] == "its signature does not hold: signingCredential.expired"
+
+    # Nor does a certificate that is not trusted.
+    report = verify(run, trust=trust, repair=True)
+    assert {(each.kind, each.key) for each in report.problems} >= {("signature", clip_key(k)) for k in (ONE, OTHER)}
+    assert {row["clip_id"]: row["status"] for row in tables.read(run, "clips").to_pylist()} == before
+    assert run.exists(clip_key(ONE))
+    assert run.exists(preview_key(ONE))
