@@ -21,9 +21,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/flashvideo-ray demo runs/demo
 
-# Two processes share the tests by their files: much of a test that starts Ray is waiting.
+# Two processes share the tests by their files (`tests/conftest.py`): much of a test that starts Ray is waiting.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations=15
 
 # The page alone, in a real Chromium (CHROMIUM=… names one). `make test` runs it too.
 test-browser: $(READY)

@@ -11,6 +11,7 @@ failed on a card, or a section broke.
 """
 
 import argparse
+import gc
 import json
 import platform
 import subprocess
@@ -29,11 +30,13 @@ from gpu_loop import loop
 from gpu_models import attention, ceilings, compiling, encoders, golden, memory, offload, stage_times
 from gpu_page import page
 from gpu_sharing import sharing
+from gpu_text import text
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[Result]]] = {
     "ceilings": ceilings,
     "preview": stage_times("preview"),
     "refine": stage_times("refine"),
+    "text": text,
     "attention": attention,
     "compiling": compiling,
     "memory": memory,
@@ -82,6 +85,7 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="small networks on the CPU: a trial of this script")
     parser.add_argument("--page", type=Path, help="write the JSON as a page here, and measure only named sections")
     arguments = parser.parse_args()
+    gc.freeze()  # what is imported stays: memory is freed often, and each time all of it would be looked through
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench.here(arguments.tiny, Path(folder))
         measured = json.loads(arguments.results.read_text()) if arguments.results.is_file() else {}

@@ -34,6 +34,7 @@ class Result:
     unit: str = ""
     gate: str = ""
     passed: bool | None = None
+    about: dict[str, Any] | None = None  # of which estimate it is the measured number
 
 
 @dataclass
@@ -191,9 +192,10 @@ class Bench:
 
         return run
 
-    def seconds(self, call: Callable[[], Any], repeats: int = 3) -> float:
-        """Median wall seconds of a call that has run once before."""
-        call()
+    def seconds(self, call: Callable[[], Any], repeats: int = 3, warm: bool = False) -> float:
+        """Median wall seconds of a call that has run once before; `warm` says that it has."""
+        if not warm:
+            call()
         taken = []
         for _ in range(1 if self.tiny else repeats):
             self.wait()

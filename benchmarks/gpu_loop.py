@@ -49,6 +49,7 @@ def loop(bench: Bench) -> Iterator[Result]:
         {
             "preview": {"model": str(model)},
             "refine": {"model": str(model), "dtype": dtype, "num_inference_steps": steps, **size},
+            "pools": {"refine": {"num_gpus": 1}},
         }
     )
     prints = {"refine": engines.of(settings, "refine").fingerprint()}

@@ -13,6 +13,7 @@ from golden import Golden
 from gpu_bench import Bench, Result, Stage
 from replay import GROUPS, compare
 
+from flashvideo_ray.accounting.card import costs_options
 from flashvideo_ray.models import FlashVideoPreviewPipeline, FlashVideoRefinePipeline, costs, optimize
 from flashvideo_ray.models.offload import place
 
@@ -70,15 +71,17 @@ def stage_times(stage: Stage) -> Callable[[Bench], Iterator[Result]]:
     def section(bench: Bench) -> Iterator[Result]:
         ceiling = matrix_ceiling(bench)
 
-        def timed(name: str, flops: float, call: Callable[[], Any], repeats: int = 3) -> Iterator[Result]:
+        def timed(
+            name: str, flops: float, call: Callable[[], Any], repeats: int = 3, what: str | None = None
+        ) -> Iterator[Result]:
             seconds = bench.seconds(call, repeats)
-            yield Result(name, seconds, "s")
+            yield Result(name, seconds, "s", about={"what": what, "stage": stage} if what else None)
             yield Result(f"{name}: share of the ceiling", flops / seconds / ceiling, "")
 
         pipe, size, config = bench.pipe(stage), bench.size(stage), bench.config("vae")
         video = (bench.num_frames, size["height"], size["width"])
         tiles = (1, 2) if stage == "refine" else (1, 1)
-        yield from timed("one evaluation of both branches", 2 * bench.flops(stage), bench.forward(stage))
+        yield from timed("one evaluation of both branches", 2 * bench.flops(stage), bench.forward(stage), what="step")
         if stage == "refine":
             frames = torch.rand(1, bench.num_frames, 3, *bench.size("preview").values())
             flops, _ = costs.vae_cost(config, "encoder", *video)
@@ -92,7 +95,7 @@ def stage_times(stage: Stage) -> Callable[[Bench], Iterator[Result]]:
         whole = denoise + flops
         if stage == "refine":
             whole += costs.vae_cost(config, "encoder", *video)[0]
-        yield from timed(f"a whole {stage}, {bench.steps(stage)} steps", whole, lambda: bench.whole(stage), 1)
+        yield from timed(f"a whole {stage}, {bench.steps(stage)} steps", whole, lambda: bench.whole(stage), 1, "whole")
 
     section.__doc__ = f"Times of the {stage} stage's parts and of the whole, and their share of the ceiling."
     return section
@@ -151,7 +154,8 @@ def memory(bench: Bench) -> Iterator[Result]:
         yield Result(f"{name}: estimated", estimated / costs.GIB, "GiB")
         gate = f"within {MEMORY_GATE:.0%} of the estimate"
         holds = abs(used / estimated - 1) <= MEMORY_GATE
-        yield Result(f"{name}: peak", used / costs.GIB, "GiB", gate, bench.verdict(holds))
+        about = {"what": "peak", "stage": stage, "options": costs_options(stage, options)}
+        yield Result(f"{name}: peak", used / costs.GIB, "GiB", gate, bench.verdict(holds), about)
 
 
 def estimate(bench: Bench, stage: Stage, options: Mapping[str, Any]) -> int:
@@ -213,7 +217,7 @@ def offload(bench: Bench) -> Iterator[Result]:
             if stage == "refine":
                 options |= {"encode_tiles": (1, 2), "decode_tiles": (2, 2)}
             peak = bench.peak(partial(bench.whole, stage, **options))
-            taken = bench.seconds(partial(bench.whole, stage, **options), 1)
+            taken = bench.seconds(partial(bench.whole, stage, **options), 1, warm=True)
             yield Result(f"{stage}, 2 steps, offload {way}", taken, "s")
             yield Result(f"{stage}, 2 steps, offload {way}: peak", peak / costs.GIB, "GiB")
 

@@ -1,62 +1,59 @@
-"""Section on two processes that share a card. Run as a command, this is one of them."""
+"""Section on two processes that share a card. Run as a command, this is what starts them."""
 
+import json
+import multiprocessing
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from gpu_bench import Bench, Result
 
 
 def sharing(bench: Bench) -> Iterator[Result]:
     """Evaluations a second of one process, and of two that share the card."""
-    alone = sum(evaluations(bench, 1))
-    both = sum(evaluations(bench, 2))
+    bench.forget()
+    # From a process that has no card yet: one that has must not fork.
+    command = [sys.executable, __file__, *(["--tiny"] if bench.tiny else [])]
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    alone, both = json.loads(out)
     yield Result("one process", alone, "evaluations/s")
     yield Result("two processes together", both, "evaluations/s")
     yield Result("two over one", both / alone, "")
 
 
-def evaluations(bench: Bench, processes: int) -> list[float]:
-    """What each of so many processes, started together, evaluates of stage 1 in a second."""
-    bench.forget()
-    command = [sys.executable, __file__, *(["--tiny"] if bench.tiny else [])]
-    started = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(processes)
-    ]
+def evaluations(processes: int, tiny: bool) -> float:
+    """What so many processes, started together, evaluate of stage 1 in a second, all of them."""
+    forking: Any = multiprocessing.get_context("fork")  # what is imported is imported for all
+    ready, rates = forking.Barrier(processes), forking.SimpleQueue()
+    started = [forking.Process(target=_evaluate, args=(tiny, ready, rates)) for _ in range(processes)]
     for process in started:
-        assert process.stdout is not None
-        process.stdout.readline()  # it has loaded
+        process.start()
     for process in started:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    rates = []
-    for process in started:
-        out, _ = process.communicate(timeout=400)
-        if process.returncode:
-            raise RuntimeError(f"a process that evaluates ended with {process.returncode}")
-        rates.append(float(out))
-    return rates
+        process.join()
+    if failed := [process.exitcode for process in started if process.exitcode]:
+        raise RuntimeError(f"a process that evaluates ended with {failed[0]}")
+    return sum(rates.get() for _ in started)
 
 
-def evaluate(bench: Bench) -> None:
-    """What each of these processes does: load, wait for the word, evaluate for a while, tell the rate."""
-    run = bench.forward("preview")
-    run()
-    bench.wait()
-    print("ready", flush=True)
-    sys.stdin.readline()
-    count, started = 0, time.perf_counter()
-    while time.perf_counter() - started < (0.2 if bench.tiny else 30):
+def _evaluate(tiny: bool, ready: Any, rates: Any) -> None:
+    """What each of these processes does: load, wait for the others, evaluate for a while, tell the rate."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench.here(tiny, Path(folder))
+        run = bench.forward("preview")
         run()
         bench.wait()
-        count += 1
-    print(count / (time.perf_counter() - started))
+        ready.wait(timeout=300)
+        count, started = 0, time.perf_counter()
+        while time.perf_counter() - started < (0.2 if tiny else 30):
+            run()
+            bench.wait()
+            count += 1
+        rates.put(count / (time.perf_counter() - started))
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        evaluate(Bench.here("--tiny" in sys.argv, Path(folder)))
+    print(json.dumps([evaluations(processes, "--tiny" in sys.argv) for processes in (1, 2)]))

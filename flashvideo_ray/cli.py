@@ -304,6 +304,57 @@ def status(output: OutputArgument) -> None:
     _guarded(show)
 
 
+@app.command("list")
+def list_(
+    output: OutputArgument,
+    where: Annotated[
+        str | None, typer.Argument(metavar="[EXPR]", help="Such as \"status == 'failed' and stage == 'refine'\".")
+    ] = None,
+    ids: Annotated[bool, typer.Option("--ids", help="Their clip_ids, one a line.")] = False,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="A JSON object a line, with all columns.")] = False,
+    parquet: Annotated[
+        str | None, typer.Option(metavar="DEST", help="Write prompts that `render` makes the same candidates of.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 40,
+) -> None:
+    """Candidates of a run, all or those that EXPR holds for: a table, ids, JSON, or prompts to submit again."""
+
+    def show() -> None:
+        from flashvideo_ray.accounting import terminal
+        from flashvideo_ray.graph import candidates, listing
+        from flashvideo_ray.ledger.store import Store
+        from flashvideo_ray.settings import SettingsError
+
+        if ids + jsonl + (parquet is not None) > 1:
+            raise SettingsError("--ids, --jsonl, --parquet: ask for one of them")
+        rows, total = listing.chosen(Store(output), where)
+        if ids:
+            for clip_id in rows["clip_id"].to_pylist():
+                print(clip_id)
+        elif jsonl:
+            for line in listing.json_lines(rows):
+                print(line)
+        elif parquet is not None:
+            listing.write_prompts(rows, parquet)
+            console.print(f"{rows.num_rows:,} of {total:,} candidates in {parquet}", markup=False, soft_wrap=True)
+            if lost := listing.without_columns(rows):
+                names = ", ".join(candidates.carried(rows))
+                console.print(
+                    f"{lost:,} of them have not begun: the ledger does not know what their prompts have in {names}.",
+                    markup=False,
+                    soft_wrap=True,
+                )
+        else:
+            shown = candidates.named_as_in_rules(rows.slice(0, limit))
+            if shown.num_rows:
+                console.print(terminal.candidates_table(shown.to_pylist()))
+            left = rows.num_rows - shown.num_rows
+            more = f", {left:,} more not shown (--limit)" if left else ""
+            console.print(f"{rows.num_rows:,} of {total:,} candidates{more}.", highlight=False)
+
+    _guarded(show)
+
+
 @app.command()
 def report(output: OutputArgument) -> None:
     """Write report.html and summary.json anew from the ledger."""
@@ -334,12 +385,16 @@ def plan(
     card_memory: Annotated[
         str | None, typer.Option(metavar="STAGE=GIB,…", help="Memory of the cards: preview=80,refine=48.")
     ] = None,
+    card: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="What benchmarks/gpu.py measured on such a card.")
+    ] = None,
 ) -> None:
     """Clips, hours, money and balance of a run before it is made: exit status 2 if a stage cannot fit its card."""
 
     def predict() -> int:
         from flashvideo_ray.accounting import plan as planning
         from flashvideo_ray.accounting import terminal
+        from flashvideo_ray.accounting.card import Card
         from flashvideo_ray.ledger.store import Store
         from flashvideo_ray.prompts import CANDIDATE, read_prompts
 
@@ -360,9 +415,10 @@ def plan(
             measures = planning.measured(Store(run))
         if seconds is not None:
             measures = planning.declared(seconds, measures)
-        measures = measures or planning.published(settings)
+        figures = Card.read(card)
+        measures = measures or planning.published(settings, figures)
         memory = planning.assignments(card_memory, "--card-memory") if card_memory is not None else {}
-        found = planning.plan(count, settings, measures, keep_rate, memory)
+        found = planning.plan(count, settings, measures, keep_rate, memory, figures)
         console.print(terminal.plan_page(found, settings.prices.currency), highlight=False)
         return 0 if all(fit.fits for fit in found.fits) else 2
 
@@ -490,6 +546,92 @@ def compact(output: OutputArgument, takeover: TakeoverOption = False) -> None:
                 console.print(f"{table}: {done.rows} rows, {done.parts_before} parts before, {done.parts_after} now")
 
     _guarded(merge)
+
+
+class ExportFormat(enum.Enum):
+    """What `export` writes."""
+
+    webdataset = "webdataset"
+    hf = "hf"
+    parquet = "parquet"
+    jsonl = "jsonl"
+    preference = "preference"
+
+
+class MediaOf(enum.Enum):
+    """Which videos `export` takes."""
+
+    clips = "clips"
+    previews = "previews"
+
+
+@app.command()
+def export(
+    output: OutputArgument,
+    dest: Annotated[str, typer.Argument(help="Where the dataset goes: a folder or any fsspec URL.")],
+    format_: Annotated[ExportFormat, typer.Option("--format", help="preference: pairs, one chosen and one rejected.")],
+    where: Annotated[
+        str | None, typer.Option(metavar="EXPR", help="Such as \"motion > 0.5 and decision == 'approved'\".")
+    ] = None,
+    caption: Annotated[str, typer.Option(metavar="COLUMN", help="The column with the texts to train with.")] = "prompt",
+    split: Annotated[str, typer.Option(help="Shares by prompt, such as train=0.9,val=0.1.")] = "train=1",
+    shard_size: Annotated[str, typer.Option(help="What a shard takes at most.")] = "256MB",
+    media: Annotated[bool, typer.Option("--media", help="parquet, jsonl: copy the videos into DEST.")] = False,
+    media_of: Annotated[
+        MediaOf | None, typer.Option(help="Clips, or previews that selection let through. Of preference: previews.")
+    ] = None,
+    rank: Annotated[
+        str | None, typer.Option(metavar="EXPR", help="preference: compare by this, not by the run's rank.")
+    ] = None,
+    least_margin: Annotated[float, typer.Option(min=0, help="preference: of pairs by rank.")] = 0.0,
+    pairs_a_prompt: Annotated[int, typer.Option(min=1, help="preference: those with the greatest margins.")] = 1,
+    license_: Annotated[str | None, typer.Option("--license", help="For the card, as you state it.")] = None,
+    ray: Annotated[
+        bool | None,
+        typer.Option("--ray/--no-ray", help="Tasks of Ray write the shards. By default where there are many."),
+    ] = None,
+    takeover: Annotated[bool, typer.Option("--takeover", help="Take DEST from an export that still holds it.")] = False,
+) -> None:
+    """Make a dataset of a run, or add to it what the run has got since. Start it again and it carries on."""
+
+    def write() -> int:
+        from flashvideo_ray import export as exporting
+
+        default = MediaOf.previews if format_ is ExportFormat.preference else MediaOf.clips
+        options = exporting.Options(
+            format=format_.value,
+            media_of=(media_of or default).value,
+            copy_media=media,
+            where=where,
+            caption=caption,
+            splits=exporting.parse_splits(split),
+            shard_bytes=exporting.parse_bytes(shard_size),
+            rank=rank,
+            least_margin=least_margin,
+            pairs_a_prompt=pairs_a_prompt,
+            license=license_,
+        )
+        with console.status("reading the ledger") as status:
+            done = exporting.export(
+                output,
+                dest,
+                options,
+                on_ray=ray,
+                takeover=takeover,
+                progress=lambda count, total: status.update(f"exporting: {count} of {total} shards"),
+            )
+        for line in done.lines():
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return 0
+
+    try:
+        raise typer.Exit(_guarded(write))
+    except (JobError, ClaimLostError) as error:
+        print(f"error: {error}\nThe same command carries on.", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print("Stopped. The same command carries on.", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 @app.command()

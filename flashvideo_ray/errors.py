@@ -16,3 +16,11 @@ def in_a_line(error: BaseException) -> str:
     lines = str(own).strip().splitlines() or [repr(own)]
     lines[0] = lines[0].encode(errors="backslashreplace").decode()
     return f"{type(own).__name__}: {lines[0]}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the host, or of a card: torch has a class for its own requests, its libraries only say so."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return "_STATUS_ALLOC_FAILED" in said or "CUDA error: out of memory" in said

@@ -327,6 +327,9 @@ class Pool(Frozen):
     batch_size: Positive = Field(1, description="rows a call; each row is still computed by itself")
     in_flight: Positive = Field(2, description="calls sent to an actor at once; 1 leaves a gap between calls")
     time_limit_seconds: Seconds = Field(3600.0, description="for one row; then it is tried anew")
+    beside: Stage | None = Field(
+        None, description="each actor shares a card with one of this pool's, of which each has a card of its own"
+    )
     offload: Literal["none", "model", "group"] = Field("none", description="diffusers' CPU offload, for small cards")
     spot: bool = Field(False, description="whether its nodes are paid at the spot price")
 
@@ -344,6 +347,36 @@ class Pools(Frozen):
     score: Pool = Pool()
     rate: Pool = Pool()
     refine: Pool = Pool()
+
+    @model_validator(mode="after")
+    def _cards_can_be_shared(self) -> Self:
+        for stage in STAGES:
+            if (host := getattr(self, stage).beside) is not None:
+                self._check_beside(stage, host)
+        return self
+
+    def _check_beside(self, stage: Stage, host: Stage) -> None:
+        pool, other = getattr(self, stage), getattr(self, host)
+        if host == stage or other.beside is not None:
+            raise ValueError(f"{stage}.beside: {host} has no card of its own; name the pool that has")
+        if pool.labels or pool.fallback or pool.accelerator_type or other.fallback:
+            raise ValueError(f"{stage}.beside: its nodes are those of {host}, whose labels alone can choose them")
+        if pool.size > other.size:
+            raise ValueError(f"{stage}.beside: {host} has {other.size} actors, too few for {pool.size} beside them")
+        shares = [getattr(self, name).num_gpus for name in (host, *self.guests(host))]
+        if not all(shares) or sum(shares) > 1:
+            raise ValueError(
+                f"{stage}.beside: {host} and those beside it must ask for shares of one card, found num_gpus "
+                + " + ".join(f"{share:g}" for share in shares)
+            )
+
+    def guests(self, stage: Stage) -> tuple[Stage, ...]:
+        """The pools whose actors share the cards of a pool."""
+        return tuple(name for name in STAGES if getattr(self, name).beside == stage)
+
+    def where(self, stage: Stage) -> Pool:
+        """The pool that says on which nodes and cards a stage runs: its own, or the one that it is beside."""
+        return getattr(self, getattr(self, stage).beside or stage)
 
 
 class LedgerSettings(Frozen):

@@ -161,7 +161,8 @@ def _add_stream(
         raise ValueError(f"frames of {height}x{width} cannot be encoded: yuv420p needs an even height and width")
     quality, default_preset = CODECS[codec]
     options = {quality: str(crf), "preset": preset or default_preset, "flags": "+bitexact"}
-    options |= _X264 if codec == "libx264" else {}
+    # Without a mode of its own NVENC takes the preset's, which need not heed `cq`.
+    options |= _X264 if codec == "libx264" else {"rc": "vbr"}
     try:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
         context = stream.codec_context

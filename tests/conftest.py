@@ -5,32 +5,53 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import S3, serve_s3
+from xdist.scheduler import LoadScopeScheduling
 
 # Ray's workers and the jobs of these tests import `faulty` from here.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 # Two of pytest's processes share the cores with Ray's: threads that wait for one another cost more than they give.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A Ray starts a worker when one is needed, and not one for each CPU before.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 # No hub is asked for anything.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 # Files that take minutes. Two processes share the files: what takes longest begins first, so that both end together.
 LONG = (
+    "page",
+    "service",
     "chaos",
+    "nodes",
+    "pipeline",
+    "job",
+    "placement",
     "resume",
     "outage",
     "selecting",
-    "job",
-    "page",
-    "service",
     "reselect",
-    "faults",
-    "placement",
-    "pipeline",
+    "gpu",
 )
+
+
+# Files whose tests share a service and its run, which take a minute to start: they stay in one process.
+SERVED = ("tests/serve/test_page.py", "tests/serve/test_service.py")
+
+
+class ByFile(LoadScopeScheduling):
+    """The tests of a file in one process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return SERVED[0] if file in SERVED else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

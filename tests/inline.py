@@ -7,14 +7,14 @@ ones. What is shown so is shown once more with actors: `test_pipeline`, `test_se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-Step = Callable[[pa.Table], pa.Table]
+Step = Callable[[pa.Table], pa.Table | Iterable[pa.Table]]
 
 
 class InlineDataset:
@@ -38,11 +38,18 @@ class InlineDataset:
     def iter_batches(self, **options: Any) -> Iterator[pa.Table]:
         for table in self._rows:
             for number in range(table.num_rows):
-                rows = table.slice(number, 1)
-                for step in self._steps:
-                    rows = step(rows)
-                if rows.num_rows:
-                    yield rows
+                yield from _through(table.slice(number, 1), self._steps)
+
+
+def _through(rows: pa.Table, steps: tuple[Step, ...]) -> Iterator[pa.Table]:
+    """What becomes of a block: the rest is done with each block that a step makes of it, before the step goes on."""
+    if not steps:
+        if rows.num_rows:
+            yield rows
+        return
+    made = steps[0](rows)
+    for block in [made] if isinstance(made, pa.Table) else made:
+        yield from _through(block, steps[1:])
 
 
 @contextmanager

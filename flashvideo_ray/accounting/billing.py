@@ -267,12 +267,12 @@ def _devices(previews: pa.Table, clips: pa.Table, settings: Settings) -> dict[St
         names = Counter(name for name in _column(timed, "device").to_pylist() if name)
         found[stage] = names.most_common(1)[0][0] if names else None
     for stage in STAGES:
-        pool = getattr(settings.pools, stage)
+        pool, where = getattr(settings.pools, stage), settings.pools.where(stage)
         if found.get(stage) is None:
-            found[stage] = pool.accelerator_type if pool.num_gpus else "cpu"
+            found[stage] = where.accelerator_type if pool.num_gpus else "cpu"
         for other in ("preview", "refine"):
-            like = getattr(settings.pools, other)
-            if found[stage] is None and pool.labels and pool.labels == like.labels:
+            like = settings.pools.where(other)
+            if found[stage] is None and (like is where or (where.labels and where.labels == like.labels)):
                 found[stage] = found[other]
     return found
 

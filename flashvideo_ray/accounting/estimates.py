@@ -1,17 +1,18 @@
-"""What the settings' networks cost by calculation: operations of a candidate and of a clip, and memory of a card.
+"""What the settings' networks cost: operations of a candidate and of a clip, memory of a card, time of a text.
 
-A model and no measurement: `models.costs` counts what the networks compute at the settings' sizes. Where the model is
-not on this machine, the released networks stand in for it.
+By calculation: `models.costs` counts what the networks compute at the settings' sizes. Where the model is not on this
+machine, the released networks stand in for it. Where `card` has a measured number, that is taken, and said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from flashvideo_ray.accounting.card import Card
 from flashvideo_ray.engines import weights
 from flashvideo_ray.models import costs
 from flashvideo_ray.settings import Settings
@@ -19,6 +20,10 @@ from flashvideo_ray.settings import Settings
 _RELEASED_PREVIEW = {"height": 256, "width": 480, "num_frames": 49, "num_inference_steps": 51}
 _RELEASED_REFINE = {"height": 1072, "width": 1920, "num_inference_steps": 5}
 _TEXT_TOKENS = 226
+_TEXT_CARD_SECONDS = 0.05
+"""Of a text on a card: it reads 9.5 GB of weights once and computes 2.2 TFLOP; no card has run it."""
+_TEXT_CORE_SECONDS = 10.7
+"""Of a text on one core with AVX-512 in bfloat16: one of the encoder's 24 layers was timed, by processor time."""
 _STAGES: tuple[weights.ModelStage, ...] = ("preview", "refine")
 
 # Each step needs less memory than the one before and changes the picture, or the time, a little more.
@@ -54,11 +59,12 @@ class Operations:
 class Fit:
     """Whether a stage fits a card, and what would make it."""
 
-    stage: str
+    stage: str  # or several that share a card, joined by " + "
     card_gib: float
     needed_gib: float
     remedy: dict[str, Any] | None  # settings that make it fit, where it does not; None: none that are known
     remedy_gib: float | None
+    source: str  # of what is needed: "estimated", or where it was measured
 
     @property
     def fits(self) -> bool:
@@ -87,26 +93,42 @@ def known_operations(settings: Settings) -> Operations | None:
         return None
 
 
-def fit(settings: Settings, stage: str, card_gib: float) -> Fit:
-    """Estimate a stage's peak memory against a card; where it is too much, find settings that fit."""
-    needed = _peak_gib(settings, stage)
+def fit(settings: Settings, stages: Sequence[weights.ModelStage], card_gib: float, card: Card) -> Fit:
+    """The peak memory of stages that share a card against it; where it is too much, settings that fit."""
+    name = " + ".join(stages)
+    needed, source = _peaks_gib(settings, stages, card)
     if needed <= card_gib:
-        return Fit(stage, card_gib, needed, None, None)
-    for changes in _remedies(settings, stage):
+        return Fit(name, card_gib, needed, None, None, source)
+    for changes in _remedies(settings, stages):
         changed = Settings.of_tree(
             settings.model_dump(mode="json"), [f"{key}={value}" for key, value in changes.items()]
         )
-        less = _peak_gib(changed, stage)
+        less, _ = _peaks_gib(changed, stages, card)
         if less <= card_gib:
-            return Fit(stage, card_gib, needed, changes, less)
-    return Fit(stage, card_gib, needed, None, None)
+            return Fit(name, card_gib, needed, changes, less, source)
+    return Fit(name, card_gib, needed, None, None, source)
 
 
-def _remedies(settings: Settings, stage: str) -> Iterator[dict[str, Any]]:
+def text_seconds(settings: Settings, card: Card) -> dict[str, tuple[float, str]] | None:
+    """Seconds of a prompt's texts on a `card` and on one `core`, and where each is from; None for other encoders."""
+    if not is_released(settings):
+        return None
+    told = {"card": (_TEXT_CARD_SECONDS, "estimated"), "core": (_TEXT_CORE_SECONDS, "measured by a layer on one core")}
+    for where in told:
+        if (figure := card.text_seconds(where)) is not None:
+            told[where] = (figure.value, f"measured beside {figure.card}" if where == "core" else _on(figure.card))
+    return {where: (2 * seconds, source) for where, (seconds, source) in told.items()}  # a text for each stage
+
+
+def _on(card: str) -> str:
+    return f"measured on {card}"
+
+
+def _remedies(settings: Settings, stages: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Changes of settings, from the smallest: each with those before it, without what is set already."""
     tree = settings.model_dump(mode="json")
     all_of: dict[str, Any] = {}
-    for step in _LADDER[stage]:
+    for step in (step for stage in reversed(stages) for step in _LADDER[stage]):
         all_of |= step
         changes = {key: value for key, value in all_of.items() if _at(tree, key) not in (value, "group")}
         if changes:
@@ -119,7 +141,12 @@ def _at(tree: Any, key: str) -> Any:
     return tree
 
 
-def _peak_gib(settings: Settings, stage: str) -> float:
+def _peaks_gib(settings: Settings, stages: Sequence[weights.ModelStage], card: Card) -> tuple[float, str]:
+    peaks = [_peak_gib(settings, stage, card) for stage in stages]
+    return sum(peak for peak, _ in peaks), ", ".join(dict.fromkeys(source for _, source in peaks))
+
+
+def _peak_gib(settings: Settings, stage: weights.ModelStage, card: Card) -> tuple[float, str]:
     found = _with_configs(settings)[0]
     own, pool = getattr(settings, stage), getattr(settings.pools, stage)
     common: dict[str, Any] = {
@@ -130,19 +157,21 @@ def _peak_gib(settings: Settings, stage: str) -> float:
         "vae_dtype": getattr(torch, own.vae_dtype or own.dtype),
         # Group offload keeps less on the card than model offload, whose estimate is the larger one.
         "offload": "none" if pool.offload == "none" else "model",
+        "quantization": own.optimize.quantization,
     }
-    networks = found[stage]["transformer"], found[stage]["vae"]
-    if stage == "preview":
-        return costs.estimate_preview(*networks, **common).peak_bytes / costs.GIB
-    whole = own.decode_tiling == "none"
-    estimate = costs.estimate_refine(
-        *networks,
-        **common,
-        encode_chunk_frames=own.encode_chunk_frames or 16,
-        encode_tiles=own.encode_tiles or (1, 1),
-        decode_tiles=(1, 1) if whole else own.decode_tiles or (1, 2),
-    )
-    return estimate.peak_bytes / costs.GIB
+    if stage == "refine":
+        common["encode_chunk_frames"] = own.encode_chunk_frames or 16
+        common["encode_tiles"] = own.encode_tiles or (1, 1)
+        common["decode_tiles"] = (1, 1) if own.decode_tiling == "none" else own.decode_tiles or (1, 2)
+    # As it is measured: in 16 bits, at the released sizes.
+    half = common["dtype"].itemsize == common["vae_dtype"].itemsize == 2
+    as_measured = half and pool.offload != "group" and is_released(settings)
+    figure = card.peak_bytes(stage, common) if as_measured else None
+    if figure is not None:
+        return figure.value / costs.GIB, _on(figure.card)
+    estimate: Any = costs.estimate_preview if stage == "preview" else costs.estimate_refine
+    peak = estimate(found[stage]["transformer"], found[stage]["vae"], **common).peak_bytes
+    return peak / costs.GIB, "estimated"
 
 
 def _with_configs(settings: Settings) -> tuple[dict[str, dict[str, Any]], bool]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flashvideo_ray.accounting import billing, estimates
+from flashvideo_ray.accounting.card import Card
+from flashvideo_ray.engines import weights
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import STAGES, Settings, Stage
@@ -48,6 +50,17 @@ class PoolPlan:
 
 
 @dataclass(frozen=True)
+class TextPlace:
+    """Where the text encoder could be, and what holding that place costs for as long as the run takes."""
+
+    where: str
+    seconds: float  # of a prompt
+    source: str  # of the seconds
+    hours: float  # of the run: longer where the encoder is what it waits for
+    money: float | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """A run before it is made. `cost` is of the work alone, `held_money` of the pools from start to end."""
 
@@ -69,6 +82,7 @@ class Plan:
     balance: tuple[float, float]  # cards of preview to cards of refine, for one card of the smaller side
     balanced_size: int  # of refine, for the size that preview has
     fits: tuple[estimates.Fit, ...]
+    text_places: tuple[TextPlace, ...]  # the first is what the others save against
     notes: tuple[str, ...]
 
 
@@ -78,6 +92,7 @@ def plan(
     measures: Measures,
     keep_rate: float | None = None,
     card_memory: Mapping[str, float] | None = None,
+    card: Card | None = None,
 ) -> Plan:
     """Predict a run of so many prompts.
 
@@ -87,16 +102,16 @@ def plan(
         measures: seconds a call of at least preview and refine.
         keep_rate: share of previews that survive; by default that of `measures`, or what `select.keep` implies.
         card_memory: GiB of a pool's cards, by stage; by default as Ray's `accelerator_type` of the pool says.
+        card: what was measured on one; by default nothing.
     """
+    card = card or Card({})
     candidates = prompts * settings.candidates
     rate, rate_source = _keep_rate(settings, measures, keep_rate)
     clips = round(candidates * rate)
     audited = round((candidates - clips) * settings.select.audit)
     stages = [stage for stage in STAGES if stage != "rate" or "rate" in settings.score.stages]
     seconds = {stage: measures.seconds.get(stage, 0.0) for stage in stages}
-    # Of a prompt's candidates an actor encodes the text once.
-    texts = prompts * min(settings.candidates, settings.pools.text.size)
-    calls = {stage: {"text": texts, "refine": clips + audited}.get(stage, candidates) for stage in stages}
+    calls = {stage: {"text": prompts, "refine": clips + audited}.get(stage, candidates) for stage in stages}
     wall, slowest = _wall(stages, calls, seconds, settings)
     devices = measures.devices or {}
     lines = {
@@ -119,7 +134,7 @@ def plan(
         billing.mean_cost([lines["refine"]])
         or billing.line("refine", lines["refine"].device, seconds["refine"], 1, settings).cost
     )
-    fits = _fits(settings, card_memory or {})
+    fits = _fits(settings, card_memory or {}, card)
     ratio, balanced_size = _balance(settings, seconds, (clips + audited) / candidates if candidates else rate)
     return Plan(
         prompts=prompts,
@@ -140,6 +155,7 @@ def plan(
         balance=ratio,
         balanced_size=balanced_size,
         fits=tuple(fits),
+        text_places=tuple(_text_places(settings, prompts, wall, lines, card)),
         notes=tuple(_notes(settings, measures, lines, rate_source, fits)),
     )
 
@@ -181,15 +197,20 @@ def measured(store: Store) -> Measures:
     return Measures(known, f"measured in {where}", summary.get("acceptance_rate"), devices)
 
 
-def published(settings: Settings) -> Measures:
-    """The paper's times, for settings with the paper's sizes. Raises PlanError for others."""
+def published(settings: Settings, card: Card | None = None) -> Measures:
+    """Times at the paper's sizes: as measured on a card, or else the paper's. Raises PlanError for other sizes."""
     if not estimates.is_released(settings):
         raise PlanError(
             "how long does a call take? Name a run to take it from (--from RUN), "
             "or say it (--seconds preview=30,refine=70)"
         )
-    steps = settings.preview.num_inference_steps or 51, settings.refine.num_inference_steps or 5
-    scale = {"preview": steps[0] / 50, "refine": steps[1] / 4}
+    steps = {"preview": settings.preview.num_inference_steps or 51, "refine": settings.refine.num_inference_steps or 5}
+    found = {stage: (card or Card({})).seconds(stage, count) for stage, count in steps.items()}
+    preview, refine = found["preview"], found["refine"]
+    if preview is not None and refine is not None:
+        cards = " and ".join(dict.fromkeys((preview.card, refine.card)))
+        return Measures({"preview": preview.value, "refine": refine.value}, f"measured on {cards} by benchmarks/gpu.py")
+    scale = {"preview": steps["preview"] / 50, "refine": steps["refine"] / 4}
     seconds = {stage: round(value * scale[stage], 1) for stage, value in PAPER_SECONDS.items()}
     return Measures(seconds, "from the paper, scaled to these steps: networks alone, no decoding, on its cards")
 
@@ -259,18 +280,46 @@ def _device(stage: Stage, devices: Mapping[Stage, str], settings: Settings) -> s
     pool = getattr(settings.pools, stage)
     if not pool.num_gpus:
         return "cpu"
-    return pool.accelerator_type or devices.get(stage)
+    return settings.pools.where(stage).accelerator_type or devices.get(stage)
 
 
-def _fits(settings: Settings, given: Mapping[str, float]) -> list[estimates.Fit]:
-    stages: tuple[Stage, ...] = ("preview", "refine")
+def _text_places(
+    settings: Settings, prompts: int, wall: float, lines: Mapping[Stage, billing.Line], card: Card
+) -> Iterator[TextPlace]:
+    """A card of the encoder's own, a share of one of stage 1's, and as many cores as keep up."""
+    seconds = estimates.text_seconds(settings, card)
+    if seconds is None or not settings.pools.preview.num_gpus or not wall:
+        return
+    share = settings.pools.text.num_gpus if 0 < settings.pools.text.num_gpus < 1 else 0.25
+    on_card, on_core = prompts * seconds["card"][0], prompts * seconds["core"][0]
+    cores = math.ceil(on_core / wall)
+    kinds = (
+        ("a card of its own", "card", 1.0, on_card, lines["preview"].price),
+        (f"{share:g} of one of preview's cards", "card", share, on_card, lines["preview"].price),
+        (f"{cores} {'core' if cores == 1 else 'cores'}, as many as keep up", "core", cores, 0.0, _core_price(settings)),
+    )
+    for where, unit, units, work, price in kinds:
+        hours = max(wall, work) / 3600
+        yield TextPlace(where, *seconds[unit], hours, None if price is None else units * hours * price)
+
+
+def _core_price(settings: Settings) -> float | None:
+    found = billing.price_of("cpu", settings.prices.devices)
+    return None if found is None else found.on_demand
+
+
+def _fits(settings: Settings, given: Mapping[str, float], card: Card) -> list[estimates.Fit]:
+    stages: tuple[weights.ModelStage, ...] = ("preview", "refine")
     _check_stages(given, "--card-memory", stages)
     found = []
     for stage in stages:
-        known = estimates.card_gib(getattr(settings.pools, stage).accelerator_type)
-        memory = given.get(stage, known)
+        pool = getattr(settings.pools, stage)
+        if pool.beside in stages:
+            continue  # with the other one
+        beside = [other for other in stages if getattr(settings.pools, other).beside == stage]
+        memory = given.get(stage, estimates.card_gib(pool.accelerator_type))
         if memory is not None:
-            found.append(estimates.fit(settings, stage, memory))
+            found.append(estimates.fit(settings, [stage, *beside], memory, card))
     return found
 
 

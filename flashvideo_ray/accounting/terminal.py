@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from flashvideo_ray.prompts import visible
 
 if TYPE_CHECKING:
     from flashvideo_ray.accounting.billing import Cost
@@ -76,6 +79,41 @@ def bill_lines(bill: Mapping[str, Any]) -> Iterator[str]:
     if idle:
         yield f"Idle share of the pools: {idle}"
     yield from bill["notes"]
+
+
+def candidates_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Candidates: what became of each, why, and what it took. Columns without a value are left out."""
+    columns: dict[str, list[str]] = {
+        "candidate": [row["clip_id"] for row in rows],
+        "of prompt": [f"{visible(row['id'])} #{row['candidate']}" for row in rows],
+        "status": [row["status"] for row in rows],
+        "people": [f"{row['decision']} by {visible(row['decided_by'])}" if row["decision"] else "" for row in rows],
+        "rank": [_number(row["rank"]) for row in rows],
+        "preview": [_number(row["preview_seconds"], "s") for row in rows],
+        "refine": [_number(row["refine_seconds"], "s") for row in rows],
+        "clip": [_number(row["bytes"] and row["bytes"] / 1e6, "MB") for row in rows],
+        "why": [visible(_why(row)) for row in rows],
+        "text": [visible(row["prompt"]) for row in rows],
+    }
+    shown = {name: cells for name, cells in columns.items() if any(cells)}
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
+    for name in shown:
+        right = name in ("rank", "preview", "refine", "clip")
+        share = {"why": 3, "text": 2}.get(name)  # of what the others leave: a line for each candidate
+        table.add_column(name, justify="right" if right else "left", ratio=share, no_wrap=True, overflow="ellipsis")
+    for cells in zip(*shown.values(), strict=True):
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _why(row: Mapping[str, Any]) -> str:
+    if row["status"] != "failed":
+        return row["reason"] or ""
+    return ": ".join(part for part in (row["stage"], row["error_class"], row["error"]) if part)
+
+
+def _number(value: float | None, unit: str = "") -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.3g} {unit}".rstrip()
 
 
 def stages_table(summary: Mapping[str, Any]) -> Table:
@@ -150,16 +188,33 @@ def _plan_end(plan: Plan, currency: str) -> Iterator[str]:
     )
     for fit in plan.fits:
         if fit.fits:
-            yield f"Memory: {fit.stage} needs about {fit.needed_gib:.1f} of {fit.card_gib:g} GiB (estimate)"
+            yield f"Memory: {fit.stage} needs about {fit.needed_gib:.1f} of {fit.card_gib:g} GiB ({fit.source})"
         elif fit.remedy is None:
-            yield f"DOES NOT FIT: {fit.stage} needs about {fit.needed_gib:.1f} GiB of {fit.card_gib:g}, whatever is set"
+            yield (
+                f"DOES NOT FIT: {fit.stage} needs about {fit.needed_gib:.1f} GiB of {fit.card_gib:g} ({fit.source}), "
+                "whatever is set"
+            )
         else:
             changes = " ".join(f"--set '{key}={_plain(value)}'" for key, value in fit.remedy.items())
             yield (
-                f"DOES NOT FIT: {fit.stage} needs about {fit.needed_gib:.1f} GiB of {fit.card_gib:g}; "
+                f"DOES NOT FIT: {fit.stage} needs about {fit.needed_gib:.1f} GiB of {fit.card_gib:g} ({fit.source}); "
                 f"about {fit.remedy_gib:.1f} with {changes}"
             )
+    yield from _text_places(plan, currency)
     yield from plan.notes
+
+
+def _text_places(plan: Plan, currency: str) -> Iterator[str]:
+    if not plan.text_places:
+        return
+    yield f"Text encoder, {plan.prompts:,} prompts, held as long as the run takes:"
+    own = plan.text_places[0].money
+    for place in plan.text_places:
+        cost = "" if place.money is None else f", {money(place.money, currency)}"
+        if own is not None and place.money is not None and place is not plan.text_places[0]:
+            cost += f", saves {money(own - place.money, currency)}"
+        said = f"{place.seconds:.3g} s a prompt, {place.source}"
+        yield f"  {place.where}: {duration(3600 * place.hours)}{cost} ({said})"
 
 
 def audit_page(audit: Audit) -> RenderableType:

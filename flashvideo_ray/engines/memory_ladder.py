@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from flashvideo_ray.errors import is_out_of_memory
+
 Result = TypeVar("Result")
 Rung = tuple[str, Mapping[str, Any]]
 """What is done otherwise, in words (empty: nothing), and the options of it."""
@@ -31,8 +33,11 @@ class Ladder:
             words, options = self._rungs[self._at]
             try:
                 return attempt(**options), f"{self._phase} {words} for want of memory" if words else None
-            except (torch.OutOfMemoryError, MemoryError) as error:
-                kind, reason = type(error), str(error)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                kind = MemoryError if isinstance(error, MemoryError) else torch.OutOfMemoryError
+                reason = str(error)
             # Out of the block: in it the traceback holds the failed attempt's tensors, and no memory could be freed.
             gc.collect()
             if torch.cuda.is_available():

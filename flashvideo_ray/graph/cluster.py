@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 
 from flashvideo_ray import video
 from flashvideo_ray.errors import InputError
+from flashvideo_ray.graph import shared_cards
 from flashvideo_ray.graph.health import Fault, Worker
 from flashvideo_ray.settings import STAGES, Pool, Pools, Settings, SettingsError, Stage, VideoSettings
 
@@ -113,15 +114,20 @@ def misplaced(pools: Pools, stages: Sequence[Stage] = STAGES) -> list[str]:
 
     All pools are placed together, those with cards first, each actor on the first node that still has room for it.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return misplaced_on([node for node in ray.nodes() if node["Alive"]], pools, stages)
+
+
+def misplaced_on(nodes: Sequence[Mapping[str, Any]], pools: Pools, stages: Sequence[Stage] = STAGES) -> list[str]:
+    """The same for these nodes, as `ray.nodes` has them. Pools that share cards are placed card by card."""
     free = [(dict(node["Resources"]), node.get("Labels", {})) for node in nodes]
     problems = []
-    for stage in sorted(stages, key=lambda stage: -getattr(pools, stage).num_gpus):
-        pool: Pool = getattr(pools, stage)
+    for unit in sorted(shared_cards.units(pools, stages), key=lambda unit: -unit.pool.num_gpus):
+        pool = unit.pool
         placed = sum(_place(pool, free) for _ in range(pool.size))
         if placed < pool.size:
+            names = " with ".join(f"pools.{stage}" for stage in unit.stages)
             problems.append(
-                f"pools.{stage} asks for {pool.size} times {describe(pool)}; there is room for {placed} "
+                f"{names} asks for {pool.size} times {describe(pool)}; there is room for {placed} "
                 f"({describe_nodes(nodes)})"
             )
     return problems
@@ -130,20 +136,20 @@ def misplaced(pools: Pools, stages: Sequence[Stage] = STAGES) -> list[str]:
 def _place(pool: Pool, free: list[tuple[dict[str, float], Mapping[str, str]]]) -> bool:
     for resources, labels in free:
         if fits(pool, resources, labels):
-            for name, amount in _needs(pool).items():
+            for name, amount in needs(pool).items():
                 resources[name] -= amount
             return True
     return False
 
 
-def _needs(pool: Pool) -> dict[str, float]:
+def needs(pool: Pool) -> dict[str, float]:
     """What one actor takes, in Ray's names."""
-    needs = {"CPU": pool.num_cpus, "GPU": pool.num_gpus, **pool.resources}
+    asked = {"CPU": pool.num_cpus, "GPU": pool.num_gpus, **pool.resources}
     if pool.memory_gib:
-        needs["memory"] = pool.memory_gib * 2**30
+        asked["memory"] = pool.memory_gib * 2**30
     if pool.accelerator_type:
-        needs[f"accelerator_type:{pool.accelerator_type}"] = 0.001
-    return {name: amount for name, amount in needs.items() if amount}
+        asked[f"accelerator_type:{pool.accelerator_type}"] = 0.001
+    return {name: amount for name, amount in asked.items() if amount}
 
 
 def here() -> Worker:
@@ -157,10 +163,11 @@ def _address() -> str:
 
 
 def without(settings: Settings, faults: Sequence[Fault]) -> Settings:
-    """The settings with pools that keep away from the nodes of these faults."""
+    """The settings with pools that keep away from the nodes of these faults, and with them those beside them."""
     pools: dict[str, Pool] = {}
-    for stage in dict.fromkeys(fault.stage for fault in faults):
-        nodes = sorted({fault.node for fault in faults if fault.stage == stage and fault.node})
+    host = {fault.stage: getattr(settings.pools, fault.stage).beside or fault.stage for fault in faults}
+    for stage in dict.fromkeys(host.values()):
+        nodes = sorted({fault.node for fault in faults if host[fault.stage] == stage and fault.node})
         away = {"ray.io/node-id": f"!in({','.join(nodes)})"}
         pool: Pool = getattr(settings.pools, stage)
         fallback = tuple({**selector, **away} for selector in pool.fallback)
@@ -173,7 +180,7 @@ def nowhere(settings: Settings, faults: Sequence[Fault]) -> Stage | None:
     left = without(settings, faults)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     for stage in dict.fromkeys(fault.stage for fault in faults):
-        pool = getattr(left.pools, stage)
+        [pool, *_] = (unit.pool for unit in shared_cards.units(left.pools, STAGES) if stage in unit.stages)
         if not any(fits(pool, node["Resources"], node.get("Labels", {})) for node in nodes):
             return stage
     return None
@@ -181,7 +188,7 @@ def nowhere(settings: Settings, faults: Sequence[Fault]) -> Stage | None:
 
 def fits(pool: Pool, resources: Mapping[str, float], labels: Mapping[str, str]) -> bool:
     """Whether one actor of the pool could run on a node with these resources and labels."""
-    enough = all(resources.get(name, 0) >= amount for name, amount in _needs(pool).items())
+    enough = all(resources.get(name, 0) >= amount for name, amount in needs(pool).items())
     return enough and any(matches(selector, labels) for selector in (pool.labels, *pool.fallback))
 
 
@@ -207,7 +214,7 @@ def describe(pool: Pool) -> str:
     return ", ".join(parts)
 
 
-def describe_nodes(nodes: list[Mapping[str, Any]]) -> str:
+def describe_nodes(nodes: Sequence[Mapping[str, Any]]) -> str:
     """What the nodes have, in words."""
     texts = []
     for node in nodes:
@@ -218,10 +225,12 @@ def describe_nodes(nodes: list[Mapping[str, Any]]) -> str:
     return "; ".join(texts)
 
 
-def map_options(pool: Pool, calls: int = 1, *, same_rows: bool = True) -> dict[str, Any]:
+def map_options(
+    pool: Pool, calls: int = 1, *, same_rows: bool = True, cards: Callable[[], dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """A pool as arguments of `Dataset.map_batches`. `calls` may run in one actor at the same time.
 
-    `same_rows`: a call returns as many rows as it gets.
+    `same_rows`: a call returns as many rows as it gets. `cards` gives each actor its place where the pool shares cards.
     """
     options: dict[str, Any] = {
         "batch_size": pool.batch_size,
@@ -234,7 +243,10 @@ def map_options(pool: Pool, calls: int = 1, *, same_rows: bool = True) -> dict[s
         ),
         "udf_modifying_row_count": not same_rows,
     }
-    return options | placement(pool)
+    if cards is None:
+        return options | placement(pool)
+    placed = pool.model_copy(update={"labels": {}, "fallback": (), "accelerator_type": None})
+    return options | placement(placed) | {"ray_remote_args_fn": cards}
 
 
 def placement(pool: Pool) -> dict[str, Any]:

@@ -32,8 +32,25 @@ def finish(store: Store, settings: Settings) -> dict[str, int]:
     run = run_file.read_run(store)
     if run is None:
         raise run_file.NoRunError(f"{store.url}: no run here (no run.json)")
-    previews, clips = present(store, settings)
     jobs.take_up(store, run)
+    previews, clips = present(store, settings)
+    summary = summary_of(store, settings, previews, clips)
+    store.put("summary.json", json.dumps(summary, indent=2).encode())
+    page = report.write_report(
+        previews,
+        clips,
+        run,
+        summary,
+        audit=audit.read(store),
+        poster=lambda key: _bytes(store, key),
+        title=store.url.rstrip("/").rpartition("/")[2],
+    )
+    store.put("report.html", page.encode())
+    return dict(Counter(statuses(previews, clips).values()))
+
+
+def summary_of(store: Store, settings: Settings, previews: pa.Table, clips: pa.Table) -> dict[str, Any]:
+    """summary.json of a run whose `present` rows these are."""
     summary = summarise(previews, clips)
     old = earlier(store)
     summary["earlier_texts"] = len(statuses(*old))
@@ -50,18 +67,7 @@ def finish(store: Store, settings: Settings) -> dict[str, int]:
         cards = [line.device_seconds for line in bill.lines if (line.stage, line.unit) == (stage, "GPU")]
         numbers["gpu_seconds"] = round(sum(cards), 3)
     summary["bill"] = billing.as_dict(bill)
-    store.put("summary.json", json.dumps(summary, indent=2).encode())
-    page = report.write_report(
-        previews,
-        clips,
-        run,
-        summary,
-        audit=audit.read(store),
-        poster=lambda key: _bytes(store, key),
-        title=store.url.rstrip("/").rpartition("/")[2],
-    )
-    store.put("report.html", page.encode())
-    return dict(Counter(statuses(previews, clips).values()))
+    return summary
 
 
 def present(store: Store, settings: Settings) -> tuple[pa.Table, pa.Table]:

@@ -28,6 +28,7 @@ from flashvideo_ray.graph.placement import Placement
 from flashvideo_ray.graph.progress import Progress
 from flashvideo_ray.graph.quota import Gate, Quota
 from flashvideo_ray.graph.remaining import Until
+from flashvideo_ray.graph.shared_cards import SharedCards
 from flashvideo_ray.graph.tracker import StageState, Tracker
 from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import held_store, jobs, prune, run_file, tables
@@ -43,7 +44,7 @@ _LONGEST_PAUSE = 60.0  # between tries of what goes wrong
 _WRITING = "writing"  # the tracker's thread that writes the ledger: stages wait for its answers, and not for the store
 log = logging.getLogger("flashvideo_ray")
 
-Graph = Callable[[pa.Table, Store, Settings, Mapping[str, Any], TrackerClient, Until], ray.data.Dataset]
+Graph = Callable[[pa.Table, Store, Settings, Mapping[str, Any], TrackerClient, Until, SharedCards], ray.data.Dataset]
 """What makes the graph: `pipeline.build_graph`."""
 
 
@@ -215,13 +216,14 @@ def _run_graph(
     cluster.configure_data()
     events = TrackerClient(tracker, ray.get, gate is not None, cluster.here)
     patient = held_store.HeldStore(store.url, settings.store_patience_seconds, events)
-    dataset = graph(work.rows, patient, settings, job.recipe, events, work.until)
+    cards = SharedCards(settings.pools, _pools(settings, work.until), cluster.needs)
+    dataset = graph(work.rows, patient, settings, job.recipe, events, work.until, cards)
     progress = Progress(settings, _totals(work, settings.select.keep), _pools(settings, work.until))
     placement = Placement(settings.pools, _pools(settings, work.until), settings.placement_patience_seconds)
     heartbeat = _Heartbeat(tracker, clips, progress, ended, record, placement)
     rendered, lost, over, last_patience = 0, 0, None, _LAST_FLUSH_SECONDS
     try:
-        with progress, heartbeat:
+        with progress, heartbeat, cards:
             batches: Iterator[pa.Table] = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
             for batch in batches:
                 claim.check()

@@ -12,10 +12,12 @@ import ray.data
 
 from flashvideo_ray import identity, prompts, provenance
 from flashvideo_ray.graph import checks, cluster, finish, labels, remaining, scoring, stages
+from flashvideo_ray.graph.bundles import bundled
 from flashvideo_ray.graph.job import Job, RunResult, run_job
 from flashvideo_ray.graph.quota import Quota
 from flashvideo_ray.graph.recipe import about, recipe_of, sizes, with_added_scorers
 from flashvideo_ray.graph.remaining import Until
+from flashvideo_ray.graph.shared_cards import SharedCards
 from flashvideo_ray.graph.stage_base import PAYLOAD, row_schema
 from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import run_file, tables
@@ -146,7 +148,13 @@ def refine(
 
 
 def build_graph(
-    rows: pa.Table, store: Store, settings: Settings, recipe: Mapping[str, Any], events: TrackerClient, until: Until
+    rows: pa.Table,
+    store: Store,
+    settings: Settings,
+    recipe: Mapping[str, Any],
+    events: TrackerClient,
+    until: Until,
+    cards: SharedCards,
 ) -> ray.data.Dataset:
     """The graph. Rows have the schema of `row_schema` and never leave the dataset, whatever becomes of them."""
     pools = settings.pools
@@ -155,23 +163,29 @@ def build_graph(
     publishing = {**common, "fps": recipe["fps"], "provenance": provenance.of_run(recipe, settings)}
 
     # A block is the unit of streaming: with one row in each, the first clip is done while previews are being made.
-    ds = cluster.dataset_of(rows)
-
-    # Text is encoded once, for both stages.
-    ds = ds.map_batches(stages.EncodeText, fn_constructor_kwargs=text, **cluster.map_options(pools.text))
+    # At first a row holds all candidates with the same text, which is encoded once, for the stages that are to come.
+    ds = cluster.dataset_of(bundled(rows, "prompt"))
+    readers = ("preview",) if until == "preview" else ("preview", "refine")
+    ds = ds.map_batches(
+        stages.EncodeTexts,
+        fn_constructor_kwargs={**text, "readers": readers},
+        **cluster.map_options(pools.text, same_rows=False, cards=cards.next_of("text")),
+    )
 
     # Rows that already have a preview pass through these.
     ds = ds.map_batches(
         stages.Preview,
         fn_constructor_kwargs={**text, "store": store},
-        **cluster.map_options(pools.preview, calls=cluster.PUBLISHING_CALLS),
+        **cluster.map_options(pools.preview, calls=cluster.PUBLISHING_CALLS, cards=cards.next_of("preview")),
     )
     # Candidates of one prompt leave the last of the scoring stages together, when all of them are judged.
     for name in settings.score.stages:
         ds = ds.map_batches(
             scoring.Rate if name == "rate" else scoring.Score,
             fn_constructor_kwargs=publishing,
-            **cluster.map_options(getattr(pools, name), same_rows=name != settings.score.stages[-1]),
+            **cluster.map_options(
+                getattr(pools, name), same_rows=name != settings.score.stages[-1], cards=cards.next_of(name)
+            ),
         )
     if until == "preview":
         return ds.drop_columns(list(PAYLOAD), **cluster.GLUE)
@@ -180,5 +194,5 @@ def build_graph(
     return ds.map_batches(
         stages.Refine,
         fn_constructor_kwargs=publishing,
-        **cluster.map_options(pools.refine, calls=cluster.PUBLISHING_CALLS),
+        **cluster.map_options(pools.refine, calls=cluster.PUBLISHING_CALLS, cards=cards.next_of("refine")),
     )

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from flashvideo_ray.errors import in_a_line
+from flashvideo_ray.errors import in_a_line, is_out_of_memory
 from flashvideo_ray.graph.events import StageEvents
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.settings import Pool, Settings, Stage
@@ -68,11 +68,6 @@ def message_of(error: BaseException) -> str:
 def _passed(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row that the job does not get to any more. It stays open, or is skipped, as the job says."""
     return {**row, **DROPPED, "group": row["group"], "status": "skipped"}
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Of a card, whose error class is torch's, or of the host."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _free_memory() -> None:
@@ -183,6 +178,9 @@ class StageBase(ABC):
 
         An actor whose constructor raises ends the execution that others work in, so it waits until they are done.
         """
+        if not self._pool.num_gpus:
+            # Ray hides the cards of a node from nobody, and what sees one takes it: others would run out of its memory.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         cause = None
         pause = self.events.starting(self.name)
         if pause is not None:
@@ -256,7 +254,7 @@ class StageBase(ABC):
         try:
             return self.process(row)
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             say(f"{self.name} ran out of memory on {row['clip_id']}, trying once more: {message_of(error)}")
         # Outside the block: inside, the traceback keeps the tensors of the failed try alive.

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as unpack
@@ -22,6 +23,8 @@ from safetensors.torch import save as pack
 
 from flashvideo_ray import engines, video
 from flashvideo_ray.engines.memory_ladder import notes
+from flashvideo_ray.engines.weights import ModelStage
+from flashvideo_ray.graph.bundles import unbundled
 from flashvideo_ray.graph.events import StageEvents
 from flashvideo_ray.graph.publishing import Publisher
 from flashvideo_ray.graph.stage_base import DROPPED, StageBase
@@ -34,19 +37,26 @@ _TEXTS_KEPT = 32  # embeddings; 2 MB each of the released encoder
 
 
 class EncodeText(StageBase):
-    """Prompt to embeddings, for both stages at once (each has a prefix of its own)."""
+    """Prompt to embeddings, for the stages that are to come (each has a prefix of its own)."""
 
     name = "text"
 
-    def __init__(self, settings: Settings, events: StageEvents, fingerprints: Mapping[str, str]):
+    def __init__(
+        self,
+        settings: Settings,
+        events: StageEvents,
+        fingerprints: Mapping[str, str],
+        readers: Sequence[ModelStage] = ("preview", "refine"),
+    ):
         self.fingerprints = fingerprints
+        self.readers = tuple(readers)
         super().__init__(settings, events)
 
     def load(self) -> None:
         """The text encoder."""
         preview, refine = engines.of(self.settings, "preview"), engines.of(self.settings, "refine")
         preview.verify(self.fingerprints["preview"])
-        # Candidates of a prompt come one after the other, and their text is the same.
+        # Rows of a prompt come one after the other, and their text is the same.
         self._encode = lru_cache(_TEXTS_KEPT)(preview.load_text().encode)
         self.prefixes = {"preview": preview.describe().prompt_prefix, "refine": refine.describe().prompt_prefix}
 
@@ -55,16 +65,29 @@ class EncodeText(StageBase):
         return row["status"] in ("open", "previewed", "approved") or bool(row["audit"])
 
     def process(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Adds `prompt_embeds` and `text_seconds`."""
+        """Adds `prompt_embeds` and `text_seconds` (null where another row's call had encoded the same)."""
         started = time.perf_counter()
-        stages = ["refine"] if row["status"] != "open" else ["preview", "refine"]
+        encoded = self._encode.cache_info().misses
+        stages = [stage for stage in self.readers if stage != "preview" or row["status"] == "open"]
         with self.device(row):
-            embeds = {stage: self._encode(row["prompt"], self.prefixes[stage]) for stage in stages}
+            embeds: dict[str, torch.Tensor] = {
+                stage: self._encode(row["prompt"], self.prefixes[stage]) for stage in stages
+            }
             if row["negative_prompt"]:
                 embeds["negative"] = self._encode(row["negative_prompt"])
         # Copies: where no stage has a prefix, both have the same tensor, and safetensors takes none twice.
         packed = pack({name: tensor.clone() for name, tensor in embeds.items()})
-        return {"prompt_embeds": packed, "text_seconds": time.perf_counter() - started}
+        worked = self._encode.cache_info().misses > encoded
+        return {"prompt_embeds": packed, "text_seconds": time.perf_counter() - started if worked else None}
+
+
+class EncodeTexts(EncodeText):
+    """The same for bundles of all rows with a text in common: it is encoded once, however many actors there are."""
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Map bundles to their rows, one by one, so that the first goes on before the last is done."""
+        for row in unbundled(batch):
+            yield super().__call__(row)
 
 
 class Preview(StageBase):
@@ -108,7 +131,7 @@ class Preview(StageBase):
             "preview_latents": packed,
             "preview_frames": pack({"frames": torch.from_numpy(pixels)}),
             "preview_seconds": seconds if kept is None else None,
-            "reason": notes(as_sampled, as_decoded),
+            "memory_note": notes(as_sampled, as_decoded),
             "device": self.device_name,
             "host": socket.gethostname(),
         }
@@ -174,17 +197,21 @@ class Refine(StageBase):
         key = clip_key(row["clip_id"])
         mp4 = self.publisher.clip(key, row, frames)
         return {
-            **self._rendered(row, mp4, frames.shape, note),
+            **self._rendered(row, mp4, frames.shape),
+            "memory_note": note,
             "refine_seconds": refined - started,
             "publish_seconds": time.perf_counter() - refined,
         }
 
-    def _rendered(self, row: Mapping[str, Any], mp4: bytes, shape: tuple[int, ...], note: str | None) -> dict[str, Any]:
+    def _rendered(
+        self, row: Mapping[str, Any], mp4: bytes, shape: tuple[int, ...], reason: str | None = None
+    ) -> dict[str, Any]:
         key = clip_key(row["clip_id"])
-        outcome = {} if row["audit"] else {"status": "rendered", "stage": self.name, "reason": note}
+        outcome = {} if row["audit"] else {"status": "rendered", "stage": self.name, "reason": reason}
         return {
             **DROPPED,
             **outcome,
+            "memory_note": None,
             "clip": key,
             "poster": poster_key(key),
             "frames": shape[0],

@@ -20,6 +20,7 @@ FIRST_DELAY, LONGEST_DELAY = 0.5, 15.0  # seconds
 # stays wrong.
 DENIED_SHARE = 0.1
 _STALE = frozenset({"InvalidToken", "TokenRefreshRequired"})  # S3's codes that s3fs takes for something else
+_NO_KEYS = "NoCredentialsError"  # botocore's, which this module need not know: whoever renews the file is writing it
 log = logging.getLogger("flashvideo_ray")
 
 
@@ -101,6 +102,6 @@ def _denied(error: Exception) -> str | None:
     """Why the store refuses this user, if that is the error."""
     response = getattr(error.__cause__, "response", None)
     code = response.get("Error", {}).get("Code", "") if isinstance(response, dict) else ""
-    if isinstance(error, PermissionError) or code in _STALE:
+    if isinstance(error, PermissionError) or code in _STALE or type(error).__name__ == _NO_KEYS:
         return ": ".join(filter(None, [code, str(error)]))
     return None

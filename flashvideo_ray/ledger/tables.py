@@ -44,6 +44,7 @@ PREVIEWS = pa.schema(
         pa.field("rate_seconds", pa.float64()),
         pa.field("rank", pa.float64()),
         pa.field("scorer_errors", pa.string()),
+        pa.field("memory_note", pa.string()),
         pa.field("device", pa.string()),
         pa.field("host", pa.string()),
         _AT,
@@ -73,6 +74,7 @@ CLIPS = pa.schema(
         pa.field("refine_seconds", pa.float64()),
         pa.field("publish_seconds", pa.float64()),
         pa.field("audit", pa.bool_()),  # rejected, and refined all the same
+        pa.field("memory_note", pa.string()),  # what a stage did otherwise than asked, for want of memory
         pa.field("device", pa.string()),
         pa.field("host", pa.string()),
         _AT,

@@ -145,6 +145,16 @@ def _empty(model_class: Any, config: Mapping[str, Any], dtype: torch.dtype = tor
         return torch.nn.Module.to(network, dtype).eval()
 
 
+def transformer_bytes(config: Mapping[str, Any], dtype: torch.dtype, quantization: str | None = None) -> int:
+    """Bytes of the transformer's weights as they are kept, and with fp8 of the largest layer as it computes."""
+    network = _empty(FlashVideoTransformer3DModel, config, dtype)
+    before = [parameter.numel() * dtype.itemsize for parameter in network.parameters()]
+    if quantization is None:
+        return sum(before)
+    network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
+    return sum(parameter.numel() * parameter.element_size() for parameter in network.parameters()) + max(before)
+
+
 def num_tokens(config: Mapping[str, Any], latent_shape: tuple[int, int, int]) -> int:
     """Video tokens of latents (frames, height, width)."""
     frames, height, width = latent_shape
@@ -259,17 +269,18 @@ def estimate_preview(
     dtype: torch.dtype = torch.bfloat16,
     vae_dtype: torch.dtype | None = None,
     offload: Offload = "none",
+    quantization: str | None = None,
     text_encoder_parameters: int = 0,
 ) -> StageEstimate:
     """Estimate stage 1 for one clip, of a size in multiples of 16.
 
     Text is encoded elsewhere unless the parameters of its encoder are given. `offload="model"` is diffusers' model
-    offload: only the network in use is on the card.
+    offload: only the network in use is on the card. `quantization="fp8"` keeps the transformer's blocks in 8 bits.
     """
     vae_dtype = vae_dtype or dtype
     latents = _latent_shape(vae, num_frames, height, width)
     batch = 2 if guidance_batching == "together" else 1
-    network = parameters(transformer) * dtype.itemsize
+    network = transformer_bytes(transformer, dtype, quantization)
     coder = parameters(vae, AutoencoderKLCogVideoX) * vae_dtype.itemsize
     text = text_encoder_parameters * dtype.itemsize
     noise = (num_inference_steps + 4) * 4 * transformer["in_channels"] * latents[0] * latents[1] * latents[2]
@@ -295,13 +306,14 @@ def estimate_refine(
     encode_tiles: tuple[int, int] = (1, 1),
     decode_tiles: tuple[int, int] = (1, 2),
     offload: Offload = "none",
+    quantization: str | None = None,
     text_encoder_parameters: int = 0,
 ) -> StageEstimate:
     """Estimate stage 2 for one clip, as `estimate_preview` does; `decode_tiles` (1, 1) is a whole decode."""
     vae_dtype = vae_dtype or dtype
     latents = _latent_shape(vae, num_frames, height, width)
     batch = 2 if guidance_batching == "together" else 1
-    network = parameters(transformer) * dtype.itemsize
+    network = transformer_bytes(transformer, dtype, quantization)
     coder = parameters(vae, AutoencoderKLCogVideoX) * vae_dtype.itemsize
     text = text_encoder_parameters * dtype.itemsize
     state = 6 * 4 * transformer["in_channels"] * latents[0] * latents[1] * latents[2]

@@ -65,6 +65,15 @@ def check(
         raise OptionError(f"attention: no kernel is called {attention!r}; there are {', '.join(known)}")
     if quantization not in (None, "fp8"):
         raise OptionError(f"quantization: {quantization!r} is not known; there is fp8")
+    if compile and quantization is not None:
+        raise OptionError(
+            f"quantization: {quantization} changes the type of each layer's weights in every call, which cannot be "
+            "compiled; leave out quantization or compile"
+        )
+    if compile and cache is not None and cache["name"] == "mag":
+        raise OptionError(
+            "compile: the mag cache keeps the compiler out of every block; leave out compile or the cache"
+        )
     if cache is not None:
         _check_cache(cache["name"], cache.get("options") or {}, layers, times, guidance_batching)
 
@@ -129,8 +138,12 @@ def finish(pipeline: FlashVideoPipeline, *, compile: bool = False, attention: st
     if attention is not None:
         _try_attention(transformer, attention, pipeline._execution_device)
     if compile:
-        # A cache decides in Python whether a block is run, which no single graph can hold.
-        transformer.compile_repeated_blocks(fullgraph=not transformer.is_cache_enabled)
+        transformer.compile_repeated_blocks(fullgraph=not _is_hooked(transformer))
+
+
+def _is_hooked(transformer: Any) -> bool:
+    """Whether a cache or group offload acts within the blocks: in Python, which no single graph can hold."""
+    return any(hasattr(module, "_diffusers_hook") for module in transformer.transformer_blocks.modules())
 
 
 def weight_bytes(network: torch.nn.Module) -> int:

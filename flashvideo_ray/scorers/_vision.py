@@ -43,7 +43,7 @@ def quiet() -> None:
 def load_model(kind: str, model: str, dtype: str) -> Any:
     """A model for inference, on the GPU if this process has one.
 
-    Ray hides all GPUs from an actor that was given none, so what is visible may be used.
+    A stage hides all GPUs from an actor that was given none, so what is visible may be used.
 
     Raises:
         InputError: as `from_pretrained`, or weights are missing, which transformers would fill with random numbers.

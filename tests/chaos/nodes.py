@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 
 from flashvideo_ray.settings import Stage
 
-_ACTORS: dict[Stage, str] = {"text": "EncodeText", "preview": "Preview", "score": "Score", "refine": "Refine"}
+_ACTORS: dict[Stage, str] = {"text": "EncodeTexts", "preview": "Preview", "score": "Score", "refine": "Refine"}
 _CPUS = 4  # of a node: the pools of `settings` fit on the head and one other
 REFINES = "refines"  # what a refine actor takes one of
 _STARTS = 5  # of a node: Ray gives it 30 s, and the machine may be busy

@@ -51,6 +51,23 @@ def test_what_fails_on_the_last_rung_says_what_would_help() -> None:
         Ladder("decoded", RUNGS, "a larger card").run(Card(fits=1).attempt)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: out of memory",
+    ],
+)
+def test_libraries_that_find_no_memory_only_say_so(said: str) -> None:
+    def attempt(size: int) -> int:
+        if size > 4:
+            raise RuntimeError(said)
+        return size
+
+    assert Ladder("decoded", RUNGS, "a larger card").run(attempt) == (4, "decoded in halves for want of memory")
+
+
 def test_other_errors_are_not_tried_again() -> None:
     tried = []
 

@@ -11,6 +11,7 @@ from jsonschema import Draft7Validator
 from support import ROOT
 
 from flashvideo_ray.graph import cluster
+from flashvideo_ray.graph.shared_cards import units
 from flashvideo_ray.settings import STAGES, Pool, Settings
 
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -61,17 +62,15 @@ def test_the_cluster_file_is_valid() -> None:
 def test_the_cluster_file_has_a_place_for_every_pool_of_the_1080p_preset() -> None:
     pools = Settings.load("flashvideo-1080p").pools
     types: dict[str, Any] = CLUSTER["available_node_types"]
-    for stage in STAGES:
-        pool = getattr(pools, stage)
+    for unit in units(pools, STAGES):
         places = [
-            name for name, node in types.items() if cluster.fits(pool, node["resources"], node["labels"])
+            name for name, node in types.items() if cluster.fits(unit.pool, node["resources"], node["labels"])
         ]  # fmt: skip
-        expected = {"refine": ["small"], "score": ["head", "large"]}
-        assert places == expected.get(stage, ["large"])
-    # As many cards as the pools take, or a job would wait for ever.
-    large = (pools.text, pools.preview, pools.rate)
-    assert pools.preview.num_gpus > 0.5  # one on a card, whoever else is there
-    assert types["large"]["max_workers"] >= sum(pool.size * pool.num_gpus for pool in large)
+        expected = {("refine",): ["small"], ("score",): ["head", "large"]}
+        assert places == expected.get(unit.stages, ["large"])
+    # As many cards as the pools take, or a job would wait for ever: text and rate take none of their own.
+    assert {unit.stages[0] for unit in units(pools, STAGES)} == {"preview", "score", "refine"}
+    assert types["large"]["max_workers"] >= pools.preview.size
     assert types["small"]["max_workers"] >= pools.refine.size
     assert "InstanceMarketOptions" in types["small"]["node_config"]
     assert "InstanceMarketOptions" not in types["large"]["node_config"]

@@ -69,7 +69,7 @@ def test_each_pool_runs_on_its_cards_and_clips_come_while_previews_are_made(
             places[actor.class_name].append(tier[actor.node_id])
     assert places["MapWorker(MapBatches(Preview))"] == ["large"] * LARGE
     assert places["MapWorker(MapBatches(Refine))"] == ["small"] * SMALL
-    assert places["MapWorker(MapBatches(EncodeText))"] == ["large"]
+    assert places["MapWorker(MapBatches(EncodeTexts))"] == ["large"]
 
     store = Store(str(tmp_path / "run"))
     previews: list[Any] = [(tmp_path / "run" / row["preview"]) for row in tables.read(store, "previews").to_pylist()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -42,10 +43,10 @@ class Doing(StageBase):
 
     name = "preview"
 
-    def __init__(self, act: Callable[[str], Any], folder: Path):
+    def __init__(self, act: Callable[[str], Any], folder: Path, settings: Settings | None = None):
         self.act = act
         tracker = Tracker(Store(str(folder)), tables.PREVIEWS, LedgerSettings())
-        super().__init__(Settings(), TrackerClient(Here(tracker), lambda answer: answer, gated=False))
+        super().__init__(settings or Settings(), TrackerClient(Here(tracker), lambda answer: answer, gated=False))
 
     def takes(self, row: Mapping[str, Any]) -> bool:
         return True
@@ -79,6 +80,16 @@ def test_a_failure_that_cannot_be_told_to_anybody_costs_one_row(
         monkeypatch.undo()
     assert (row["status"], row["error_class"]) == ("failed", type(error).__name__)
     assert row["error"]
+
+
+def test_a_pool_that_asks_for_no_card_sees_none_where_there_are_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # as Ray leaves it
+    Doing(print, tmp_path, Settings.of_tree({"pools": {"preview": {"num_gpus": 0.5}}}))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    Doing(print, tmp_path)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_a_call_is_marked_before_the_device_is_free_for_it(tmp_path: Path) -> None:

@@ -5,7 +5,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flashvideo_ray.models import FlashVideoTransformer3DModel
-from flashvideo_ray.models.costs import GIB, RELEASED, estimate_preview, estimate_refine, parameters, transformer_flops
+from flashvideo_ray.models.costs import (
+    GIB,
+    RELEASED,
+    estimate_preview,
+    estimate_refine,
+    parameters,
+    transformer_bytes,
+    transformer_flops,
+)
+from flashvideo_ray.models.optimize import weight_bytes
 
 SMALL_CARD = {"guidance_batching": "apart", "offload": "model", "encode_chunk_frames": 8, "encode_tiles": (2, 2)}
 
@@ -36,3 +45,21 @@ def test_what_fits_which_card():
     total = estimate_preview(RELEASED["preview"], vae).flops + reference.flops
     assert total == pytest.approx(36.5e15 + 112e12 + 887e12 + 2126e12, rel=0.01)
     assert reference.peak_bytes > 40 * GIB
+
+
+def test_weights_that_are_kept_in_8_bits_take_half_the_memory():
+    """As many bytes as the network has once it is loaded so, and its largest layer in 16 bits while that computes."""
+    config = {**RELEASED["refine"], "num_layers": 2}
+    whole = transformer_bytes(config, torch.bfloat16)
+    network = FlashVideoTransformer3DModel(**config).to(torch.bfloat16)
+    assert whole == weight_bytes(network)
+    largest = max(parameter.numel() * 2 for parameter in network.parameters())
+    network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    assert transformer_bytes(config, torch.bfloat16, "fp8") == weight_bytes(network) + largest
+    spared = [
+        estimate(RELEASED[stage], RELEASED["vae"]).phases[-1].weights
+        - estimate(RELEASED[stage], RELEASED["vae"], quantization="fp8").phases[-1].weights
+        for stage, estimate in (("preview", estimate_preview), ("refine", estimate_refine))
+    ]
+    assert spared[0] > 0.45 * 2 * parameters(RELEASED["preview"])
+    assert spared[1] > 0.4 * 2 * parameters(RELEASED["refine"])

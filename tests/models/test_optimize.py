@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName
 
 from flashvideo_ray.models import FlashVideoPreviewPipeline
-from flashvideo_ray.models.optimize import OptionError, apply, finish, weight_bytes
+from flashvideo_ray.models.offload import place
+from flashvideo_ray.models.optimize import OptionError, apply, check, finish, weight_bytes
 
 PROMPT = "the red circle moves slowly left over sand"
 STEPS = 4
@@ -126,6 +128,45 @@ def test_compiled_blocks_are_one_graph_for_all_of_them(tiny_model: Path) -> None
     before = graphs["unique_graphs"]
     run(pipe)
     assert graphs["unique_graphs"] - before == 1
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"quantization": "fp8"}, "leave out quantization or compile"),
+        ({"cache": {"name": "mag", "options": {"mag_ratios": [1.0] * STEPS}}}, "leave out compile or the cache"),
+    ],
+)
+def test_what_the_compiler_cannot_enter_is_refused_together_with_it(other: dict[str, Any], message: str) -> None:
+    times = [900.0, 600.0, 300.0, 100.0]
+    check(layers=2, times=times, **other)
+    with pytest.raises(OptionError, match=message):
+        check(layers=2, times=times, compile=True, **other)
+
+
+@pytest.mark.parametrize("beside", ["first_block", "pyramid_attention", "group"])
+def test_compiled_blocks_go_with_a_cache_and_with_group_offload(
+    tiny_model: Path, beside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {
+        "first_block": {"threshold": 100.0},
+        "pyramid_attention": {"spatial_attention_timestep_skip_range": [0, 1000]},
+    }
+    cache = {"name": beside, "options": options[beside]} if beside in options else None
+    torch._dynamo.reset()
+    made = []
+    for compile in (False, True):
+        pipe = load(tiny_model)
+        apply(pipe, cache=cache, compile=compile, num_inference_steps=STEPS)
+        if beside == "group":
+            place(pipe, "cpu", "group")
+        whole = pipe.transformer.compile_repeated_blocks
+        monkeypatch.setattr(pipe.transformer, "compile_repeated_blocks", partial(whole, backend="eager"))
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        finish(pipe, compile=compile)
+        made.append(run(pipe))
+        assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > before) == compile
+    assert torch.equal(*made)
 
 
 def test_pyramid_attention_is_refused_with_guidance_apart(tiny_model: Path) -> None:

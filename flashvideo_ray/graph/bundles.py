@@ -1,0 +1,30 @@
+"""Rows that belong together, as one row: Ray Data then hands them to one actor, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+_ROWS = "rows"
+
+
+def bundled(rows: pa.Table, key: str) -> pa.Table:
+    """One row for each value of a column, in the order in which the values come first, with all rows that have it."""
+    members: dict[object, list[int]] = {}
+    for index, value in enumerate(rows[key].to_pylist()):
+        members.setdefault(value, []).append(index)
+    offsets = [0]
+    for own in members.values():
+        offsets.append(offsets[-1] + len(own))
+    ordered = rows.take([index for own in members.values() for index in own]).combine_chunks()
+    structs = pa.concat_arrays(ordered.to_struct_array().chunks)
+    return pa.table({_ROWS: pa.LargeListArray.from_arrays(offsets, structs)})
+
+
+def unbundled(bundles: pa.Table) -> Iterator[pa.Table]:
+    """The rows of a table that `bundled` made, each in a table of its own."""
+    for chunk in bundles[_ROWS].chunks:
+        rows = pa.Table.from_struct_array(chunk.flatten())
+        for index in range(rows.num_rows):
+            yield rows.slice(index, 1)
