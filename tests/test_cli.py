@@ -89,6 +89,40 @@ def test_wrong_settings_end_with_status_2_and_leave_no_run(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (["prompt=caption", "prompt=text"], "--column prompt=text: prompt is caption already; give it once"),
+        (["promt=caption"], "unknown key prompts.columns.promt; did you mean prompts.columns.prompt?"),
+        (["caption"], "--column caption: expected FIELD=NAME"),
+        (["prompt="], "--column prompt=: expected FIELD=NAME"),
+        (["prompt=captoin"], "no column 'captoin' for prompt (columns: caption); did you mean 'caption'?"),
+    ],
+)
+def test_a_column_that_is_not_there(tmp_path: Path, columns: list[str], message: str) -> None:
+    (tmp_path / "p.csv").write_text("caption\na cat\n")
+    asked = [word for text in columns for word in ("--column", text)]
+    result = run("plan", str(tmp_path / "p.csv"), *asked)
+    assert (result.exit_code, message in " ".join(result.output.split())) == (2, True), result.output
+    result = run("render", str(tmp_path / "p.csv"), str(tmp_path / "run"), *asked)
+    assert (result.exit_code, message in " ".join(result.output.split())) == (2, True), result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_is_of_the_part_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "p.tsv").write_text("null\tmood\n" + "".join(f"cat {n}\t{n % 2}\n" for n in range(10)))
+    timed = ["--set", "candidates=4", "--seconds", "preview=1,refine=1"]
+    told = ["--column", "prompt=null", *timed]
+    assert "40 candidates" in " ".join(run("plan", str(tmp_path / "p.tsv"), *told).output.split())
+    assert "20 candidates" in " ".join(
+        run("plan", str(tmp_path / "p.tsv"), *told, "--only", "mood == 1").output.split()
+    )
+    (tmp_path / "c.jsonl").write_text(
+        "".join(json.dumps({"id": "x", "prompt": "a", "seed": n, "candidate": n}) + "\n" for n in range(3))
+    )
+    assert "3 candidates" in " ".join(run("plan", str(tmp_path / "c.jsonl"), *timed).output.split())
+
+
 def test_a_place_that_cannot_be_written(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     words = [word for override in tiny_overrides(tiny_model) for word in ("--set", override)]
@@ -189,6 +223,7 @@ def test_status_counts_candidates(tmp_path: Path, tiny_model: Path) -> None:
 def test_what_a_cluster_runs_takes_the_options_of_render(tmp_path: Path) -> None:
     script_ = [sys.executable, str(ROOT / "jobs" / "render.py"), "--prompts", str(tmp_path / "no.parquet")]
     own = ["--output", str(tmp_path / "run"), "--until", "preview", "--set", "seed=3", "--relabel", "--accept", "3"]
+    own += ["--only", "mood == 'calm'", "--column", "prompt=caption"]
     result = subprocess.run([*script_, *own], capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {tmp_path}/no.parquet: no such file"), result.stderr
