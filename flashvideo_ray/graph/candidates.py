@@ -73,7 +73,7 @@ def named_as_in_rules(rows: pa.Table) -> pa.Table:
                 rows = rows.append_column(field.name, pa.nulls(rows.num_rows, field.type))
     for name in rows.column_names:
         plain = name.removeprefix(SCORE)
-        if plain != name and plain not in rows.column_names:
+        if plain != name and name not in tables.PREVIEWS.names and plain not in rows.column_names:
             rows = rows.append_column(plain, rows[name])
     return rows
 
