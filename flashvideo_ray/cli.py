@@ -392,17 +392,12 @@ def plan(
         from flashvideo_ray.accounting import plan as planning
         from flashvideo_ray.accounting import terminal
         from flashvideo_ray.accounting.card import Card
+        from flashvideo_ray.graph import checks
         from flashvideo_ray.ledger.store import Store
-        from flashvideo_ray.prompts import CANDIDATE, read_prompts
+        from flashvideo_ray.prompts import CANDIDATE
 
         settings = Settings.load(config, [*(set_ or []), *_columns(column)])
-        rows = read_prompts(
-            prompts,
-            base_seed=settings.seed,
-            duplicates=settings.prompts.duplicates,
-            columns=settings.prompts.columns.named,
-            only=only,
-        )
+        rows = checks.read_prompts(prompts, settings, only)
         if CANDIDATE in rows.column_names:  # each row is one
             settings = settings.model_copy(update={"candidates": 1})
         count = rows.num_rows

@@ -235,28 +235,6 @@ def probe(source: bytes | str | os.PathLike[str], *, count: bool = False) -> Vid
         return _info(container, stream, size, frames)
 
 
-def to_uint8(frames: Any) -> Frame:
-    """Quantise float frames in [0, 1] to RGB uint8 `[frames, height, width, 3]`; values outside are clipped.
-
-    Args:
-        frames: float `[frames, 3, height, width]` or `[frames, height, width, 3]`; an array or a CPU tensor.
-
-    Raises:
-        ValueError: another shape, or NaN or infinite values.
-    """
-    pictures = np.asarray(frames)
-    if pictures.ndim != 4 or 3 not in (pictures.shape[1], pictures.shape[-1]):
-        raise ValueError(f"expected [frames, 3, height, width] or [frames, height, width, 3], not {pictures.shape}")
-    if pictures.shape[-1] != 3:
-        pictures = pictures.transpose(0, 2, 3, 1)
-    out = np.empty(pictures.shape, np.uint8)
-    for index, picture in enumerate(pictures):  # one at a time: a 1080p clip is 1.2 GB in float32
-        if not np.isfinite(picture).all():
-            raise ValueError(f"frame {index} has {(~np.isfinite(picture)).sum()} values that are NaN or infinite")
-        out[index] = np.rint(picture.clip(0, 1) * 255)
-    return out
-
-
 def poster_jpeg(frames: Frame, *, max_side: int = 640, quality: int = 85) -> bytes:
     """A JPEG of one representative frame: the one with most detail out of nine spread over the clip.
 

@@ -135,25 +135,6 @@ def test_files_that_are_no_video(data, tmp_path):
         video.probe(tmp_path / "none.mp4")
 
 
-def test_float_frames_are_rounded_and_clipped():
-    values = np.array([-0.5, 0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 2.0], np.float32)
-    frames = np.broadcast_to(values, (2, 3, 4, 6))
-    expected = np.array([0, 0, 0, 1, 255, 255])
-    for layout in (frames, frames.transpose(0, 2, 3, 1)):
-        quantised = video.to_uint8(layout)
-        assert quantised.shape == (2, 4, 6, 3)
-        assert (quantised[..., 0] == expected).all()
-
-
-def test_float_frames_that_are_not_numbers_are_refused():
-    frames = np.zeros((3, 3, 4, 6), np.float32)
-    frames[2, 0, 1, 1] = np.nan
-    with pytest.raises(ValueError, match="frame 2 has 1 values"):
-        video.to_uint8(frames)
-    with pytest.raises(ValueError, match="expected"):
-        video.to_uint8(frames[0])
-
-
 def test_poster_avoids_empty_frames_and_keeps_proportions():
     clip = np.zeros((9, 480, 800, 3), np.uint8)
     clip[6] = noise_clip(1, 480, 800)[0]

@@ -57,7 +57,7 @@ def _page(facts: Facts, columns: Iterable[dictionary.Column]) -> Iterator[str]:
     yield f"License: {options.license or 'not stated by whoever exported it'}."
     yield from ["", "## What is here", ""]
     yield from _table(["split", "rows", "shards"], _splits(facts))
-    sizes = {row["shard"]: row["shard_bytes"] for row in facts.index.select(["shard", "shard_bytes"]).to_pylist()}
+    sizes = {row["shard"]: row["shard_bytes"] for row in facts.index.to_pylist()}
     yield from ["", f"{sum(sizes.values()) / 1e6:,.1f} MB of shards, format `{options.format}`, of {options.media_of}."]
     yield f"Caption: the column `{options.caption}`. Filter: {_code(options.where)}."
     yield (

@@ -107,13 +107,14 @@ class Destination:
         names = {posixpath.basename(key).removesuffix(suffix) for key in self.store.keys("index", suffix)}
         return {key for key in self.store.keys("data") if stem(key) in names}
 
-    def index(self) -> pa.Table | None:
-        """What is in the shards that are whole, in their order; None where there is none."""
+    def index(self) -> pa.Table:
+        """What is in the shards that are whole, in their order."""
         parts = [pq.read_table(pa.BufferReader(self.store.get(key))) for key in self.store.keys("index", ".parquet")]
-        return pa.concat_tables(parts, promote_options="permissive") if parts else None
+        nothing = pa.schema([pa.field(name, pa.string()) for name in (self.key, "split", "shard")])
+        return pa.concat_tables([nothing.empty_table(), *parts], promote_options="permissive")
 
-    def withdraw(self, index: pa.Table, present: set[str], why: Mapping[str, str], otherwise: str) -> pa.Table:
-        """Write which rows of the shards belong in the dataset no more. Returns them."""
+    def withdraw(self, gone: pa.Table, why: Mapping[str, str], otherwise: str) -> pa.Table:
+        """Write which rows of the shards belong in the dataset no more, with when that was seen first. Returns them."""
         schema = pa.schema(
             [
                 pa.field(self.key, pa.string(), nullable=False),
@@ -135,12 +136,11 @@ class Destination:
                 "why": why.get(row[self.key], otherwise),
                 "at": since.get(row[self.key], now),
             }
-            for row in index.select([self.key, "shard"]).to_pylist()
-            if row[self.key] not in present
+            for row in gone.select([self.key, "shard"]).to_pylist()
         ]
-        gone = pa.Table.from_pylist(rows, schema=schema)
-        self.store.put(WITHDRAWN, parquet(gone))
-        return gone
+        withdrawn = pa.Table.from_pylist(rows, schema=schema)
+        self.store.put(WITHDRAWN, parquet(withdrawn))
+        return withdrawn
 
 
 def stem(shard: str) -> str:

@@ -11,16 +11,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashvideo_ray.export import candidates, card, formats, preference, samples, shards
+from flashvideo_ray.export import card, formats, preference, samples, shards
 from flashvideo_ray.export.destination import Destination, stem
 from flashvideo_ray.export.options import SUFFIX, ExportError, Options
 from flashvideo_ray.export.samples import Found
 from flashvideo_ray.export.writing import ShardWriter, media_key
-from flashvideo_ray.graph import finish
+from flashvideo_ray.graph import candidates, finish
 from flashvideo_ray.ledger import run_file
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.settings import Settings
 
 RAY_BYTES = 10_000_000_000  # of shards: what one process writes in some minutes
 Progress = Callable[[int, int], object]
@@ -83,74 +84,50 @@ def export(
     """
     options.check()
     formats.check_libraries(options.format)
-    source = Store(output)
+    source, target = Store(output), Store(dest)
     run = run_file.read_run(source)
     if run is None:
         raise run_file.NoRunError(f"{source.url}: no run here (no run.json)")
-    settings = finish.settings_of(source, run)
-    target = Store(dest)
     if source.is_same_place(target):
         raise ExportError(f"{dest} is the run itself; name another place")
+    settings = finish.settings_of(source, run)
     recipe = options.recipe(source.url)
-    key = "pair_id" if options.format == "preference" else "clip_id"
-    place = Destination(target, key)
+    place = Destination(target, "pair_id" if options.format == "preference" else "clip_id")
     place.check(recipe)
     run_file.check_writable(target)
-    table = candidates.read(source, settings)
-    sizes = source.sizes(options.media_of) if options.has_media else None
-    if options.format == "preference":
-        found = preference.pairs(table, options, settings.select, sizes or {})
-    else:
-        found = samples.samples(table, options, sizes)
-    if options.copy_media:
-        copies = [media_key(name) for name in found.rows["clip_id"].to_pylist()]
-        found.rows = found.rows.append_column("video", pa.array(copies, pa.string()))
+    sizes = source.sizes(options.media_of) if options.has_media else {}
+    found = _found(candidates.read(source, settings), options, settings, sizes)
     if not found.rows.num_rows and place.recipe() is None:
         raise ExportError(f"{source.url}: nothing to export: {_why_nothing(found)}")
     with Claim(target, Identity.of_this_process(), takeover=takeover) as claim:
         schema = place.open(recipe, found.rows.schema)
-        rows = _as(found.rows, schema)
+        patience = settings.store_patience_seconds
         writer = ShardWriter(
-            PatientStore(output, settings.store_patience_seconds),
-            PatientStore(dest, settings.store_patience_seconds),
+            PatientStore(output, patience),
+            PatientStore(dest, patience),
             options.format,
-            key,
+            place.key,
             found.media if options.has_media else (),
             options.copy_media,
         )
-        shards_added = bytes_added = 0
-        before = place.index()
-        while True:
-            plan = place.pending()
-            if plan is None:
-                plan = _plan(place, rows, found, options, sizes or {})
-                if not plan:
-                    break
-                place.begin(plan)
+        before = place.index().num_rows
+        sizes_of_new = []
+        rows = _as(found.rows, schema)
+        while plan := place.pending() or _begun(place, rows, found, options, sizes):
             work = _work(plan, place.whole(), found, rows)
             is_large = len(work) * options.shard_bytes >= RAY_BYTES
-            for count, size in enumerate(_write(writer, work, is_large if on_ray is None else on_ray), start=1):
+            for size in _write(writer, work, is_large if on_ray is None else on_ray):
                 claim.check()
-                shards_added, bytes_added = shards_added + 1, bytes_added + size
+                sizes_of_new.append(size)
                 if progress is not None:
-                    progress(count, len(work))
+                    progress(len(sizes_of_new), len(work))
             place.end()
         index = place.index()
-        assert index is not None, "something was exported, now or before"
-        present = set(found.rows[key].to_pylist())
-        gone = place.withdraw(index, present, found.why, found.otherwise)
-        live = index.filter(pc.is_in(index[key], pa.array(sorted(present), pa.string())))
-        result = Exported(
-            url=target.url,
-            added=index.num_rows - (0 if before is None else before.num_rows),
-            shards=shards_added,
-            bytes=bytes_added,
-            rows=live.num_rows,
-            splits={name: live["split"].to_pylist().count(name) for name in options.splits},
-            withdrawn=gone.num_rows,
-            gaps=found.gaps,
-            new_columns=tuple(name for name in found.rows.column_names if name not in schema.names),
-        )
+        present = pa.array(found.rows[place.key].to_pylist(), pa.string())
+        is_present = pc.is_in(index[place.key], present)
+        gone = place.withdraw(index.filter(pc.invert(is_present)), found.why, found.otherwise)
+        live = index.filter(is_present)
+        new_columns = tuple(name for name in found.rows.column_names if name not in schema.names)
         facts = card.Facts(
             run=run,
             source=source.url,
@@ -162,21 +139,49 @@ def export(
             index=index,
             live=live,
             withdrawn=gone,
-            new_columns=result.new_columns,
+            new_columns=new_columns,
         )
         card.write(target, facts)
-    return result
+    return Exported(
+        url=target.url,
+        added=index.num_rows - before,
+        shards=len(sizes_of_new),
+        bytes=sum(sizes_of_new),
+        rows=live.num_rows,
+        splits={name: live["split"].to_pylist().count(name) for name in options.splits},
+        withdrawn=gone.num_rows,
+        gaps=found.gaps,
+        new_columns=new_columns,
+    )
+
+
+def _found(table: pa.Table, options: Options, settings: Settings, sizes: Mapping[str, int]) -> Found:
+    """What belongs in the dataset now."""
+    if options.format == "preference":
+        return preference.pairs(table, options, settings.select, sizes)
+    found = samples.samples(table, options, sizes if options.has_media else None)
+    if options.copy_media:
+        copies = [media_key(name) for name in found.rows["clip_id"].to_pylist()]
+        found.rows = found.rows.append_column("video", pa.array(copies, pa.string()))
+    return found
+
+
+def _begun(
+    place: Destination, rows: pa.Table, found: Found, options: Options, sizes: Mapping[str, int]
+) -> dict[str, list[str]]:
+    """The plan of the rows that are in no shard yet, which is DEST's now; empty where there are none."""
+    plan = _plan(place, rows, found, options, sizes)
+    if plan:
+        place.begin(plan)
+    return plan
 
 
 def _plan(
     place: Destination, rows: pa.Table, found: Found, options: Options, sizes: Mapping[str, int]
 ) -> dict[str, list[str]]:
     """Shards of the rows that are in none yet."""
-    index = place.index()
-    media = found.rows
-    if index is not None:
-        fresh = pc.invert(pc.is_in(rows[place.key], index[place.key].combine_chunks()))
-        rows, media = rows.filter(fresh), media.filter(fresh)
+    fresh = pc.invert(pc.is_in(rows[place.key], place.index()[place.key].combine_chunks()))
+    rows, media = rows.filter(fresh), found.rows.filter(fresh)
     embedded = found.media if options.embeds else ()
     columns = [[sizes[key] for key in media[medium.key].to_pylist()] for medium in embedded]
     items = [

@@ -22,7 +22,8 @@ from flashvideo_ray.export.samples import (
     score_columns,
     splits_of,
 )
-from flashvideo_ray.selection.rules import SCORE, check_rules, select
+from flashvideo_ray.scorers import columns
+from flashvideo_ray.selection.rules import check_rules, select
 from flashvideo_ray.settings import SelectSettings
 
 SIDES = ("chosen", "rejected")
@@ -81,7 +82,7 @@ def _usable(
         update={"keep": None, "duplicates": None, "rank": options.rank or rules.rank, "missing": "fail"}
     )
     scores = score_columns(candidates)
-    check_rules(judging, [name.removeprefix(SCORE) for name in scores])
+    check_rules(judging, [columns.name_of(name) for name in scores])
     verdicts = select(candidates, judging).select(["status", "rank"]).to_pylist()
     captions, wanted = caption_of(candidates, options), meets(candidates, options)
     usable, gaps = [], Counter[str]()

@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from flashvideo_ray.export.options import ExportError, Media, Options, split_of
 from flashvideo_ray.filters import Filter
+from flashvideo_ray.graph.candidates import carried, named_as_in_rules
 from flashvideo_ray.ledger import tables
-from flashvideo_ray.selection.rules import SCORE
+from flashvideo_ray.scorers import columns
 
 KEY_OF: Mapping[Media, str] = {"clips": "clip", "previews": "preview"}  # the column with a medium's key in the run
 _OUTCOMES: Mapping[Media, tuple[str, ...]] = {
@@ -21,8 +22,7 @@ _LEDGER = frozenset({*tables.PREVIEWS.names, *tables.CLIPS.names, "decision", "d
 _CANDIDATE = ("clip_id", "id", "prompt", "negative_prompt", "caption", "split", "seed", "candidate", "status")
 _SAID = ("decision", "decided_by", "rank")
 _OF_CLIPS = ("frames", "height", "width", "fps", "bytes", "sha256", "stream_sha256")
-RESERVED = frozenset({"caption", "split", "video", "pair_id", "margin", "chosen", "rejected"})
-_NO_SCORE = "score_seconds"
+RESERVED = frozenset({"caption", "split", "video", "pair_id", "decided", "margin", "chosen", "rejected"})
 
 
 @dataclass(frozen=True)
@@ -94,21 +94,11 @@ def samples(candidates: pa.Table, options: Options, sizes: Mapping[str, int] | N
     )
 
 
-def filterable(candidates: pa.Table) -> pa.Table:
-    """The candidates, and each score under its own name too, as rules call it."""
-    for name in candidates.column_names:
-        if name.startswith(SCORE) and name != _NO_SCORE:
-            short = name.removeprefix(SCORE)
-            if short not in candidates.column_names:
-                candidates = candidates.append_column(short, candidates[name])
-    return candidates
-
-
 def meets(candidates: pa.Table, options: Options) -> list[bool]:
     """Of each candidate, whether it meets the filter. Raises RuleError."""
     if options.where is None:
         return [True] * candidates.num_rows
-    found: list[bool] = Filter.parse(options.where).over(filterable(candidates)).to_pylist()
+    found: list[bool] = Filter.parse(options.where).over(named_as_in_rules(candidates)).to_pylist()
     return found
 
 
@@ -123,16 +113,12 @@ def caption_of(candidates: pa.Table, options: Options) -> list[str | None]:
 
 def own_columns(candidates: pa.Table) -> dict[str, str]:
     """The prompt file's own columns, and what each is called in the dataset, which has names of its own."""
-    return {
-        name: f"prompt_{name}" if name in RESERVED else name
-        for name in candidates.column_names
-        if name not in _LEDGER and not name.startswith(SCORE)
-    }
+    return {name: f"prompt_{name}" if name in RESERVED else name for name in carried(candidates)}
 
 
 def score_columns(candidates: pa.Table) -> list[str]:
     """`score_<name>` of all scores."""
-    return [name for name in candidates.column_names if name.startswith(SCORE) and name != _NO_SCORE]
+    return columns.those_in(candidates.column_names)
 
 
 def splits_of(prompts: pa.ChunkedArray, options: Options) -> pa.Array:

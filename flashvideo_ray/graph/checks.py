@@ -12,6 +12,8 @@ from flashvideo_ray import engines, prompts, scorers, video
 from flashvideo_ray.engines import weights
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph.recipe import sizes
+from flashvideo_ray.graph.stage_base import row_schema
+from flashvideo_ray.scorers import columns
 from flashvideo_ray.selection.rules import check_rules
 from flashvideo_ray.settings import STAGES, Settings, SettingsError, Stage
 
@@ -46,6 +48,21 @@ def check(settings: Settings, stages: Collection[Stage] = STAGES) -> Settings:
     if models:
         _warn_of_sizes(settings)
     return settings
+
+
+def read_prompts(url: str, settings: Settings, only: str | None = None) -> pa.Table:
+    """The prompts at a URL as `prompts.read_prompts` gives them, read as the settings say.
+
+    Raises what that raises; a carried column with a name of the ledger's or of the graph's rows is a PromptError.
+    """
+    return prompts.read_prompts(
+        url,
+        base_seed=settings.seed,
+        reserved=[*row_schema().names, "at", f"{columns.PREFIX}*"],
+        duplicates=settings.prompts.duplicates,
+        columns=settings.prompts.columns.named,
+        only=only,
+    )
 
 
 def check_scoring(settings: Settings) -> None:

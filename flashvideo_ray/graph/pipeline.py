@@ -22,6 +22,7 @@ from flashvideo_ray.graph.stage_base import PAYLOAD, row_schema
 from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.scorers import columns
 from flashvideo_ray.settings import STAGES, Settings
 
 __all__ = ["RunResult", "build_graph", "preview", "refine", "render"]
@@ -57,14 +58,7 @@ def render(
     settings = with_added_scorers(settings or Settings(), run_file.read_run(store))
     settings = checks.check(settings, [s for s in STAGES if s != "refine" or until == "refine"])
     recipe = recipe_of(settings)
-    rows = prompts.read_prompts(
-        prompt_url,
-        base_seed=settings.seed,
-        reserved=[*row_schema().names, "at"],
-        duplicates=settings.prompts.duplicates,
-        columns=settings.prompts.columns.named,
-        only=only,
-    )
+    rows = checks.read_prompts(prompt_url, settings, only)
     if prompts.CANDIDATE not in rows.column_names:  # else each row is one, of a run that held them
         checks.check_count(rows.num_rows, settings)
     checks.warn_of_prompts(rows, settings)
@@ -137,7 +131,7 @@ def refine(
     run_file.check_recipe(store, recipe)
     own = {*row_schema().names, "at"}
     extra = [field for field in tables.read(store, "previews").schema if field.name not in own]
-    extra = [field for field in extra if not field.name.startswith("score_")]
+    extra = [field for field in extra if not columns.is_score(field.name)]
 
     def next_work(run: Store, again: str | None) -> remaining.Work:
         return remaining.next_work(run, None, row_schema(extra), settings, retry=again)

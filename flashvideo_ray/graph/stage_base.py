@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from flashvideo_ray.errors import in_a_line, is_out_of_memory
+from flashvideo_ray.errors import in_a_line, is_out_of_memory, message_of
 from flashvideo_ray.graph.events import StageEvents
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.settings import Pool, Settings, Stage
@@ -63,15 +63,6 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def message_of(error: BaseException) -> str:
-    """What an error says, as text that any table and any log can hold."""
-    try:
-        text = str(error) or repr(error)
-    except Exception:  # of a library that fails even in saying what failed
-        text = "an error that cannot be shown"
-    return text.encode(errors="backslashreplace").decode()
-
-
 def _passed(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row that the job does not get to any more. It stays open, or is skipped, as the job says."""
     return {**row, **DROPPED, "group": row["group"], "status": "skipped"}
@@ -105,6 +96,30 @@ class AttemptsError(RuntimeError):
 
 class TimeLimitError(RuntimeError):
     """A candidate ran into the time limit of a stage too often and is not tried again."""
+
+
+def given_up(deaths: int, over_seconds: float | None) -> Exception:
+    """Why a candidate on which the process died so often is not tried again; `over_seconds` where that was its time."""
+    if over_seconds is not None:
+        return TimeLimitError(f"{deaths} times over {over_seconds:g} s")
+    return AttemptsError(f"the process died {deaths} times on this candidate")
+
+
+def failed(row: Mapping[str, Any], stage: Stage, error: BaseException) -> dict[str, Any]:
+    """The row of a candidate that an error ended in a stage."""
+    name = type(error).__name__
+    return {
+        **row,
+        # Of the candidates of a prompt, the last to be judged carries the text for all.
+        **DROPPED,
+        "group": row["group"],
+        "prompt_embeds": row["prompt_embeds"] if row["group"] else None,
+        "status": "failed",
+        "stage": stage,
+        "reason": f"{stage}: {name}",
+        "error_class": name,
+        "error": message_of(error),
+    }
 
 
 class StageBase(ABC):
@@ -158,9 +173,7 @@ class StageBase(ABC):
             watch.start()
             try:
                 if attempt.count > self.settings.max_attempts:
-                    if attempt.overdue:
-                        raise TimeLimitError(f"{attempt.count - 1} times over {self._pool.time_limit_seconds:g} s")
-                    raise AttemptsError(f"the process died {attempt.count - 1} times on this candidate")
+                    raise given_up(attempt.count - 1, self._pool.time_limit_seconds if attempt.overdue else None)
                 started = time.perf_counter()
                 try:
                     yield
@@ -238,21 +251,10 @@ class StageBase(ABC):
             return done
         except Exception as error:
             self._log_error(error, row["clip_id"])
-            failure = (type(error).__name__, message_of(error))
-            return {
-                **row,
-                # Of the candidates of a prompt, the last to be judged carries the text for all.
-                **DROPPED,
-                "group": row["group"],
-                "prompt_embeds": row["prompt_embeds"] if row["group"] else None,
-                "status": "failed",
-                "stage": self.name,
-                "reason": f"{self.name}: {failure[0]}",
-                "error_class": failure[0],
-                "error": failure[1],
-                "device": self.device_name or row["device"],
-                "host": socket.gethostname(),
-            }
+            there = {"device": self.device_name or row["device"], "host": socket.gethostname()}
+            done = {**failed(row, self.name, error), **there}
+            failure = (done["error_class"], done["error"])
+            return done
         finally:
             self.events.end(self.name, row["clip_id"], status, failure)
 

@@ -204,12 +204,16 @@ def _vae_pass(
 ) -> tuple[float, int]:
     vae = _empty(AutoencoderKLCogVideoX, dict(config), dtype)
     channels = 3 if part == "encoder" else vae.config["latent_channels"]
-    cache = None
+    cache, total, last = None, 0, 0
     with torch.no_grad(), FlopCounterMode(display=False) as flops, LiveMemory() as memory:
-        for frames in chunks:
-            chunk = torch.empty(1, channels, frames, height, width, dtype=dtype, device="meta")
-            _, cache = getattr(vae, part)(chunk, conv_cache=cache)
-    return float(flops.get_total_flops()), memory.peak
+        for number, frames in enumerate(chunks):
+            if chunks[:number][-2:] != (frames, frames):  # a third one of the same length costs what the second did
+                before = flops.get_total_flops()
+                chunk = torch.empty(1, channels, frames, height, width, dtype=dtype, device="meta")
+                _, cache = getattr(vae, part)(chunk, conv_cache=cache)
+                last = flops.get_total_flops() - before
+            total += last
+    return float(total), memory.peak
 
 
 def vae_cost(

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 from support import PROMPTS, script, tiny_overrides, write_prompts
+from typer.testing import CliRunner
 
 import flashvideo_ray
 from flashvideo_ray import Settings
+from flashvideo_ray.cli import app
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.keys import clip_key, latents_key
@@ -75,6 +77,7 @@ def test_failed_candidates_are_taken_up_again_when_asked(tmp_path: Path, tiny_mo
         flashvideo_ray.refine(str(output), retry="all")
 
 
+@pytest.mark.usefixtures("inline")
 def test_a_job_that_is_stopped_is_carried_on(tmp_path: Path, tiny_model: Path) -> None:
     """By SIGTERM, as `ray job stop` does it; SIGKILL is in `test_chaos`."""
     prompts = write_prompts(tmp_path / "prompts.parquet", [f"a red circle moves left {n}" for n in range(16)])
@@ -94,7 +97,7 @@ def test_a_job_that_is_stopped_is_carried_on(tmp_path: Path, tiny_model: Path) -
     stored = {path: path.stat().st_mtime_ns for path in output.glob("clips/*/*.mp4")}
     assert 3 <= len(stored) < 16
 
-    again = subprocess.run(command, capture_output=True, text=True, timeout=250)
-    assert again.returncode == 0, again.stderr
+    again = CliRunner().invoke(app, command[1:])
+    assert again.exit_code == 0, again.output
     assert Counter(row["status"] for row in rows(output, "clips").values()) == {"rendered": 16}
     assert {path: path.stat().st_mtime_ns for path in stored} == stored
