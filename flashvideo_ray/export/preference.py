@@ -29,6 +29,7 @@ from flashvideo_ray.settings import SelectSettings
 SIDES = ("chosen", "rejected")
 _OF_PROMPT = ("id", "prompt", "negative_prompt", "caption", "split")
 _OF_SIDE = ("clip_id", "seed", "candidate", "status", "rank")
+_SAID = ("decision", "decided_by")
 _ID_DIGITS = 20
 Row = dict[str, Any]
 
@@ -86,7 +87,9 @@ def _usable(
     verdicts = select(candidates, judging).select(["status", "rank"]).to_pylist()
     captions, wanted = caption_of(candidates, options), meets(candidates, options)
     usable, gaps = [], Counter[str]()
-    for row, verdict, caption, is_wanted in zip(candidates.to_pylist(), verdicts, captions, wanted, strict=True):
+    own = (name for name in (*_OF_PROMPT, *_OF_SIDE, *_SAID, *scores, key, "sha256", *own_columns(candidates)))
+    rows = candidates.select([name for name in dict.fromkeys(own) if name in candidates.column_names])
+    for row, verdict, caption, is_wanted in zip(rows.to_pylist(), verdicts, captions, wanted, strict=True):
         if not is_wanted:
             continue
         if row["status"] == "failed":
