@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -156,14 +155,14 @@ def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
     longest = max((told.prompt_prefix, engines.of(settings, "refine").describe().prompt_prefix), key=len)
     cut: list[str] = []
     too_long = negatives = 0
-    rows = itertools.count(1)
     unknown: Counter[str] = Counter()
-    for batch in table.select(["prompt", "negative_prompt"]).to_batches(max_chunksize=_PROMPTS_AT_ONCE):
+    for batch in table.select(["id", "prompt", "negative_prompt"]).to_batches(max_chunksize=_PROMPTS_AT_ONCE):
         texts = batch["prompt"].to_pylist()
-        for count, row in zip(engine.count_tokens([longest + text for text in texts]), rows, strict=False):
+        counts = engine.count_tokens([longest + text for text in texts])
+        for count, name in zip(counts, batch["id"].to_pylist(), strict=True):
             if count > told.max_tokens:
                 too_long += 1
-                cut += [f"row {row} ({count})"] if len(cut) < prompts.SHOWN else []
+                cut += [f"{name!r} ({count})"] if len(cut) < prompts.SHOWN else []
         if engine.vocabulary is not None:
             unknown.update(word for text in texts for word in engine.vocabulary.unknown_words(text))
         negatives += sum(bool(text) for text in batch["negative_prompt"].to_pylist())
