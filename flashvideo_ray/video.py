@@ -6,8 +6,11 @@ encoded while it is still being decoded from its latents. Nothing here needs tor
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import struct
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +34,7 @@ _THREADS = 4  # fixed: libx264's bytes depend on the thread count, so it may not
 _X264 = {"x264-params": "mbtree=0"}
 _BT709 = 1  # the same code point in colour primaries, transfer and matrix
 _SWS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
+_XMP_BOX = uuid.UUID("be7acfcb-97a9-42e8-9c71-999491e3afac").bytes  # where XMP stands in an MP4 (ISO 16684-3)
 _BRANDS = {"major_brand", "minor_version", "compatible_brands", "encoder"}  # the muxer's own keys
 
 
@@ -61,6 +65,7 @@ def encode_mp4(
     preset: str | None = None,
     codec: str = "libx264",
     metadata: Mapping[str, str] | None = None,
+    xmp: str | None = None,
 ) -> bytes:
     """Encode frames as an H.264 MP4: yuv420p, BT.709 limited range, index before media (faststart).
 
@@ -73,6 +78,7 @@ def encode_mp4(
         preset: the encoder's speed preset; `medium` for libx264, `p5` for h264_nvenc when not given.
         codec: `libx264`, or `h264_nvenc` where the GPU has an encoder.
         metadata: written to the file as it is, any keys.
+        xmp: an XMP packet to stand at the end of the file.
 
     Raises:
         ValueError: no frames, an odd height or width, a frame of another size, type or shape, an unknown codec.
@@ -109,6 +115,9 @@ def encode_mp4(
         if stream is None:
             raise ValueError("no frames to encode")
         container.mux(stream.encode())
+    if xmp is not None:
+        packet = xmp.encode()
+        data += struct.pack(">I4s", 8 + len(_XMP_BOX) + len(packet), b"uuid") + _XMP_BOX + packet
     return bytes(data)
 
 
@@ -233,6 +242,27 @@ def probe(source: bytes | str | os.PathLike[str], *, count: bool = False) -> Vid
     with _open(source) as (container, stream, size):
         frames = sum(1 for _ in container.decode(stream)) if count else stream.frames
         return _info(container, stream, size, frames)
+
+
+def stream_sha256(source: bytes | str | os.PathLike[str]) -> str:
+    """A hex digest of the video stream alone: equal for equal pictures, whatever the container says or is signed with.
+
+    It is of the packets' payload in their order, as `ffmpeg -i FILE -map 0:v -c copy -f hash -hash sha256 -` has it.
+
+    Raises:
+        ValueError: the file is no video or is damaged.
+        FileNotFoundError: no file at that path.
+    """
+    digest = hashlib.sha256()
+    with _open(source) as (container, stream, _):
+        for packet in container.demux(stream):
+            digest.update(packet)
+    return digest.hexdigest()
+
+
+def digests(mp4: bytes) -> dict[str, Any]:
+    """What the ledger records of a clip's bytes: `bytes`, `sha256` and `stream_sha256`. Raises ValueError."""
+    return {"bytes": len(mp4), "sha256": hashlib.sha256(mp4).hexdigest(), "stream_sha256": stream_sha256(mp4)}
 
 
 def poster_jpeg(frames: Frame, *, max_side: int = 640, quality: int = 85) -> bytes:

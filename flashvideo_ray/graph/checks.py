@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -10,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 import pyarrow as pa
 
 from flashvideo_ray import engines, prompts, scorers, video
+from flashvideo_ray.credentials import Signer
 from flashvideo_ray.engines import weights
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph.recipe import sizes
@@ -36,6 +36,7 @@ def check(settings: Settings, stages: Collection[Stage] = STAGES) -> Settings:
     is really used. Raises an InputError of its kind, or a SettingsError with a line for each problem if there are more.
     """
     problems = list(_problems_of(lambda: check_scoring(settings)))
+    problems += _problems_of(lambda: check_credentials(settings, stages))
     models = bool({"text", "preview", "refine"} & {*stages})
     if models:
         settings = weights.with_model_defaults(settings)
@@ -77,6 +78,13 @@ def check_scoring(settings: Settings) -> None:
     if twice:
         raise SettingsError(f"score.scorers: {', '.join(twice)} would be given by two scorers; leave one out")
     check_rules(settings.select, known)
+
+
+def check_credentials(settings: Settings, stages: Collection[Stage]) -> None:
+    """Raise SettingsError if videos that these stages publish are to be signed and cannot be, here."""
+    own = settings.credentials
+    if own is not None and ("refine" in stages or (own.previews and "preview" in stages)):
+        Signer(own)
 
 
 def check_count(prompts: int, settings: Settings) -> None:
@@ -148,14 +156,14 @@ def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
     longest = max((told.prompt_prefix, engines.of(settings, "refine").describe().prompt_prefix), key=len)
     cut: list[str] = []
     too_long = negatives = 0
-    rows = itertools.count(1)
     unknown: Counter[str] = Counter()
-    for batch in table.select(["prompt", "negative_prompt"]).to_batches(max_chunksize=_PROMPTS_AT_ONCE):
+    for batch in table.select(["id", "prompt", "negative_prompt"]).to_batches(max_chunksize=_PROMPTS_AT_ONCE):
         texts = batch["prompt"].to_pylist()
-        for count, row in zip(engine.count_tokens([longest + text for text in texts]), rows, strict=False):
+        counts = engine.count_tokens([longest + text for text in texts])
+        for count, name in zip(counts, batch["id"].to_pylist(), strict=True):
             if count > told.max_tokens:
                 too_long += 1
-                cut += [f"row {row} ({count})"] if len(cut) < prompts.SHOWN else []
+                cut += [f"{name!r} ({count})"] if len(cut) < prompts.SHOWN else []
         if engine.vocabulary is not None:
             unknown.update(word for text in texts for word in engine.vocabulary.unknown_words(text))
         negatives += sum(bool(text) for text in batch["negative_prompt"].to_pylist())

@@ -301,6 +301,8 @@ def data_context() -> Iterator[None]:
     context.issue_detectors_config.detectors = []  # hints about memory and long calls: both are meant
     # It warns of pools that are larger than a small run needs.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")
+    # Nothing else of this release gives each actor of a pool a place of its own.
+    warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it says that its bars are off
     with DataContext.current(context):

@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from flashvideo_ray import identity, prompts
+from flashvideo_ray import identity, prompts, provenance
 from flashvideo_ray.graph import checks, cluster, finish, labels, remaining, scoring, stages
 from flashvideo_ray.graph.bundles import bundled
 from flashvideo_ray.graph.job import Job, RunResult, run_job
 from flashvideo_ray.graph.quota import Quota
-from flashvideo_ray.graph.recipe import about, provenance, recipe_of, sizes, with_added_scorers
+from flashvideo_ray.graph.recipe import about, recipe_of, sizes, with_added_scorers
 from flashvideo_ray.graph.remaining import Until
 from flashvideo_ray.graph.shared_cards import SharedCards
 from flashvideo_ray.graph.stage_base import PAYLOAD, row_schema
@@ -154,7 +154,7 @@ def build_graph(
     pools = settings.pools
     text = {"settings": settings, "events": events, "fingerprints": recipe["fingerprints"]}
     common = {"settings": settings, "events": events, "store": store}
-    publishing = {**common, "fps": recipe["fps"], "provenance": provenance(recipe)}
+    publishing = {**common, "fps": recipe["fps"], "provenance": provenance.of_run(recipe, settings)}
 
     # A block is the unit of streaming: with one row in each, the first clip is done while previews are being made.
     # At first a row holds all candidates with the same text, which is encoded once, for the stages that are to come.

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import load as unpack
 
-from flashvideo_ray import video
 from flashvideo_ray.expressions import Requirement
 from flashvideo_ray.graph.events import StageEvents
-from flashvideo_ray.graph.stage_base import BULKY, DROPPED, PAYLOAD, StageBase, origin, say
+from flashvideo_ray.graph.publishing import Publisher
+from flashvideo_ray.graph.stage_base import BULKY, DROPPED, PAYLOAD, StageBase, say
 from flashvideo_ray.graph.verdicts import table_of, verdicts
 from flashvideo_ray.ledger.keys import latents_key, poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
@@ -39,13 +39,14 @@ class Score(StageBase):
         self, settings: Settings, events: StageEvents, store: Store, fps: float, provenance: Mapping[str, str]
     ):
         self.is_last = self.name == settings.score.stages[-1]
-        self.store = store
         self.fps = fps
-        self.provenance = dict(provenance)
+        self.publisher = Publisher(settings, store, fps, provenance)
         super().__init__(settings, events)
 
     def load(self) -> None:
-        """The scorers of this pool."""
+        """The scorers of this pool, and what previews are signed with, if they are."""
+        own = self.settings.credentials
+        self.publisher.load(signed=own is not None and own.previews)
         self.panel = Panel((spec for spec in self.settings.score.scorers if spec.pool == self.name), self.fps)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -80,14 +81,7 @@ class Score(StageBase):
     def _publish(self, row: Mapping[str, Any], frames: np.ndarray) -> dict[str, str]:
         """Store the preview's MP4 and poster. The latents are there already."""
         key = preview_key(row["clip_id"])
-        mp4 = video.encode_mp4(
-            frames,
-            self.fps,
-            crf=self.settings.video.preview_crf,
-            metadata={**origin(row), **self.provenance},
-        )
-        self.store.put(key, mp4)
-        self.store.put(poster_key(key), video.poster_jpeg(frames))
+        self.publisher.preview(key, row, frames)
         return {"latents": latents_key(row["clip_id"]), "preview": key, "poster": poster_key(key)}
 
     def _judged(self, row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import socket
 import sys
@@ -49,12 +48,6 @@ def row_schema(extra: Iterable[pa.Field] = ()) -> pa.Schema:
     names.pop("at")
     known = pa.unify_schemas([tables.PREVIEWS, tables.CLIPS])
     return pa.schema([*(known.field(name) for name in names), *_PAYLOAD, *extra])
-
-
-def origin(row: Mapping[str, Any]) -> dict[str, str]:
-    """Which candidate a file holds, for the file itself."""
-    own = {name: row[name] for name in ("clip_id", "id", "prompt", "seed", "candidate")}
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in own.items()}
 
 
 def say(text: str) -> None:

@@ -64,7 +64,8 @@ CLIPS = pa.schema(
         pa.field("width", pa.int32()),
         pa.field("fps", pa.float64()),
         pa.field("bytes", pa.int64()),
-        pa.field("sha256", pa.string()),
+        pa.field("sha256", pa.string()),  # of the file
+        pa.field("stream_sha256", pa.string()),  # of its video stream; null in rows from before there was it
         # Of calls that failed, too. The four before stage 2 count where no row of previews has them.
         *_SECONDS,
         pa.field("refine_seconds", pa.float64()),
