@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
@@ -16,8 +17,9 @@ _FALSE_ALARMS = (b"has constructor arguments in the object store and max_restart
 def without_false_alarms() -> Iterator[None]:
     """Within it, lines that are no news do not reach the console.
 
-    The core writes past Python, to the file descriptor, so a pipe takes its place; what Python writes goes straight to
-    the console as before, which stays a terminal if it is one. Nothing is done where sys.stderr is not descriptor 2.
+    The core writes past Python, to the file descriptor, so a pipe takes its place; what Python writes (Ray's thread that
+    passes on what others say, too) goes straight to the console, which stays a terminal if it is one. Nothing is done
+    where sys.stderr is not descriptor 2.
     """
     try:
         direct = sys.stderr.fileno() == 2
@@ -34,7 +36,8 @@ def without_false_alarms() -> Iterator[None]:
     os.close(write)
     reader = threading.Thread(target=_pass_on, args=[read, console], daemon=True)
     reader.start()
-    sys.stderr = open(os.dup(console), "w", buffering=1, encoding=before.encoding, errors="backslashreplace")  # noqa: SIM115
+    straight = open(os.dup(console), "wb")  # noqa: SIM115
+    sys.stderr = _Console(straight, encoding=before.encoding, errors="backslashreplace", line_buffering=True)
     try:
         yield
     finally:
@@ -43,6 +46,20 @@ def without_false_alarms() -> Iterator[None]:
         sys.stderr = before
         os.dup2(console, 2)
         reader.join(1.0)  # a process that was started meanwhile may keep the pipe open
+
+
+class _Console(io.TextIOWrapper):
+    """What is no news is not written, nor the end of its line, which `print` writes by itself."""
+
+    _left_out = False
+
+    def write(self, text: str) -> int:
+        """See TextIOWrapper."""
+        ends, self._left_out = self._left_out and text == "\n", False
+        if not ends and not any(alarm.decode() in text for alarm in _FALSE_ALARMS):
+            return super().write(text)
+        self._left_out = not text.endswith("\n")
+        return len(text)
 
 
 def _pass_on(read: int, console: int) -> None:

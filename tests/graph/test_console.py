@@ -13,6 +13,7 @@ os.write(2, b"before\\n")
 with without_false_alarms():
     os.write(2, b"E core_worker.cc: Actor has constructor arguments in the object store and max_restarts > 0\\n")
     os.write(2, b"a real error of the core\\n")
+    print("(raylet) Task failed. There are infinite retries remaining", file=sys.stderr)
     print("a word of Python", file=sys.stderr)
 os.write(2, b"after\\n")
 """
