@@ -17,9 +17,9 @@ _FALSE_ALARMS = (b"has constructor arguments in the object store and max_restart
 def without_false_alarms() -> Iterator[None]:
     """Within it, lines that are no news do not reach the console.
 
-    The core writes past Python, to the file descriptor, so a pipe takes its place; what Python writes (Ray's thread
-    that passes on what others say, too) goes straight to the console, which stays a terminal if it is one. Nothing is done
-    where sys.stderr is not descriptor 2.
+    The core writes past Python, to the file descriptor, so a pipe takes its place. What Python writes, Ray's thread
+    among it that passes on what others say, goes straight to the console, which stays a terminal if it is one. Nothing
+    is done where sys.stderr is not descriptor 2.
     """
     try:
         direct = sys.stderr.fileno() == 2
