@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from inline import stages_inline
 from ray.cluster_utils import Cluster
 from support import PROMPTS, tiny_overrides, write_prompts
 from tiny import save_model
@@ -41,7 +42,9 @@ def test_a_node_that_breaks_is_left_out_and_without_another_the_job_ends_with_it
     model = save_model(tmp_path / "model", [("refine", "nan", "a blue star")])  # which is no prompt of these
     prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS)
     overrides = [*tiny_overrides(model), "pools.refine.size=2", "pools.refine.resources={renderer: 1}"]
-    result = flashvideo_ray.render(prompts, str(tmp_path / "run"), Settings.load("nano", overrides))
+    with stages_inline():
+        flashvideo_ray.preview(prompts, str(tmp_path / "run"), Settings.load("nano", overrides))
+    result = flashvideo_ray.refine(str(tmp_path / "run"))
     assert result.ended == {"rendered": len(PROMPTS)}
     assert (tmp_path / "broken").exists()
     assert [fault.stage for fault in result.left_out] == ["refine"]
