@@ -36,11 +36,12 @@ chaos: $(READY)
 
 # The package as others get it: a wheel, in an environment that has nothing else, renders the demo.
 wheel:
-	rm -rf build/wheel && mkdir -p build/wheel
+	rm -rf build/wheel build/lib build/bdist.* && mkdir -p build/wheel  # build/lib keeps modules that are gone
 	$(PYTHON) -m venv build/wheel/builder
 	build/wheel/builder/bin/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
 	$(PYTHON) -m venv build/wheel/empty
 	build/wheel/empty/bin/pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/*.whl
+	build/wheel/empty/bin/pip check
 	cd build/wheel && empty/bin/flashvideo-ray demo run --prompts 2 && empty/bin/flashvideo-ray verify run
 
 check: $(READY)

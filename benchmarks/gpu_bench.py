@@ -74,7 +74,7 @@ class Bench:
     def size(self, stage: Stage) -> dict[str, int]:
         """Height and width in pixels."""
         full = {"preview": (256, 480), "refine": (1072, 1920)}
-        height, width = {"preview": (32, 48), "refine": (64, 96)}[stage] if self.tiny else full[stage]
+        height, width = {"preview": (32, 48), "refine": (32, 64)}[stage] if self.tiny else full[stage]
         return {"height": height, "width": width}
 
     @property

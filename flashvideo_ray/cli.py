@@ -46,6 +46,9 @@ TakeoverOption = Annotated[bool, typer.Option("--takeover", help="Take the run f
 RelabelOption = Annotated[
     bool, typer.Option("--relabel", help="Give candidates of the run the ids and other columns that PROMPTS has now.")
 ]
+TrustOption = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Certificates in PEM that those of signed videos must lead to.")
+]
 AcceptOption = Annotated[int | None, typer.Option(help="End when the run has so many rendered clips.")]
 BudgetOption = Annotated[
     str | None, typer.Option(help="End when this job's pools held cards for so long: '200 gpu-hours' (or cpu-hours).")
@@ -392,17 +395,12 @@ def plan(
         from flashvideo_ray.accounting import plan as planning
         from flashvideo_ray.accounting import terminal
         from flashvideo_ray.accounting.card import Card
+        from flashvideo_ray.graph import checks
         from flashvideo_ray.ledger.store import Store
-        from flashvideo_ray.prompts import CANDIDATE, read_prompts
+        from flashvideo_ray.prompts import CANDIDATE
 
         settings = Settings.load(config, [*(set_ or []), *_columns(column)])
-        rows = read_prompts(
-            prompts,
-            base_seed=settings.seed,
-            duplicates=settings.prompts.duplicates,
-            columns=settings.prompts.columns.named,
-            only=only,
-        )
+        rows = checks.read_prompts(prompts, settings, only)
         if CANDIDATE in rows.column_names:  # each row is one
             settings = settings.model_copy(update={"candidates": 1})
         count = rows.num_rows
@@ -458,11 +456,13 @@ def verify(
     output: OutputArgument,
     repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
     decode: Annotated[bool, typer.Option(help="Fetch, hash and decode every object, or compare names only.")] = True,
+    trust: TrustOption = None,
     takeover: TakeoverOption = False,
 ) -> None:
     """Prove that ledger and store agree: exit status 0 if they do, 1 if not."""
 
     def check() -> int:
+        from flashvideo_ray import credentials
         from flashvideo_ray.graph import finish
         from flashvideo_ray.ledger import run_file
         from flashvideo_ray.ledger import verify as verification
@@ -470,14 +470,18 @@ def verify(
         from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
+        trusted = credentials.trusted(trust) if trust is not None else None
         with suppress(run_file.DamagedRunError):  # which is among what is found
-            _existing_run(store)
+            own = finish.settings_of(store, _existing_run(store)).credentials
+            if trusted is None and own is not None:
+                trusted = credentials.trust_of(own)
         held = Claim(store, Identity.of_this_process(), takeover=takeover) if repair else nullcontext()
         with held, console.status("verifying") as status:
             report = verification.verify(
                 store,
                 repair=repair,
                 decode=decode,
+                trust=trusted,
                 progress=lambda done, total: status.update(f"verifying: {done} of {total} rows"),
             )
             kinds = {finding.kind for finding in report.problems}
@@ -493,6 +497,32 @@ def verify(
         return 1 if report.problems else 0
 
     raise typer.Exit(_guarded(check))
+
+
+@app.command()
+def inspect(
+    file: Annotated[str, typer.Argument(help="An MP4: a path or any fsspec URL.")],
+    trust: TrustOption = None,
+    json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """How a clip was made, from its file alone, and how to make it again: status 1 if its signature does not hold."""
+
+    def look() -> int:
+        import json
+        from dataclasses import asdict
+
+        from flashvideo_ray import credentials, inspection
+        from flashvideo_ray.accounting import terminal
+
+        found = inspection.inspect(file, credentials.trusted(trust) if trust is not None else None)
+        if json_:
+            print(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+        else:
+            terminal.print_lines(console, terminal.inspection_lines(found))
+        own = found.signature
+        return 0 if own is None or (own.holds and own.trusted is not False) else 1
+
+    raise typer.Exit(_guarded(look))
 
 
 @app.command()

@@ -9,12 +9,20 @@ class JobError(RuntimeError):
     """A job cannot go on, though nothing is wrong with what it was told. The message says where and why (status 1)."""
 
 
+def message_of(error: BaseException) -> str:
+    """What an error says, as text that any table and any log can hold."""
+    try:
+        text = str(error) or repr(error)
+    except Exception:  # of a library that fails even in saying what failed
+        text = "an error that cannot be shown"
+    return text.encode(errors="backslashreplace").decode()
+
+
 def in_a_line(error: BaseException) -> str:
     """Class and message of an error, the first line of it; where Ray wraps what happened on a worker, of that."""
     cause = getattr(error, "cause", None)
     own = cause if isinstance(cause, BaseException) else error
-    lines = str(own).strip().splitlines() or [repr(own)]
-    lines[0] = lines[0].encode(errors="backslashreplace").decode()
+    lines = message_of(own).strip().splitlines() or [repr(own)]
     return f"{type(own).__name__}: {lines[0]}"
 
 

@@ -5,8 +5,8 @@ Three kinds of settings live in three places, because they are treated different
 - what decides pixels (`seed`, `candidates`, `text`, `preview`, `refine`, `video`) and numbers (`score`): the *recipe*,
   fixed by the first job that writes to an OUTPUT;
 - what decides who is refined (`select`): may be changed at any time;
-- how prompts are read, where and how work runs, what is kept and what it costs (`prompts`, `pools`, `ledger`, `keep`,
-  `prices`, `max_attempts` and the seconds): operational, free.
+- how prompts are read, where and how work runs, what is signed, kept and paid (`prompts`, `pools`, `ledger`, `keep`,
+  `credentials`, `prices`, `max_attempts` and the seconds): operational, free.
 
 All models are frozen and refuse unknown keys. A `null` in `preview` or `refine` means "as the model itself says": the
 sizes, steps and guidance stored in its `model_index.json`.
@@ -19,6 +19,7 @@ import difflib
 import importlib.resources
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -36,6 +37,7 @@ def _no_truth_value(value: Any) -> Any:
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Metadata = Literal["full", "minimal"]
 GuidanceBatching = Literal["together", "apart"]
 Stage = Literal["text", "preview", "score", "rate", "refine"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -265,6 +267,45 @@ class VideoSettings(Frozen):
     clip_crf: Annotated[Integer, Field(ge=0, le=51)] = 18
     codec: Literal["libx264", "h264_nvenc"] = Field("libx264", description="of clips; NVENC needs a card that has it")
     encoder_preset: str | None = Field(None, description="the codec's own speed preset; null: its default")
+    metadata: Metadata = Field(
+        "full", description="what MP4s tell of themselves; minimal: neither prompt nor seed; may be changed at any time"
+    )
+
+
+class CredentialSettings(Frozen):
+    """With what clips are signed (C2PA). Named here, and never held: files in PEM, or `env:NAME` for a variable."""
+
+    certificate: str = Field(description="the certificate and those that it leads to, itself first")
+    key: str | None = Field(None, description="its private key, without a pass phrase")
+    signer: str | None = Field(None, description="in the place of a key: dotted path of a function, bytes to signature")
+    timestamp_authority: str | None = Field(None, description="its URL (RFC 3161)")
+    trust: str | None = Field(None, description="what `verify` trusts; null: the last certificate of `certificate`")
+    previews: bool = Field(False, description="whether previews are signed, too")
+
+    @field_validator("certificate", "key", "trust")
+    @classmethod
+    def _place(cls, value: str | None) -> str | None:
+        """Absolute: actors work in folders of their own."""
+        if value is None or value.startswith("env:"):
+            return value
+        if "\n" in value or "-----" in value:
+            raise ValueError(
+                "is the path of a file in PEM, or env:NAME for a variable that holds it; not the PEM itself"
+            )
+        return os.path.abspath(os.path.expanduser(value))
+
+    @field_validator("timestamp_authority")
+    @classmethod
+    def _url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("is a URL that begins with http:// or https://")
+        return value
+
+    @model_validator(mode="after")
+    def _one_way_to_sign(self) -> Self:
+        if (self.key is None) == (self.signer is None):
+            raise ValueError("needs a key or a signer, and one of them alone")
+        return self
 
 
 class Pool(Frozen):
@@ -376,6 +417,7 @@ class Settings(Frozen):
     select: SelectSettings = SelectSettings()
     refine: RefineSettings = RefineSettings()
     video: VideoSettings = VideoSettings()
+    credentials: CredentialSettings | None = Field(None, description="null: clips have the plain mark alone")
     pools: Pools = Pools()
     ledger: LedgerSettings = LedgerSettings()
     keep: tuple[Literal["latents", "previews"], ...] = Field(
@@ -416,6 +458,7 @@ class Settings(Frozen):
     def recipe(self) -> dict[str, Any]:
         """What decides pixels and scores, apart from weights: a run has exactly one. Plain JSON values."""
         tree = self.model_dump(mode="json", include={"seed", "candidates", "text", "score", "video"})
+        del tree["video"]["metadata"]  # decides no pixel
         return tree | {stage: _own_recipe(getattr(self, stage)) for stage in ("preview", "refine")}
 
     def stage1_recipe(self) -> dict[str, Any]:
@@ -517,7 +560,8 @@ def _explain(issue: Any, root: type[BaseModel], where: str) -> str:
         hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"known keys: {', '.join(sorted(known))}"
         return f"{where}: unknown key {key}; {hint}"
     message = issue["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(issue["input"], dict) else f" (found {_short(issue['input'])})"
+    hidden = isinstance(issue["input"], dict) or path[0] == "credentials"  # whatever was put there by mistake
+    shown = "" if hidden else f" (found {_short(issue['input'])})"
     return f"{where}: {key}: {message}{shown}"
 
 

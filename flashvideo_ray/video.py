@@ -6,8 +6,11 @@ encoded while it is still being decoded from its latents. Nothing here needs tor
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import struct
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +34,7 @@ _THREADS = 4  # fixed: libx264's bytes depend on the thread count, so it may not
 _X264 = {"x264-params": "mbtree=0"}
 _BT709 = 1  # the same code point in colour primaries, transfer and matrix
 _SWS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
+_XMP_BOX = uuid.UUID("be7acfcb-97a9-42e8-9c71-999491e3afac").bytes  # where XMP stands in an MP4 (ISO 16684-3)
 _BRANDS = {"major_brand", "minor_version", "compatible_brands", "encoder"}  # the muxer's own keys
 
 
@@ -61,6 +65,7 @@ def encode_mp4(
     preset: str | None = None,
     codec: str = "libx264",
     metadata: Mapping[str, str] | None = None,
+    xmp: str | None = None,
 ) -> bytes:
     """Encode frames as an H.264 MP4: yuv420p, BT.709 limited range, index before media (faststart).
 
@@ -73,6 +78,7 @@ def encode_mp4(
         preset: the encoder's speed preset; `medium` for libx264, `p5` for h264_nvenc when not given.
         codec: `libx264`, or `h264_nvenc` where the GPU has an encoder.
         metadata: written to the file as it is, any keys.
+        xmp: an XMP packet to stand at the end of the file.
 
     Raises:
         ValueError: no frames, an odd height or width, a frame of another size, type or shape, an unknown codec.
@@ -109,6 +115,9 @@ def encode_mp4(
         if stream is None:
             raise ValueError("no frames to encode")
         container.mux(stream.encode())
+    if xmp is not None:
+        packet = xmp.encode()
+        data += struct.pack(">I4s", 8 + len(_XMP_BOX) + len(packet), b"uuid") + _XMP_BOX + packet
     return bytes(data)
 
 
@@ -235,26 +244,25 @@ def probe(source: bytes | str | os.PathLike[str], *, count: bool = False) -> Vid
         return _info(container, stream, size, frames)
 
 
-def to_uint8(frames: Any) -> Frame:
-    """Quantise float frames in [0, 1] to RGB uint8 `[frames, height, width, 3]`; values outside are clipped.
+def stream_sha256(source: bytes | str | os.PathLike[str]) -> str:
+    """A hex digest of the video stream alone: equal for equal pictures, whatever the container says or is signed with.
 
-    Args:
-        frames: float `[frames, 3, height, width]` or `[frames, height, width, 3]`; an array or a CPU tensor.
+    It is of the packets' payload in their order, as `ffmpeg -i FILE -map 0:v -c copy -f hash -hash sha256 -` has it.
 
     Raises:
-        ValueError: another shape, or NaN or infinite values.
+        ValueError: the file is no video or is damaged.
+        FileNotFoundError: no file at that path.
     """
-    pictures = np.asarray(frames)
-    if pictures.ndim != 4 or 3 not in (pictures.shape[1], pictures.shape[-1]):
-        raise ValueError(f"expected [frames, 3, height, width] or [frames, height, width, 3], not {pictures.shape}")
-    if pictures.shape[-1] != 3:
-        pictures = pictures.transpose(0, 2, 3, 1)
-    out = np.empty(pictures.shape, np.uint8)
-    for index, picture in enumerate(pictures):  # one at a time: a 1080p clip is 1.2 GB in float32
-        if not np.isfinite(picture).all():
-            raise ValueError(f"frame {index} has {(~np.isfinite(picture)).sum()} values that are NaN or infinite")
-        out[index] = np.rint(picture.clip(0, 1) * 255)
-    return out
+    digest = hashlib.sha256()
+    with _open(source) as (container, stream, _):
+        for packet in container.demux(stream):
+            digest.update(packet)
+    return digest.hexdigest()
+
+
+def digests(mp4: bytes) -> dict[str, Any]:
+    """What the ledger records of a clip's bytes: `bytes`, `sha256` and `stream_sha256`. Raises ValueError."""
+    return {"bytes": len(mp4), "sha256": hashlib.sha256(mp4).hexdigest(), "stream_sha256": stream_sha256(mp4)}
 
 
 def poster_jpeg(frames: Frame, *, max_side: int = 640, quality: int = 85) -> bytes:

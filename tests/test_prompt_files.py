@@ -3,12 +3,15 @@
 import gzip
 import json
 import logging
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub import serve_dataset
 from support import write_prompts
 
 from flashvideo_ray.expressions import RuleError
@@ -223,3 +226,36 @@ def test_what_an_extra_brings_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(PromptError, match=r"not installed: pip install 'flashvideo-ray\[hf\]'"):
         read_prompts("hf://datasets/org/name")
+
+
+def test_a_dataset_of_the_hub_is_a_folder_like_others(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"caption": ["a dog"]}), tmp_path / "p.parquet")
+    files = {
+        "data/train.jsonl.gz": gzip.compress(b'{"caption": "a cat", "mood": "calm"}\n'),
+        "data/train.parquet": (tmp_path / "p.parquet").read_bytes(),
+        "README.md": b"about it",
+        "info.json": b"{}",
+    }
+    with serve_dataset("org/name", files) as hub:
+        read = "\n".join(
+            [
+                "import json, sys",
+                "from flashvideo_ray.prompts import PromptError, read_prompts",
+                "for url in sys.argv[1:]:",
+                "    try:",
+                "        print(json.dumps(read_prompts(url, columns={'prompt': 'caption'})['prompt'].to_pylist()))",
+                "    except PromptError as error:",
+                "        print(json.dumps(str(error)))",
+            ]
+        )
+        places = ("org/name", "org/name/data/*.parquet", "org/name@main/data/train.jsonl.gz", "org/other")
+        done = subprocess.run(
+            [sys.executable, "-c", read, *(f"hf://datasets/{place}" for place in places)],
+            env={**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    *found, missing = (json.loads(line) for line in done.stdout.splitlines())
+    assert found == [["a cat", "a dog"], ["a dog"], ["a cat"]]
+    assert missing.startswith("hf://datasets/org/other: ")

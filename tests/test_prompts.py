@@ -121,7 +121,7 @@ def test_prompts_in_an_object_store(s3: S3) -> None:
 def test_every_mistake_has_its_message(tmp_path: Path, columns: dict[str, list[object]], message: str) -> None:
     pq.write_table(pa.table(columns), tmp_path / "p.parquet")
     with pytest.raises(PromptError, match=message):
-        read_prompts(str(tmp_path / "p.parquet"), reserved={"status"})
+        read_prompts(str(tmp_path / "p.parquet"), reserved={"status", "score_*"})
 
 
 def test_rows_are_named_by_file_where_there_are_several(tmp_path: Path) -> None:

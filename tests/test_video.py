@@ -70,6 +70,41 @@ def test_same_frames_give_the_same_bytes_streamed_or_not():
     assert data == video.encode_mp4(clip[:, :, ::-1][:, :, ::-1], 8, metadata={"seed": "1"})  # not contiguous
 
 
+def ffmpegs_own_hash(data: bytes) -> str:
+    """Of the stream's packets, as FFmpeg's hash muxer writes it."""
+    out = io.BytesIO()
+    with (
+        av.open(io.BytesIO(data)) as container,
+        av.open(out, "w", format="hash", options={"hash": "sha256"}) as sink,
+    ):
+        copied = sink.add_stream_from_template(container.streams.video[0])
+        for packet in container.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = copied
+                sink.mux(packet)
+    return out.getvalue().decode().strip().removeprefix("SHA256=")
+
+
+def test_the_streams_hash_is_of_the_pictures_and_not_of_what_the_file_says_of_them():
+    clip = noise_clip()
+    plain, told = (video.encode_mp4(clip, 8, **more) for more in ({}, {"metadata": {"seed": "1"}, "xmp": "<x/>"}))
+    assert plain != told
+    assert video.stream_sha256(plain) == video.stream_sha256(told) == ffmpegs_own_hash(told)
+    other = clip.copy()
+    other[3, 8:24, 8:24] = 255
+    assert video.stream_sha256(video.encode_mp4(other, 8)) != video.stream_sha256(plain)
+    with pytest.raises(ValueError, match="not a readable video"):
+        video.stream_sha256(b"no video")
+
+
+def test_an_xmp_packet_stands_at_the_end_where_readers_of_metadata_find_it():
+    data = video.encode_mp4(noise_clip(), 8, xmp="<x>ü</x>")
+    assert boxes(data)[-1] == "uuid"
+    assert boxes(data).index("moov") < boxes(data).index("mdat")
+    with av.open(io.BytesIO(data), options={"export_xmp": "1"}) as container:
+        assert container.metadata["xmp"] == "<x>ü</x>"
+
+
 def test_metadata_is_kept_word_for_word():
     metadata = {
         "prompt": "a “long” prompt;\nwith = signs, ü 🎬 " + "x" * 4000,
@@ -133,25 +168,6 @@ def test_files_that_are_no_video(data, tmp_path):
         video.decode_mp4(data)
     with pytest.raises(FileNotFoundError):
         video.probe(tmp_path / "none.mp4")
-
-
-def test_float_frames_are_rounded_and_clipped():
-    values = np.array([-0.5, 0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 2.0], np.float32)
-    frames = np.broadcast_to(values, (2, 3, 4, 6))
-    expected = np.array([0, 0, 0, 1, 255, 255])
-    for layout in (frames, frames.transpose(0, 2, 3, 1)):
-        quantised = video.to_uint8(layout)
-        assert quantised.shape == (2, 4, 6, 3)
-        assert (quantised[..., 0] == expected).all()
-
-
-def test_float_frames_that_are_not_numbers_are_refused():
-    frames = np.zeros((3, 3, 4, 6), np.float32)
-    frames[2, 0, 1, 1] = np.nan
-    with pytest.raises(ValueError, match="frame 2 has 1 values"):
-        video.to_uint8(frames)
-    with pytest.raises(ValueError, match="expected"):
-        video.to_uint8(frames[0])
 
 
 def test_poster_avoids_empty_frames_and_keeps_proportions():

@@ -24,6 +24,7 @@ from flashvideo_ray import engines
 from flashvideo_ray.accounting import terminal
 from flashvideo_ray.accounting.summary import Row, joined, score_names, usable
 from flashvideo_ray.prompts import visible
+from flashvideo_ray.scorers import columns
 
 _CARDS = 120  # a section
 _PROMPTS = 40  # side by side
@@ -85,7 +86,7 @@ def write_report(
         **_unknown_words(rows, run),
         scores=scores,
         failures=_failures(by_status.get("failed", [])),
-        histograms=[_histogram(f"score_{name}", by_status) for name in scores],
+        histograms=[_histogram(columns.column(name), by_status) for name in scores],
         recipe=visible(yaml.safe_dump(_plain(run), sort_keys=False, allow_unicode=True, width=100)) if run else "",
         thumbnail=_Thumbnails(poster),
         limit=_CARDS,
@@ -180,11 +181,11 @@ def _histogram(column: str, by_status: Mapping[str, Iterable[Row]], bins: int = 
     kept = np.array([value for value in others if usable(value)])
     values = np.concatenate([kept, out])
     if not len(values):
-        return {"name": column.removeprefix("score_"), "count": 0}
+        return {"name": columns.name_of(column), "count": 0}
     edges = np.histogram_bin_edges(values, bins)
     heights = np.stack([np.histogram(kept, edges)[0], np.histogram(out, edges)[0]], axis=1)
     return {
-        "name": column.removeprefix("score_"),
+        "name": columns.name_of(column),
         "count": len(values),
         "low": float(values.min()),
         "median": float(np.median(values)),

@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flashvideo_ray.scorers import columns
 from flashvideo_ray.selection.rules import reasons_without_numbers
 
 STAGES = {
     "text": "previews", "preview": "previews", "score": "previews", "rate": "previews",
     "refine": "clips", "publish": "clips",
 }  # fmt: skip
-_TIMINGS = {f"{stage}_seconds" for stage in STAGES}
 Row = dict[str, Any]  # one candidate: its rows of both tables, joined
 
 
@@ -113,11 +113,9 @@ def joined(previews: pa.Table, clips: pa.Table) -> list[Row]:
 def score_names(previews: pa.Table) -> list[str]:
     """Names of the score columns, in the order of the table."""
     return [
-        field.name.removeprefix("score_")
+        columns.name_of(field.name)
         for field in previews.schema
-        if field.name.startswith("score_")
-        and field.name not in _TIMINGS
-        and (pa.types.is_floating(field.type) or pa.types.is_integer(field.type))
+        if columns.is_score(field.name) and (pa.types.is_floating(field.type) or pa.types.is_integer(field.type))
     ]
 
 

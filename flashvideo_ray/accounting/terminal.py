@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from flashvideo_ray.prompts import visible
 if TYPE_CHECKING:
     from flashvideo_ray.accounting.billing import Cost
     from flashvideo_ray.accounting.plan import Plan
+    from flashvideo_ray.inspection import Inspection
     from flashvideo_ray.selection.agreement import Audit, Share
 
 _LEAST = 0.0001  # of money that is shown
@@ -233,6 +235,27 @@ def audit_page(audit: Audit) -> RenderableType:
     if constant:
         parts.append(Text(f"Without a correlation, because one end is missing or the same everywhere: {constant}"))
     return Group(*parts, *[Text(note) for note in audit.notes])
+
+
+def inspection_lines(found: Inspection) -> Iterator[str]:
+    """What a file says of itself, what is to be known of it, and the command that makes it again."""
+    held, made = found.video, dict(found.made)
+    yield found.file
+    size = f"{held['width']}x{held['height']}"
+    yield f"  video         {held['codec']}, {size}, {held['frames']} frames at {held['fps']:g} a second"
+    yield f"  sha256        {held['sha256']}"
+    yield f"  stream_sha256 {held['stream_sha256']}"
+    yield f"  mark          {found.mark or 'none: it does not say that a model has made it'}"
+    for name, value in made.items():
+        plain = isinstance(value, str) and value.isprintable()  # a file may come from anybody
+        yield f"  {name:<13} {value if plain else json.dumps(value)}"
+    if found.signature is not None:
+        own = found.signature
+        yield f"  signed by     {own.signer}"
+        yield f"  signed at     {own.timestamp or f'{own.created} by its own account'}"
+    yield from found.notes
+    if found.command is not None:
+        yield f"The same again:\n{found.command}"
 
 
 def print_lines(console: Console, lines: Iterator[str]) -> None:

@@ -19,6 +19,7 @@ import json
 import os
 import posixpath
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ from flashvideo_ray.export.options import ExportError
 from flashvideo_ray.ledger import run_file
 from flashvideo_ray.ledger.store import Store
 
+_CONNECTIONS = 16  # an object store answers slowly, but many questions at a time
 FILE, PENDING, WITHDRAWN = "export.json", "pending.parquet", "withdrawn.parquet"
 _PENDING = pa.schema([pa.field("shard", pa.string(), nullable=False), pa.field("key", pa.string())])
 
@@ -109,7 +111,9 @@ class Destination:
 
     def index(self) -> pa.Table:
         """What is in the shards that are whole, in their order."""
-        parts = [pq.read_table(pa.BufferReader(self.store.get(key))) for key in self.store.keys("index", ".parquet")]
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            found = pool.map(self.store.get, self.store.keys("index", ".parquet"))
+            parts = [pq.read_table(pa.BufferReader(data)) for data in found]
         nothing = pa.schema([pa.field(name, pa.string()) for name in (self.key, "split", "shard")])
         return pa.concat_tables([nothing.empty_table(), *parts], promote_options="permissive")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from flashvideo_ray.export.options import Options
-from flashvideo_ray.selection.rules import SCORE
+from flashvideo_ray.scorers import columns as score_columns
 
 _MEANING: dict[str, tuple[str, str]] = {  # unit, meaning
     "clip_id": ("", "names the candidate: a digest of all that decides its pixels"),
@@ -66,11 +66,11 @@ def describe(schema: pa.Schema, media: tuple[str, ...], options: Options) -> lis
 def _column(name: str, type_: str, options: Options) -> Column:
     for prefix, of in _SIDES.items():
         inner = name.removeprefix(prefix)
-        if inner != name and (inner in _MEANING or inner.startswith(SCORE)):
+        if inner != name and (inner in _MEANING or score_columns.is_score(inner)):
             found = _column(inner, type_, options)
             return Column(name, type_, found.unit, f"{found.meaning} ({of})")
-    if name.startswith(SCORE):
-        return Column(name, type_, "of the scorer", f"the score {name.removeprefix(SCORE)} of the preview")
+    if score_columns.is_score(name):
+        return Column(name, type_, "of the scorer", f"the score {score_columns.name_of(name)} of the preview")
     if name == "caption":
         return Column(name, type_, "", f"the text to train with: the column {options.caption} of the run")
     if name == "video" and options.copy_media:

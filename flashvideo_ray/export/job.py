@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +24,7 @@ from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings
 
 RAY_BYTES = 10_000_000_000  # of shards: what one process writes in some minutes
+_BATCH = 10_000  # rows that are Python objects at a time
 Progress = Callable[[int, int], object]
 """Told of shards written and of all there are to write."""
 
@@ -184,9 +185,11 @@ def _plan(
     rows, media = rows.filter(fresh), found.rows.filter(fresh)
     embedded = found.media if options.embeds else ()
     columns = [[sizes[key] for key in media[medium.key].to_pylist()] for medium in embedded]
+    sizes_of = iter(zip(*columns, strict=True)) if columns else repeat(())
     items = [
-        shards.Item(row[place.key], row["split"], formats.row_bytes(options.format, row, taken))
-        for row, *taken in zip(rows.to_pylist(), *columns, strict=True)
+        shards.Item(row[place.key], row["split"], formats.row_bytes(options.format, row, next(sizes_of)))
+        for batch in rows.to_batches(_BATCH)
+        for row in batch.to_pylist()
     ]
     begin = Counter(stem(shard).rpartition("-")[0] for shard in place.whole())
     base, suffix = formats.base_bytes(options.format), SUFFIX[options.format]

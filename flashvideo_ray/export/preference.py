@@ -22,12 +22,14 @@ from flashvideo_ray.export.samples import (
     score_columns,
     splits_of,
 )
-from flashvideo_ray.selection.rules import SCORE, check_rules, select
+from flashvideo_ray.scorers import columns
+from flashvideo_ray.selection.rules import check_rules, select
 from flashvideo_ray.settings import SelectSettings
 
 SIDES = ("chosen", "rejected")
 _OF_PROMPT = ("id", "prompt", "negative_prompt", "caption", "split")
 _OF_SIDE = ("clip_id", "seed", "candidate", "status", "rank")
+_SAID = ("decision", "decided_by")
 _ID_DIGITS = 20
 Row = dict[str, Any]
 
@@ -81,11 +83,13 @@ def _usable(
         update={"keep": None, "duplicates": None, "rank": options.rank or rules.rank, "missing": "fail"}
     )
     scores = score_columns(candidates)
-    check_rules(judging, [name.removeprefix(SCORE) for name in scores])
+    check_rules(judging, [columns.name_of(name) for name in scores])
     verdicts = select(candidates, judging).select(["status", "rank"]).to_pylist()
     captions, wanted = caption_of(candidates, options), meets(candidates, options)
     usable, gaps = [], Counter[str]()
-    for row, verdict, caption, is_wanted in zip(candidates.to_pylist(), verdicts, captions, wanted, strict=True):
+    own = (name for name in (*_OF_PROMPT, *_OF_SIDE, *_SAID, *scores, key, "sha256", *own_columns(candidates)))
+    rows = candidates.select([name for name in dict.fromkeys(own) if name in candidates.column_names])
+    for row, verdict, caption, is_wanted in zip(rows.to_pylist(), verdicts, captions, wanted, strict=True):
         if not is_wanted:
             continue
         if row["status"] == "failed":

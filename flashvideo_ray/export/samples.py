@@ -11,7 +11,7 @@ from flashvideo_ray.export.options import ExportError, Media, Options, split_of
 from flashvideo_ray.filters import Filter
 from flashvideo_ray.graph.candidates import carried, named_as_in_rules
 from flashvideo_ray.ledger import tables
-from flashvideo_ray.selection.rules import SCORE
+from flashvideo_ray.scorers import columns
 
 KEY_OF: Mapping[Media, str] = {"clips": "clip", "previews": "preview"}  # the column with a medium's key in the run
 _OUTCOMES: Mapping[Media, tuple[str, ...]] = {
@@ -23,7 +23,6 @@ _CANDIDATE = ("clip_id", "id", "prompt", "negative_prompt", "caption", "split", 
 _SAID = ("decision", "decided_by", "rank")
 _OF_CLIPS = ("frames", "height", "width", "fps", "bytes", "sha256", "stream_sha256")
 RESERVED = frozenset({"caption", "split", "video", "pair_id", "decided", "margin", "chosen", "rejected"})
-_NO_SCORE = "score_seconds"
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def own_columns(candidates: pa.Table) -> dict[str, str]:
 
 def score_columns(candidates: pa.Table) -> list[str]:
     """`score_<name>` of all scores."""
-    return [name for name in candidates.column_names if name.startswith(SCORE) and name != _NO_SCORE]
+    return columns.those_in(candidates.column_names)
 
 
 def splits_of(prompts: pa.ChunkedArray, options: Options) -> pa.Array:

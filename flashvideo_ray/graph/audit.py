@@ -8,6 +8,7 @@ scorers and by others that selection never saw, and compared.
 from __future__ import annotations
 
 import json
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,12 +24,14 @@ from flashvideo_ray.ledger import decisions, tables
 from flashvideo_ray.ledger.keys import clip_key, preview_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.texts import Texts
+from flashvideo_ray.scorers import columns
+from flashvideo_ray.scorers.panel import Panel, names_of
 from flashvideo_ray.selection.agreement import Audit, Pair, compare
-from flashvideo_ray.selection.rules import SCORE
-from flashvideo_ray.settings import Settings
+from flashvideo_ray.settings import ScorerSettings, Settings
 
 FILE = "audit.json"
 _SCORES = "audit.parquet"  # what was measured, so that nothing is decoded twice
+log = logging.getLogger("flashvideo_ray")
 _AHEAD = 2  # clips that are decoded ahead; one at 1080p takes 300 MB
 
 
@@ -52,8 +55,9 @@ def audit(
 
     Raises AuditError where there is nothing to compare, or for a scorer that cannot be used.
     """
-    own = [name for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
-    others = _names_of(held_out, own)
+    own = names_of(settings.score.scorers)
+    further = [ScorerSettings(name=name) for name in held_out]
+    others = _names_of(further, own)
     texts = Texts.read(store)
     previews, clips = texts.present(tables.read(store, "previews")), texts.present(tables.read(store, "clips"))
     candidates = _candidates(previews, clips)
@@ -62,11 +66,11 @@ def audit(
             f"{store.url}: no rejected candidate has a clip to compare; set select.audit to the share of them that is "
             "to be refined all the same, such as 0.05, and start the job again"
         )
-    measured = _measure(store, settings, candidates, held_out, progress)
+    measured = _measure(store, settings, candidates, further, progress)
     pairs = [
         Pair(
             rejected=row["status"] == "rejected",
-            preview={name: row.get(f"{SCORE}{name}") for name in own}
+            preview={name: row.get(columns.column(name)) for name in own}
             | {name: measured.get((row["clip_id"], "preview", name)) for name in others},
             clip={name: measured.get((row["clip_id"], "clip", name)) for name in [*own, *others]},
         )
@@ -88,16 +92,16 @@ def read(store: Store) -> dict[str, Any] | None:
         return None
 
 
-def _names_of(held_out: Sequence[str], own: Sequence[str]) -> list[str]:
+def _names_of(held_out: Sequence[ScorerSettings], own: Sequence[str]) -> list[str]:
     """The scores of held-out scorers. Raises AuditError for a scorer that cannot be built, or is the run's own."""
     names: list[str] = []
-    for scorer in held_out:
+    for spec in held_out:
         try:
-            given = scorers.load(scorer).names
+            given = scorers.load(spec.name).names
         except ValueError as error:
             raise AuditError(f"--with: {error}") from None
         if both := sorted({*given} & {*own, *names}):
-            raise AuditError(f"--with {scorer}: {', '.join(both)} is measured without it; leave it out")
+            raise AuditError(f"--with {spec.name}: {', '.join(both)} is measured without it; leave it out")
         names += given
     return names
 
@@ -116,7 +120,7 @@ def _measure(
     store: Store,
     settings: Settings,
     candidates: Sequence[Mapping[str, Any]],
-    held_out: Sequence[str],
+    held_out: Sequence[ScorerSettings],
     progress: Callable[[int, int], None] | None,
 ) -> dict[tuple[str, str, str], float | None]:
     """Numbers by clip_id, end and score; the run's own scorers look at clips only. What is known is not measured again.
@@ -124,9 +128,7 @@ def _measure(
     Clips are fetched and decoded ahead in threads, and scored here one by one: a scorer need not stand threads.
     """
     keys = {"preview": preview_key, "clip": clip_key}
-    own = [(spec.name, spec.options) for spec in settings.score.scorers]
-    others: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in held_out]
-    wanted = {"preview": others, "clip": [*own, *others]}
+    wanted = {"preview": [*held_out], "clip": [*settings.score.scorers, *held_out]}
     hashes = {row["clip_id"]: row["sha256"] for row in candidates}
     known = {
         (one["clip_id"], one["end"], one["score"]): one["value"]
@@ -137,18 +139,18 @@ def _measure(
         (row, end, missing)
         for row in candidates
         for end in keys
-        if (missing := [spec for spec in wanted[end] if _is_new(known, row["clip_id"], end, spec[0])])
+        if (missing := [spec for spec in wanted[end] if _is_new(known, row["clip_id"], end, spec)])
     ]
-    built: dict[tuple[str, float], Any] = {}
+    built: dict[tuple[str, float], Panel] = {}
     frames = _decoded(store, [keys[end](row["clip_id"]) for row, end, _ in unmeasured])
     for done, ((row, end, missing), (pictures, fps)) in enumerate(zip(unmeasured, frames, strict=True), start=1):
-        for name, options in missing:
-            if (name, fps) not in built:
-                built[name, fps] = scorers.load(name, options, fps=fps)
-            known |= {
-                (row["clip_id"], end, score): value
-                for score, value in _scores(built[name, fps], pictures, row["prompt"]).items()
-            }
+        for spec in missing:
+            if (spec.name, fps) not in built:
+                built[spec.name, fps] = Panel([spec], fps)
+            scored = built[spec.name, fps](pictures, row["prompt"])
+            for error in scored.errors:
+                log.warning("%s of %s: %s", end, row["clip_id"], error)
+            known |= {(row["clip_id"], end, score): value for score, value in scored.numbers.items()}
         if progress is not None:
             progress(done, len(unmeasured))
     if unmeasured:
@@ -156,8 +158,8 @@ def _measure(
     return known
 
 
-def _is_new(known: Mapping[tuple[str, str, str], Any], clip_id: str, end: str, scorer: str) -> bool:
-    return any((clip_id, end, name) not in known for name in scorers.resolve(scorer).names)
+def _is_new(known: Mapping[tuple[str, str, str], Any], clip_id: str, end: str, spec: ScorerSettings) -> bool:
+    return any((clip_id, end, name) not in known for name in names_of([spec]))
 
 
 def _decoded(store: Store, keys: Sequence[str]) -> Iterator[tuple[video.Frame, float]]:
@@ -177,14 +179,6 @@ def _decoded(store: Store, keys: Sequence[str]) -> Iterator[tuple[video.Frame, f
             yield waiting.popleft().result()
 
 
-def _scores(scorer: scorers.Scorer, frames: video.Frame, prompt: str) -> dict[str, float | None]:
-    """A scorer's numbers; None for all of them where it raises, as in a run."""
-    try:
-        return {name: float(value) for name, value in scorer(frames, prompt).items() if name in scorer.names}
-    except Exception:
-        return dict.fromkeys(scorer.names)
-
-
 def _remembered(store: Store) -> list[dict[str, Any]]:
     try:
         return pq.read_table(pa.BufferReader(store.get(_SCORES))).to_pylist()
@@ -195,11 +189,11 @@ def _remembered(store: Store) -> list[dict[str, Any]]:
 def _remember(
     store: Store, known: Mapping[tuple[str, str, str], float | None], hashes: Mapping[str, str | None]
 ) -> None:
-    columns: dict[str, list[Any]] = {"clip_id": [], "end": [], "score": [], "value": [], "sha256": []}
+    measured: dict[str, list[Any]] = {"clip_id": [], "end": [], "score": [], "value": [], "sha256": []}
     for (clip_id, end, score), value in known.items():
         row = {"clip_id": clip_id, "end": end, "score": score, "value": value, "sha256": hashes[clip_id]}
         for name, item in row.items():
-            columns[name].append(item)
+            measured[name].append(item)
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
+    pq.write_table(pa.table(measured), sink)
     store.put(_SCORES, sink.getvalue().to_pybytes())

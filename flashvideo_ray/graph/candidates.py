@@ -9,7 +9,7 @@ from flashvideo_ray.graph import finish
 from flashvideo_ray.ledger import decisions, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.texts import Texts
-from flashvideo_ray.selection.rules import SCORE
+from flashvideo_ray.scorers import columns
 from flashvideo_ray.settings import Settings
 
 PEOPLE = ("decision", "decided_by")
@@ -30,12 +30,14 @@ def read(store: Store, settings: Settings) -> pa.Table:
     ended = pc.index_in(ids, clips["clip_id"].combine_chunks())
     rows = _first_of(clips.take(ended), previews.take(pc.index_in(ids, known)))
     reason = pc.if_else(ended.is_valid(), clips["reason"].take(ended), rows["reason"])
-    rows = rows.set_column(rows.schema.get_field_index("reason"), "reason", reason)
+    rows = tables.with_column(rows, "reason", reason)
     people = decisions.opinions(store)
     said = [people.get(clip_id) for clip_id in ids.to_pylist()]
     words = [None if each is None else "approved" if each.approved else "rejected" for each in said]
-    rows = _with(rows, "decision", pa.array(words, pa.string()))
-    return _with(rows, "decided_by", pa.array([None if each is None else each.by for each in said], pa.string()))
+    rows = tables.with_column(rows, "decision", pa.array(words, pa.string()))
+    return tables.with_column(
+        rows, "decided_by", pa.array([None if each is None else each.by for each in said], pa.string())
+    )
 
 
 def with_open(store: Store, rows: pa.Table) -> pa.Table:
@@ -50,7 +52,7 @@ def with_open(store: Store, rows: pa.Table) -> pa.Table:
     wanted = wanted.filter(pc.equal(wanted["at"], last))
     wanted = wanted.filter(pc.invert(pc.is_in(wanted["clip_id"], rows["clip_id"].combine_chunks())))
     wanted = Texts.read(store).present(wanted)
-    wanted = _with(wanted, "status", pa.array(["open"] * wanted.num_rows, pa.string()))
+    wanted = tables.with_column(wanted, "status", "open")
     like = pc.index_in(wanted["id"], rows["id"].combine_chunks())
     for name in carried(rows):
         wanted = wanted.append_column(name, rows[name].take(like))
@@ -62,7 +64,7 @@ def with_open(store: Store, rows: pa.Table) -> pa.Table:
 
 def carried(rows: pa.Table) -> list[str]:
     """The columns that the prompt file had beside its own."""
-    return [name for name in rows.column_names if name not in _OWN and not name.startswith(SCORE)]
+    return [name for name in rows.column_names if name not in _OWN and not columns.is_score(name)]
 
 
 def named_as_in_rules(rows: pa.Table) -> pa.Table:
@@ -71,16 +73,11 @@ def named_as_in_rules(rows: pa.Table) -> pa.Table:
         for field in schema:
             if field.name not in rows.column_names:
                 rows = rows.append_column(field.name, pa.nulls(rows.num_rows, field.type))
-    for name in rows.column_names:
-        plain = name.removeprefix(SCORE)
-        if plain != name and plain not in rows.column_names:
+    for name in columns.those_in(rows.column_names):
+        plain = columns.name_of(name)
+        if plain not in rows.column_names:
             rows = rows.append_column(plain, rows[name])
     return rows
-
-
-def _with(rows: pa.Table, name: str, values: pa.Array) -> pa.Table:
-    index = rows.schema.get_field_index(name)
-    return rows.append_column(name, values) if index < 0 else rows.set_column(index, name, values)
 
 
 def _first_of(first: pa.Table, second: pa.Table) -> pa.Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -10,9 +9,12 @@ from collections.abc import Callable, Collection, Iterator
 import pyarrow as pa
 
 from flashvideo_ray import engines, prompts, scorers, video
+from flashvideo_ray.credentials import Signer
 from flashvideo_ray.engines import weights
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph.recipe import sizes
+from flashvideo_ray.graph.stage_base import row_schema
+from flashvideo_ray.scorers import columns
 from flashvideo_ray.selection.rules import check_rules
 from flashvideo_ray.settings import STAGES, Settings, SettingsError, Stage
 
@@ -34,6 +36,7 @@ def check(settings: Settings, stages: Collection[Stage] = STAGES) -> Settings:
     is really used. Raises an InputError of its kind, or a SettingsError with a line for each problem if there are more.
     """
     problems = list(_problems_of(lambda: check_scoring(settings)))
+    problems += _problems_of(lambda: check_credentials(settings, stages))
     models = bool({"text", "preview", "refine"} & {*stages})
     if models:
         settings = weights.with_model_defaults(settings)
@@ -49,6 +52,21 @@ def check(settings: Settings, stages: Collection[Stage] = STAGES) -> Settings:
     return settings
 
 
+def read_prompts(url: str, settings: Settings, only: str | None = None) -> pa.Table:
+    """The prompts at a URL as `prompts.read_prompts` gives them, read as the settings say.
+
+    Raises what that raises; a carried column with a name of the ledger's or of the graph's rows is a PromptError.
+    """
+    return prompts.read_prompts(
+        url,
+        base_seed=settings.seed,
+        reserved=[*row_schema().names, "at", f"{columns.PREFIX}*"],
+        duplicates=settings.prompts.duplicates,
+        columns=settings.prompts.columns.named,
+        only=only,
+    )
+
+
 def check_scoring(settings: Settings) -> None:
     """Raise SettingsError or RuleError if a scorer or a rule of the settings cannot be used."""
     try:
@@ -59,6 +77,13 @@ def check_scoring(settings: Settings) -> None:
     if twice:
         raise SettingsError(f"score.scorers: {', '.join(twice)} would be given by two scorers; leave one out")
     check_rules(settings.select, known)
+
+
+def check_credentials(settings: Settings, stages: Collection[Stage]) -> None:
+    """Raise SettingsError if videos that these stages publish are to be signed and cannot be, here."""
+    own = settings.credentials
+    if own is not None and ("refine" in stages or (own.previews and "preview" in stages)):
+        Signer(own)
 
 
 def check_count(prompts: int, settings: Settings) -> None:
@@ -130,14 +155,14 @@ def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
     longest = max((told.prompt_prefix, engines.of(settings, "refine").describe().prompt_prefix), key=len)
     cut: list[str] = []
     too_long = negatives = 0
-    rows = itertools.count(1)
     unknown: Counter[str] = Counter()
-    for batch in table.select(["prompt", "negative_prompt"]).to_batches(max_chunksize=_PROMPTS_AT_ONCE):
+    for batch in table.select(["id", "prompt", "negative_prompt"]).to_batches(max_chunksize=_PROMPTS_AT_ONCE):
         texts = batch["prompt"].to_pylist()
-        for count, row in zip(engine.count_tokens([longest + text for text in texts]), rows, strict=False):
+        counts = engine.count_tokens([longest + text for text in texts])
+        for count, name in zip(counts, batch["id"].to_pylist(), strict=True):
             if count > told.max_tokens:
                 too_long += 1
-                cut += [f"row {row} ({count})"] if len(cut) < prompts.SHOWN else []
+                cut += [f"{name!r} ({count})"] if len(cut) < prompts.SHOWN else []
         if engine.vocabulary is not None:
             unknown.update(word for text in texts for word in engine.vocabulary.unknown_words(text))
         negatives += sum(bool(text) for text in batch["negative_prompt"].to_pylist())

@@ -8,7 +8,8 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +21,7 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 
 from flashvideo_ray import video
 from flashvideo_ray.errors import InputError
-from flashvideo_ray.graph import shared_cards
+from flashvideo_ray.graph import shared_cards, signals
 from flashvideo_ray.graph.health import Fault, Worker
 from flashvideo_ray.settings import STAGES, Pool, Pools, Settings, SettingsError, Stage, VideoSettings
 
@@ -48,18 +49,20 @@ def connect(pools: Pools, stages: Sequence[Stage] = STAGES) -> None:
     """Use the cluster that `RAY_ADDRESS` names (a submitted job has it set), else start Ray on this machine.
 
     `stages` are those that have a pool. A local Ray declares as many CPUs as the pools ask for, so that a laptop with
-    two cores can run four small actors.
+    two cores can run four small actors. From here on SIGTERM ends this process the way Ctrl-C does.
     Raises PlacementError where a pool can never be placed on this machine; a cluster may still grow, so there it is
     only a warning.
     """
     if is_this_machine():
         _start_local(pools, stages)
+        signals.stop_on_sigterm()
         return
     if not ray.is_initialized():
         try:
             ray.init(logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise PlacementError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray to be had there: {error}") from error
+    signals.stop_on_sigterm()
     for problem in misplaced(pools, stages):
         log.warning("%s; waiting for a node that has it", problem)
 
@@ -268,7 +271,7 @@ def placement(pool: Pool) -> dict[str, Any]:
 
 
 def dataset_of(rows: pa.Table) -> ray.data.Dataset:
-    """A dataset with every row in a block of its own. Call `configure_data` before."""
+    """A dataset with every row in a block of its own. Call it within `data_context`."""
     chunks = [rows.slice(start, _CHUNK).combine_chunks() for start in range(0, rows.num_rows, _CHUNK)]
     return ray.data.from_arrow(chunks).map_batches(_unchanged, batch_size=_CHUNK, batch_format="pyarrow", **GLUE)
 
@@ -277,9 +280,13 @@ def _unchanged(batch: pa.Table) -> pa.Table:
     return batch  # what comes out of a task is cut into blocks
 
 
-def configure_data() -> None:
-    """Ray Data for long rows: one in a block, in no order, waiting as long as it takes; the talking is left to us."""
-    context = DataContext.get_current()
+@contextmanager
+def data_context() -> Iterator[None]:
+    """Within it Ray Data is for long rows: one in a block, in no order, waiting as long as it takes, and silent.
+
+    Other datasets of this process, made before or after, are as they were.
+    """
+    context = DataContext.get_current().copy()
     context.execution_options.preserve_order = False
     # In bytes: every row is a block. `repartition` would do it in a task that asks for a whole CPU.
     context.target_max_block_size = 1
@@ -289,5 +296,9 @@ def configure_data() -> None:
     context.issue_detectors_config.detectors = []  # hints about memory and long calls: both are meant
     # It warns of pools that are larger than a small run needs.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")
+    # Nothing else of this release gives each actor of a pool a place of its own.
+    warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it says that its bars are off
+    with DataContext.current(context):
+        yield

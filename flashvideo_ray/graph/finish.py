@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from flashvideo_ray.accounting import billing, report
 from flashvideo_ray.accounting.summary import statuses, summarise
-from flashvideo_ray.graph import audit, remaining
+from flashvideo_ray.graph import audit
+from flashvideo_ray.graph.verdicts import judged
 from flashvideo_ray.ledger import decisions, jobs, run_file, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.texts import COLUMNS, Texts, still_open
@@ -80,7 +81,7 @@ def present(store: Store, settings: Settings) -> tuple[pa.Table, pa.Table]:
     texts = Texts.of(tables.read(store, "candidates"), previews, clips)
     previews, clips = texts.present(previews), texts.present(clips)
     people = decisions.opinions(store)
-    verdicts = remaining.judged(previews, settings, people).select([*_VERDICT, "clip_id"]).to_pylist()
+    verdicts = judged(previews, settings, people).select([*_VERDICT, "clip_id"]).to_pylist()
     # Rules about the whole run come after a preview's row: what nobody said in person counts if row and rules agree.
     now = {
         verdict["clip_id"]: verdict
@@ -126,8 +127,7 @@ def _decided(table: pa.Table, verdicts: Mapping[str, Mapping[str, Any]]) -> pa.T
         if name in table.column_names:
             old = zip(ids, table[name].to_pylist(), strict=True)
             values = [verdicts[clip_id][name] if clip_id in verdicts else value for clip_id, value in old]
-            index = table.schema.get_field_index(name)
-            table = table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type))
+            table = tables.with_column(table, name, pa.array(values, table.schema.field(name).type))
     return table
 
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from flashvideo_ray.ledger import parquet_log, tables, texts
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.prompts import SHOWN, PromptError, filled, same_values
+from flashvideo_ray.scorers import columns
 
 _OWN = {*tables.PREVIEWS.names, *tables.CLIPS.names}
 _LABELLED: tuple[tables.Table, ...] = ("previews", "clips")
@@ -89,7 +90,7 @@ def relabelled(job: pa.Table, *ledger: pa.Table) -> pa.Table | None:
     if not found:
         return None
     rows = job.take(pa.array(list(found.values()), pa.int64()))
-    return rows.set_column(rows.schema.get_field_index("clip_id"), "clip_id", pa.array(list(found), pa.string()))
+    return tables.with_column(rows, "clip_id", pa.array(list(found), pa.string()))
 
 
 def labelled(rows: pa.Table, labels: pa.Table) -> pa.Table:
@@ -132,7 +133,7 @@ def refusal(labels: pa.Table, *ledger: pa.Table) -> str:
 
 def _labels(rows: pa.Table, job: pa.Table) -> list[str]:
     names = dict.fromkeys([*job.column_names, *rows.column_names])
-    return ["id", *(name for name in names if name not in _OWN and not name.startswith("score_"))]
+    return ["id", *(name for name in names if name not in _OWN and not columns.is_score(name))]
 
 
 def _differing(rows: pa.Table, job: pa.Table) -> list[int]:

@@ -10,18 +10,19 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from flashvideo_ray import identity, prompts
+from flashvideo_ray import identity, prompts, provenance
 from flashvideo_ray.graph import checks, cluster, finish, labels, remaining, scoring, stages
 from flashvideo_ray.graph.bundles import bundled
 from flashvideo_ray.graph.job import Job, RunResult, run_job
 from flashvideo_ray.graph.quota import Quota
-from flashvideo_ray.graph.recipe import about, provenance, recipe_of, sizes, with_added_scorers
+from flashvideo_ray.graph.recipe import about, recipe_of, sizes, with_added_scorers
 from flashvideo_ray.graph.remaining import Until
 from flashvideo_ray.graph.shared_cards import SharedCards
 from flashvideo_ray.graph.stage_base import PAYLOAD, row_schema
 from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.scorers import columns
 from flashvideo_ray.settings import STAGES, Settings
 
 __all__ = ["RunResult", "build_graph", "preview", "refine", "render"]
@@ -57,14 +58,7 @@ def render(
     settings = with_added_scorers(settings or Settings(), run_file.read_run(store))
     settings = checks.check(settings, [s for s in STAGES if s != "refine" or until == "refine"])
     recipe = recipe_of(settings)
-    rows = prompts.read_prompts(
-        prompt_url,
-        base_seed=settings.seed,
-        reserved=[*row_schema().names, "at"],
-        duplicates=settings.prompts.duplicates,
-        columns=settings.prompts.columns.named,
-        only=only,
-    )
+    rows = checks.read_prompts(prompt_url, settings, only)
     if prompts.CANDIDATE not in rows.column_names:  # else each row is one, of a run that held them
         checks.check_count(rows.num_rows, settings)
     checks.warn_of_prompts(rows, settings)
@@ -137,7 +131,7 @@ def refine(
     run_file.check_recipe(store, recipe)
     own = {*row_schema().names, "at"}
     extra = [field for field in tables.read(store, "previews").schema if field.name not in own]
-    extra = [field for field in extra if not field.name.startswith("score_")]
+    extra = [field for field in extra if not columns.is_score(field.name)]
 
     def next_work(run: Store, again: str | None) -> remaining.Work:
         return remaining.next_work(run, None, row_schema(extra), settings, retry=again)
@@ -160,7 +154,7 @@ def build_graph(
     pools = settings.pools
     text = {"settings": settings, "events": events, "fingerprints": recipe["fingerprints"]}
     common = {"settings": settings, "events": events, "store": store}
-    publishing = {**common, "fps": recipe["fps"], "provenance": provenance(recipe)}
+    publishing = {**common, "fps": recipe["fps"], "provenance": provenance.of_run(recipe, settings)}
 
     # A block is the unit of streaming: with one row in each, the first clip is done while previews are being made.
     # At first a row holds all candidates with the same text, which is encoded once, for the stages that are to come.

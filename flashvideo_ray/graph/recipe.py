@@ -1,8 +1,7 @@
-"""What a run has exactly one of, and what is recorded about it: for run.json and for the files themselves."""
+"""What a run has exactly one of, and what is recorded about it: for run.json."""
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import shlex
@@ -50,15 +49,6 @@ def about(settings: Settings, candidates: int) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: version(name) for name in ("flashvideo-ray", "ray", "torch", "diffusers", "transformers")},
         },
-    }
-
-
-def provenance(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """Which settings and weights made a file, for the file itself."""
-    return {
-        "comment": "made by flashvideo-ray",
-        "settings": json.dumps({stage: recipe[stage] for stage in ("preview", "refine")}),
-        "model_fingerprints": json.dumps(recipe["fingerprints"]),
     }
 
 

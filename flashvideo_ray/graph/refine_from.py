@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashvideo_ray.graph.recipe import about, recipe_of
@@ -67,14 +64,12 @@ def _copy(
     with ThreadPoolExecutor(_THREADS) as pool:
         for done, _ in enumerate(pool.map(lambda key: new.put(key, old.get(key)), keys), start=1):
             progress(done, len(keys))
-    record = {**about(settings, previews), "command": shlex.join(sys.argv), "from": old.url}
-    record["candidates"] = previews.num_rows + len(known)
+    record = {**about(settings, previews.num_rows + len(known)), "from": old.url}
     jobs.note(new, run_file.open_run(new, recipe, record))
     # Rows after their objects, and none of the old run's seconds: this run did not pay for them.
-    for name in ("text_seconds", "preview_seconds", "score_seconds", "rate_seconds"):
+    for name in tables.PREVIEW_SECONDS:
         if name in previews.column_names:
-            index = previews.schema.get_field_index(name)
-            previews = previews.set_column(index, name, pa.nulls(previews.num_rows, pa.float64()))
+            previews = tables.with_column(previews, name, None)
     if previews.num_rows:
         parquet_log.write(new, tables.stem("previews"), previews)
     return previews.num_rows

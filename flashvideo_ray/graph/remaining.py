@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 
 from flashvideo_ray.graph import labels
 from flashvideo_ray.graph.labels import News
+from flashvideo_ray.graph.verdicts import judged
 from flashvideo_ray.ledger import decisions, tables, texts
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.texts import Texts
 from flashvideo_ray.prompts import PromptError
-from flashvideo_ray.selection.rules import SCORE, Opinion, audited, select
+from flashvideo_ray.scorers import columns
 from flashvideo_ray.settings import Settings
 
 Until = Literal["preview", "refine"]
@@ -114,28 +115,6 @@ def next_work(
     return Work(pa.concat_tables(rows), context, as_rows(decided, schema), until, news, rendered, gone)
 
 
-def judged(previews: pa.Table, settings: Settings, people: Mapping[str, Opinion]) -> pa.Table:
-    """Previews with what selection says of them now: `status`, `reason`, `rank`, `stage`, `audit` and the error."""
-    verdicts = select(previews, settings.select, people)
-    status = verdicts["status"]
-    for name in ("status", "reason", "rank"):
-        previews = previews.set_column(previews.schema.get_field_index(name), name, verdicts[name])
-    out, failed = pc.is_in(status, pa.array(["rejected", "failed"])), pc.equal(status, "failed")
-    by_rule = [False] * previews.num_rows
-    if settings.select.audit:
-        by_rule = [
-            said == "rejected" and clip_id not in people and audited(clip_id, settings.select.audit)
-            for clip_id, said in zip(previews["clip_id"].to_pylist(), status.to_pylist(), strict=True)
-        ]
-    null = pa.scalar(None, pa.string())
-    return (
-        previews.append_column("stage", pc.if_else(out, settings.score.stages[-1], null))
-        .append_column("audit", pa.array(by_rule, pa.bool_()))
-        .append_column("error_class", pc.if_else(failed, tables.MISSING_SCORE, null))
-        .append_column("error", pc.if_else(failed, verdicts["reason"], null))
-    )
-
-
 def _ended(previews: pa.Table, clips: pa.Table, settings: Settings, retry: str | None) -> pa.Array:
     """The candidates that need nothing more, as selection is now."""
     status = dict(zip(previews["clip_id"].to_pylist(), previews["status"].to_pylist(), strict=True))
@@ -189,10 +168,10 @@ def _grouped(fresh: pa.Table, context: pa.Table, together: bool) -> pa.Table:
 
 def context_rows(context: pa.Table) -> dict[str, list[dict[str, Any]]]:
     """Previews to compare with, by prompt, as rows of the graph are compared."""
-    names = [name for name in context.column_names if name.startswith(SCORE) and name != "score_seconds"]
+    names = columns.those_in(context.column_names)
     by_prompt: dict[str, list[dict[str, Any]]] = {}
     for row in context.select(["clip_id", "id", "candidate", "scorer_errors", "status", *names]).to_pylist():
-        scores = [(name.removeprefix(SCORE), row.pop(name)) for name in names]
+        scores = [(columns.name_of(name), row.pop(name)) for name in names]
         by_prompt.setdefault(row["id"], []).append({**row, "scores": scores, "context": True})
     return by_prompt
 

@@ -11,14 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashvideo_ray import scorers, video
-from flashvideo_ray.errors import InputError
+from flashvideo_ray.errors import InputError, message_of
 from flashvideo_ray.graph import checks, cluster
-from flashvideo_ray.graph.stage_base import message_of, say
+from flashvideo_ray.graph.stage_base import say
 from flashvideo_ray.ledger import held_store, jobs, run_file, tables
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.selection.rules import SCORE
+from flashvideo_ray.scorers import columns
+from flashvideo_ray.scorers.panel import Panel, Scored, names_of
 from flashvideo_ray.settings import ScorerSettings, Settings
 
 
@@ -30,30 +31,28 @@ class Rescore:
     """Adds the numbers of some scorers to rows with `clip_id`, `prompt` and `preview`; an actor of Ray Data."""
 
     def __init__(self, specs: Sequence[ScorerSettings], store: Store, fps: float):
-        self.scorers = [(spec.name, scorers.load(spec.name, spec.options, fps=fps)) for spec in specs]
+        self.panel = Panel(specs, fps)
         self.store = store
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """One row for each of the batch: `clip_id`, `score_<name>` …, `scorer_errors`."""
-        return pa.Table.from_pylist([self._row(row) for row in batch.to_pylist()], schema=_schema(self.scorers))
+        texts = [pa.field(name, pa.string()) for name in ("clip_id", "scorer_errors")]
+        schema = pa.schema([*texts, *columns.fields(self.panel.names)])
+        return pa.Table.from_pylist([self._row(row) for row in batch.to_pylist()], schema=schema)
 
     def _row(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {"clip_id": row["clip_id"], "scorer_errors": None}
-        errors = []
+        scored = self._scored(row)
+        for error in scored.errors:
+            say(f"{row['clip_id']}: {error}")
+        numbers = {columns.column(name): value for name, value in scored.numbers.items()}
+        return {"clip_id": row["clip_id"], **numbers, "scorer_errors": "; ".join(scored.errors) or None}
+
+    def _scored(self, row: Mapping[str, Any]) -> Scored:
         try:
             frames, _ = video.decode_mp4(self.store.get(row["preview"]))
         except Exception as error:
-            say(f"{row['clip_id']}: {type(error).__name__}: {message_of(error)}")
-            return {
-                **found,
-                "scorer_errors": f"its preview cannot be read: {type(error).__name__}: {message_of(error)}",
-            }
-        for name, scorer in self.scorers:
-            try:
-                found |= {f"{SCORE}{key}": float(value) for key, value in scorer(frames, row["prompt"]).items()}
-            except Exception as error:
-                errors.append(f"{name}: {type(error).__name__}: {message_of(error)}")
-        return {**found, "scorer_errors": "; ".join(errors) or None}
+            return Scored({}, (f"its preview cannot be read: {type(error).__name__}: {message_of(error)}",))
+        return self.panel(frames, row["prompt"])
 
 
 def rescore(output: str, specs: Sequence[ScorerSettings], settings: Settings, *, takeover: bool = False) -> int:
@@ -68,7 +67,7 @@ def rescore(output: str, specs: Sequence[ScorerSettings], settings: Settings, *,
         raise run_file.NoRunError(f"{output}: no run here (no run.json)")
     started = time.monotonic()
     specs, further = _merged(specs, settings)
-    names = [f"{SCORE}{name}" for spec in specs for name in scorers.resolve(spec.name).names]
+    names = [columns.column(name) for name in names_of(specs)]
     previews = tables.read(store, "previews")
     have = [name for name in names if name in previews.column_names]
     lacks = pa.array([len(have) < len(names)] * previews.num_rows, pa.bool_())
@@ -126,38 +125,31 @@ def _class_of(spec: ScorerSettings) -> type | str:
 def _scored(
     rows: pa.Table, specs: Sequence[ScorerSettings], store: Store, settings: Settings, fps: float
 ) -> dict[str, dict[str, Any]]:
-    cluster.configure_data()
     found: dict[str, dict[str, Any]] = {row["clip_id"]: {} for row in rows.select(["clip_id"]).to_pylist()}
     patient = PatientStore(store.url, settings.store_patience_seconds)
     table = rows.select(["clip_id", "prompt", "preview"]).combine_chunks()
     for pool in dict.fromkeys(spec.pool for spec in specs):
         own = [spec for spec in specs if spec.pool == pool]
-        ds = cluster.dataset_of(table).map_batches(
-            Rescore,
-            fn_constructor_kwargs={"specs": own, "store": patient, "fps": fps},
-            **cluster.map_options(getattr(settings.pools, pool)),
-        )
-        for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for row in pa.table(batch).to_pylist():
-                errors = [found[row["clip_id"]].get("scorer_errors"), row.pop("scorer_errors")]
-                found[row["clip_id"]] |= {**row, "scorer_errors": "; ".join(filter(None, errors)) or None}
+        with cluster.data_context():
+            ds = cluster.dataset_of(table).map_batches(
+                Rescore,
+                fn_constructor_kwargs={"specs": own, "store": patient, "fps": fps},
+                **cluster.map_options(getattr(settings.pools, pool)),
+            )
+            for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
+                for row in pa.table(batch).to_pylist():
+                    errors = [found[row["clip_id"]].get("scorer_errors"), row.pop("scorer_errors")]
+                    found[row["clip_id"]] |= {**row, "scorer_errors": "; ".join(filter(None, errors)) or None}
     return found
 
 
 def _joined(rows: pa.Table, scored: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pa.Table:
     """Preview rows with their new scores; errors stand beside those of earlier scores."""
     for name in names:
-        values = pa.array([scored[clip_id].get(name) for clip_id in rows["clip_id"].to_pylist()], pa.float64())
-        index = rows.schema.get_field_index(name)
-        rows = rows.append_column(name, values) if index < 0 else rows.set_column(index, name, values)
+        values = [scored[clip_id].get(name) for clip_id in rows["clip_id"].to_pylist()]
+        rows = tables.with_column(rows, name, pa.array(values, pa.float64()))
     errors = [
         "; ".join(filter(None, [before, scored[clip_id].get("scorer_errors")])) or None
         for clip_id, before in zip(rows["clip_id"].to_pylist(), rows["scorer_errors"].to_pylist(), strict=True)
     ]
-    index = rows.schema.get_field_index("scorer_errors")
-    return rows.set_column(index, "scorer_errors", pa.array(errors, pa.string()))
-
-
-def _schema(built: Sequence[tuple[str, scorers.Scorer]]) -> pa.Schema:
-    numbers = [pa.field(f"{SCORE}{name}", pa.float64()) for _, scorer in built for name in scorer.names]
-    return pa.schema([pa.field("clip_id", pa.string()), *numbers, pa.field("scorer_errors", pa.string())])
+    return tables.with_column(rows, "scorer_errors", pa.array(errors, pa.string()))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashvideo_ray.accounting.summary import with_clip
-from flashvideo_ray.graph import remaining
+from flashvideo_ray.graph.verdicts import judged
 from flashvideo_ray.ledger import decisions, jobs, run_file, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.texts import Texts
@@ -46,7 +46,7 @@ def reselect(store: Store, settings: Settings, *, write: bool = True) -> Selecti
     """
     previews = Texts.read(store).present(tables.read(store, "previews"))
     clips = tables.read(store, "clips", ["clip_id", "status", "clip", "refine_seconds"])
-    now = remaining.judged(previews, settings, decisions.opinions(store)).select(previews.column_names)
+    now = judged(previews, settings, decisions.opinions(store)).select(previews.column_names)
     differs = pa.array([False] * previews.num_rows)
     for name in _DECISION:
         same = pc.fill_null(pc.equal(previews[name], now[name]), False)

@@ -5,7 +5,6 @@ Apart from the stages that run FlashVideo: an actor that measures pixels need no
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -14,14 +13,16 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import load as unpack
 
-from flashvideo_ray import scorers, video
 from flashvideo_ray.expressions import Requirement
 from flashvideo_ray.graph.events import StageEvents
-from flashvideo_ray.graph.stage_base import BULKY, DROPPED, PAYLOAD, StageBase, message_of, origin, say
+from flashvideo_ray.graph.publishing import Publisher
+from flashvideo_ray.graph.stage_base import BULKY, DROPPED, PAYLOAD, StageBase, say
+from flashvideo_ray.graph.verdicts import table_of, verdicts
 from flashvideo_ray.ledger.keys import latents_key, poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.ledger.tables import MISSING_SCORE
-from flashvideo_ray.selection.rules import SCORE, audited, select
+from flashvideo_ray.scorers import columns
+from flashvideo_ray.scorers.panel import Panel
+from flashvideo_ray.selection.rules import select
 from flashvideo_ray.settings import SelectSettings, Settings, Stage
 
 
@@ -38,15 +39,15 @@ class Score(StageBase):
         self, settings: Settings, events: StageEvents, store: Store, fps: float, provenance: Mapping[str, str]
     ):
         self.is_last = self.name == settings.score.stages[-1]
-        self.store = store
         self.fps = fps
-        self.provenance = dict(provenance)
+        self.publisher = Publisher(settings, store, fps, provenance)
         super().__init__(settings, events)
 
     def load(self) -> None:
-        """The scorers of this pool."""
-        specs = [spec for spec in self.settings.score.scorers if spec.pool == self.name]
-        self.scorers = [(spec.name, scorers.load(spec.name, spec.options, fps=self.fps)) for spec in specs]
+        """The scorers of this pool, and what previews are signed with, if they are."""
+        own = self.settings.credentials
+        self.publisher.load(signed=own is not None and own.previews)
+        self.panel = Panel((spec for spec in self.settings.score.scorers if spec.pool == self.name), self.fps)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Map rows to scored ones; in the last stage that scores to judged ones, when all of their prompt are there."""
@@ -65,12 +66,14 @@ class Score(StageBase):
         started = time.perf_counter()
         frames = unpack(row["preview_frames"])["frames"]
         with self.device(row):
-            scores, errors = self._scores(frames, row["prompt"])
+            scored = self.panel(frames, row["prompt"])
+        for error in scored.errors:
+            say(f"a scorer failed on {row['clip_id']}: {error}")
         keys = self._publish(row, frames)
         return {
             **keys,
-            "scores": [*(row["scores"] or []), *scores.items()],
-            "scorer_errors": "; ".join(filter(None, [row["scorer_errors"], *errors])) or None,
+            "scores": [*(row["scores"] or []), *scored.numbers.items()],
+            "scorer_errors": "; ".join(filter(None, [row["scorer_errors"], *scored.errors])) or None,
             f"{self.name}_seconds": time.perf_counter() - started,
             "preview_frames": None if self.is_last else row["preview_frames"],
         }
@@ -78,32 +81,8 @@ class Score(StageBase):
     def _publish(self, row: Mapping[str, Any], frames: np.ndarray) -> dict[str, str]:
         """Store the preview's MP4 and poster. The latents are there already."""
         key = preview_key(row["clip_id"])
-        mp4 = video.encode_mp4(
-            frames,
-            self.fps,
-            crf=self.settings.video.preview_crf,
-            metadata={**origin(row), **self.provenance},
-        )
-        self.store.put(key, mp4)
-        self.store.put(poster_key(key), video.poster_jpeg(frames))
+        self.publisher.preview(key, row, frames)
         return {"latents": latents_key(row["clip_id"]), "preview": key, "poster": poster_key(key)}
-
-    def _scores(self, frames: np.ndarray, prompt: str) -> tuple[dict[str, float | None], list[str]]:
-        """The numbers, and what went wrong with those that are missing: a scorer never costs a preview."""
-        scores: dict[str, float | None] = {}
-        errors = []
-        for name, scorer in self.scorers:
-            try:
-                found = scorer(frames, prompt)
-                scores |= {key: float(found[key]) for key in scorer.names}
-                wrong = [key for key in scorer.names if not math.isfinite(found[key])]
-                if wrong:
-                    errors.append(f"{name}: {', '.join(wrong)} is not finite")
-            except Exception as error:
-                say(f"scorer {name} failed: {type(error).__name__}: {message_of(error)}")
-                scores |= dict.fromkeys(scorer.names)
-                errors.append(f"{name}: {type(error).__name__}: {message_of(error)}")
-        return scores, errors
 
     def _judged(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         if not row["group"]:
@@ -113,13 +92,9 @@ class Score(StageBase):
             group = self.events.gather({**row, **dict.fromkeys(BULKY)})
         if group is None:
             return []
-        fresh = [each for each in group if each["status"] == "open"]
-        verdicts = dict(zip((each["clip_id"] for each in group), _verdicts(group, self.settings.select), strict=True))
-        judged = [{**each, **verdicts[each["clip_id"]], "stage": None} for each in fresh]
-        for each in judged:
-            if each["status"] != "previewed":
-                each["stage"] = self.name
-                each["audit"] = each["status"] == "rejected" and audited(each["clip_id"], self.settings.select.audit)
+        table = _scored(group)
+        said = dict(zip(table["clip_id"].to_pylist(), verdicts(table, self.settings).to_pylist(), strict=True))
+        judged = [{**each, **said[each["clip_id"]]} for each in group if each["status"] == "open"]
         self.events.previewed([{**each, **dict(_columns(each)), **dict.fromkeys(PAYLOAD)} for each in judged])
         own = {each["clip_id"]: each for each in judged}
         others = [each for each in group if each["status"] != "open" and not each.get("context")]
@@ -145,35 +120,20 @@ class Rate(Score):
         known = {name for name, _ in row["scores"]}
         rules = [text for text in self.settings.select.require if Requirement.parse(text).names <= known]
         own = SelectSettings(require=tuple(rules), missing=self.settings.select.missing)
-        [verdict] = _verdicts([row], own)
-        return verdict["status"] == "previewed"
+        [status] = select(_scored([row]), own)["status"].to_pylist()
+        return bool(status == "previewed")
 
     def _publish(self, row: Mapping[str, Any], frames: np.ndarray) -> dict[str, str]:
         """It was published when it was scored first."""
         return {}
 
 
-def _verdicts(rows: Sequence[Mapping[str, Any]], settings: SelectSettings) -> list[dict[str, Any]]:
-    """What selection says of the candidates of one prompt: status, reason, rank, and the error where it is `failed`."""
-    scored = [
-        {**{name: row[name] for name in ("clip_id", "id", "candidate", "scorer_errors")}, **dict(_columns(row))}
-        for row in rows
-        if row["scores"] is not None
-    ]
-    names = dict.fromkeys(name for row in scored for name in row)
-    columns = {name: [row.get(name) for row in scored] for name in names}
-    for name in ("clip_id", "id", "candidate", "scorer_errors"):
-        columns.setdefault(name, [])
-    table = pa.table(columns)
-    found = dict(zip(columns["clip_id"], select(table, settings).to_pylist(), strict=True))
-    return [_verdict(found[row["clip_id"]]) if row["clip_id"] in found else {} for row in rows]
-
-
-def _verdict(found: dict[str, Any]) -> dict[str, Any]:
-    missing = found["status"] == "failed"
-    return found | ({"error_class": MISSING_SCORE, "error": found["reason"]} if missing else {})
+def _scored(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Those of a prompt's candidates that have scores, as selection takes them."""
+    scored = [{**row, **dict(_columns(row))} for row in rows if row["scores"] is not None]
+    return table_of(scored, dict.fromkeys(name for row in scored for name, _ in _columns(row)))
 
 
 def _columns(row: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
     """A row's scores as columns of the ledger."""
-    return ((f"{SCORE}{name}", value) for name, value in row["scores"] or ())
+    return ((columns.column(name), value) for name, value in row["scores"] or ())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import socket
 import sys
@@ -19,7 +18,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from flashvideo_ray.errors import in_a_line, is_out_of_memory
+from flashvideo_ray.errors import in_a_line, is_out_of_memory, message_of
 from flashvideo_ray.graph.events import StageEvents
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.settings import Pool, Settings, Stage
@@ -51,25 +50,10 @@ def row_schema(extra: Iterable[pa.Field] = ()) -> pa.Schema:
     return pa.schema([*(known.field(name) for name in names), *_PAYLOAD, *extra])
 
 
-def origin(row: Mapping[str, Any]) -> dict[str, str]:
-    """Which candidate a file holds, for the file itself."""
-    own = {name: row[name] for name in ("clip_id", "id", "prompt", "seed", "candidate")}
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in own.items()}
-
-
 def say(text: str) -> None:
     """A line in the worker's log. A log that cannot be written, on a disk that is full, costs no candidate."""
     with suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
-
-
-def message_of(error: BaseException) -> str:
-    """What an error says, as text that any table and any log can hold."""
-    try:
-        text = str(error) or repr(error)
-    except Exception:  # of a library that fails even in saying what failed
-        text = "an error that cannot be shown"
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _passed(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,6 +89,30 @@ class AttemptsError(RuntimeError):
 
 class TimeLimitError(RuntimeError):
     """A candidate ran into the time limit of a stage too often and is not tried again."""
+
+
+def given_up(deaths: int, over_seconds: float | None) -> Exception:
+    """Why a candidate on which the process died so often is not tried again; `over_seconds` where that was its time."""
+    if over_seconds is not None:
+        return TimeLimitError(f"{deaths} times over {over_seconds:g} s")
+    return AttemptsError(f"the process died {deaths} times on this candidate")
+
+
+def failed(row: Mapping[str, Any], stage: Stage, error: BaseException) -> dict[str, Any]:
+    """The row of a candidate that an error ended in a stage."""
+    name = type(error).__name__
+    return {
+        **row,
+        # Of the candidates of a prompt, the last to be judged carries the text for all.
+        **DROPPED,
+        "group": row["group"],
+        "prompt_embeds": row["prompt_embeds"] if row["group"] else None,
+        "status": "failed",
+        "stage": stage,
+        "reason": f"{stage}: {name}",
+        "error_class": name,
+        "error": message_of(error),
+    }
 
 
 class StageBase(ABC):
@@ -158,9 +166,7 @@ class StageBase(ABC):
             watch.start()
             try:
                 if attempt.count > self.settings.max_attempts:
-                    if attempt.overdue:
-                        raise TimeLimitError(f"{attempt.count - 1} times over {self._pool.time_limit_seconds:g} s")
-                    raise AttemptsError(f"the process died {attempt.count - 1} times on this candidate")
+                    raise given_up(attempt.count - 1, self._pool.time_limit_seconds if attempt.overdue else None)
                 started = time.perf_counter()
                 try:
                     yield
@@ -238,21 +244,10 @@ class StageBase(ABC):
             return done
         except Exception as error:
             self._log_error(error, row["clip_id"])
-            failure = (type(error).__name__, message_of(error))
-            return {
-                **row,
-                # Of the candidates of a prompt, the last to be judged carries the text for all.
-                **DROPPED,
-                "group": row["group"],
-                "prompt_embeds": row["prompt_embeds"] if row["group"] else None,
-                "status": "failed",
-                "stage": self.name,
-                "reason": f"{self.name}: {failure[0]}",
-                "error_class": failure[0],
-                "error": failure[1],
-                "device": self.device_name or row["device"],
-                "host": socket.gethostname(),
-            }
+            there = {"device": self.device_name or row["device"], "host": socket.gethostname()}
+            done = {**failed(row, self.name, error), **there}
+            failure = (done["error_class"], done["error"])
+            return done
         finally:
             self.events.end(self.name, row["clip_id"], status, failure)
 

@@ -7,7 +7,6 @@ through untouched; an exception ends its row as `failed`, with stage, class and 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import socket
 import time
@@ -27,9 +26,11 @@ from flashvideo_ray.engines.memory_ladder import notes
 from flashvideo_ray.engines.weights import ModelStage
 from flashvideo_ray.graph.bundles import unbundled
 from flashvideo_ray.graph.events import StageEvents
-from flashvideo_ray.graph.stage_base import DROPPED, StageBase, origin
+from flashvideo_ray.graph.publishing import Publisher
+from flashvideo_ray.graph.stage_base import DROPPED, StageBase
 from flashvideo_ray.ledger.keys import clip_key, latents_key, poster_key
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.provenance import of_candidate
 from flashvideo_ray.settings import Settings, Stage
 
 _TEXTS_KEPT = 32  # embeddings; 2 MB each of the released encoder
@@ -123,7 +124,7 @@ class Preview(StageBase):
             latents, as_sampled = self._sample(row) if kept is None else (kept, None)
             pixels, as_decoded = self.model.decode(latents)
             seconds = time.perf_counter() - started
-        packed = pack({"latents": latents}, {"candidate": json.dumps(origin(row))})
+        packed = pack({"latents": latents}, {"candidate": json.dumps(of_candidate(row))})
         if kept is None:
             self.store.put(latents_key(row["clip_id"]), packed)
         return {
@@ -163,14 +164,16 @@ class Refine(StageBase):
     ):
         self.store = store
         self.fps = fps
-        self.provenance = dict(provenance)
+        self.publisher = Publisher(settings, store, fps, provenance)
+        self.fingerprint = json.loads(provenance["model_fingerprints"])["refine"]
         super().__init__(settings, events)
 
     def load(self) -> None:
-        """The refine model, and the encoder of its clips."""
+        """The refine model, the encoder of its clips, and what they are signed with."""
         video.check_encoder(self.settings.video.codec, self.settings.video.encoder_preset)
+        self.publisher.load(signed=True)
         engine = engines.of(self.settings, "refine")
-        engine.verify(json.loads(self.provenance["model_fingerprints"])["refine"])
+        engine.verify(self.fingerprint)
         self.model = engine.load_refine()
         self.device_name = self.model.device_name
 
@@ -192,16 +195,7 @@ class Refine(StageBase):
             frames, note = self._refine(row, latents)
             refined = time.perf_counter()
         key = clip_key(row["clip_id"])
-        mp4 = video.encode_mp4(
-            frames,
-            self.fps,
-            crf=self.settings.video.clip_crf,
-            codec=self.settings.video.codec,
-            preset=self.settings.video.encoder_preset,
-            metadata={**origin(row), **self.provenance},
-        )
-        self.store.put(poster_key(key), video.poster_jpeg(frames))
-        self.store.put(key, mp4)
+        mp4 = self.publisher.clip(key, row, frames)
         return {
             **self._rendered(row, mp4, frames.shape),
             "memory_note": note,
@@ -224,30 +218,17 @@ class Refine(StageBase):
             "height": shape[1],
             "width": shape[2],
             "fps": self.fps,
-            "bytes": len(mp4),
-            "sha256": hashlib.sha256(mp4).hexdigest(),
+            **video.digests(mp4),
             "device": self.device_name,
             "host": socket.gethostname(),
         }
 
     def _published(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The row of a clip that was stored by a job that died before the ledger had it.
-
-        It is adopted if it decodes and its metadata name this candidate, these settings and these weights.
-        """
-        key = clip_key(row["clip_id"])
-        if not self.store.exists(key):
+        """The row of a clip that was stored by a job that died before the ledger had it."""
+        found = self.publisher.published(clip_key(row["clip_id"]), row)
+        if found is None:
             return None
-        mp4 = self.store.get(key)
-        try:
-            info = video.probe(mp4, count=True)
-        except ValueError:
-            return None
-        expected = {"clip_id": row["clip_id"], **self.provenance}
-        if any(info.metadata.get(name) != value for name, value in expected.items()):
-            return None
-        if not self.store.exists(poster_key(key)):
-            self.store.put(poster_key(key), video.poster_jpeg(video.decode_mp4(mp4)[0]))
+        mp4, info = found
         shape = (info.frames, info.height, info.width)
         return self._rendered(row, mp4, shape, "found in the store, checked and adopted")
 

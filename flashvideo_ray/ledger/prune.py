@@ -41,8 +41,7 @@ def plan(store: Store, keep: Sequence[str]) -> Plan:
         for name in columns if what not in keep else ():
             changed = pc.or_(changed, rows[name].is_valid())
             named.update(rows[name].drop_null().to_pylist())
-            index = rows.schema.get_field_index(name)
-            rows = rows.set_column(index, rows.schema.field(index), pa.nulls(rows.num_rows, pa.string()))
+            rows = tables.with_column(rows, name, None)
     sizes = _sizes(store, sorted({key.partition("/")[0] for key in named}))
     keys = tuple(sorted(named & sizes.keys()))
     return Plan(keys, sum(sizes[key] for key in keys), rows.filter(changed))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from flashvideo_ray.ledger import parquet_log
 from flashvideo_ray.ledger.parquet_log import Compaction
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.scorers import columns
 from flashvideo_ray.settings import STAGES
 
 Table = Literal["candidates", "previews", "clips"]
@@ -30,6 +31,8 @@ _WANTED = [
     pa.field("status", pa.string(), nullable=False),
 ]
 _CANDIDATE = [*_WANTED, pa.field("reason", pa.string())]
+PREVIEW_SECONDS = tuple(f"{stage}_seconds" for stage in STAGES if stage != "refine")
+_SECONDS = [pa.field(name, pa.float64()) for name in PREVIEW_SECONDS]
 _AT = pa.field("at", pa.timestamp("ms", tz="UTC"), nullable=False)
 CANDIDATES = pa.schema([*_WANTED, _AT])  # what jobs were started for; the status is `wanted`
 PREVIEWS = pa.schema(
@@ -38,10 +41,7 @@ PREVIEWS = pa.schema(
         pa.field("latents", pa.string()),
         pa.field("preview", pa.string()),
         pa.field("poster", pa.string()),
-        pa.field("text_seconds", pa.float64()),
-        pa.field("preview_seconds", pa.float64()),
-        pa.field("score_seconds", pa.float64()),
-        pa.field("rate_seconds", pa.float64()),
+        *_SECONDS,
         pa.field("rank", pa.float64()),
         pa.field("scorer_errors", pa.string()),
         pa.field("memory_note", pa.string()),
@@ -64,12 +64,10 @@ CLIPS = pa.schema(
         pa.field("width", pa.int32()),
         pa.field("fps", pa.float64()),
         pa.field("bytes", pa.int64()),
-        pa.field("sha256", pa.string()),
+        pa.field("sha256", pa.string()),  # of the file
+        pa.field("stream_sha256", pa.string()),  # of its video stream; null in rows from before there was it
         # Of calls that failed, too. The four before stage 2 count where no row of previews has them.
-        pa.field("text_seconds", pa.float64()),
-        pa.field("preview_seconds", pa.float64()),
-        pa.field("score_seconds", pa.float64()),
-        pa.field("rate_seconds", pa.float64()),
+        *_SECONDS,
         pa.field("refine_seconds", pa.float64()),
         pa.field("publish_seconds", pa.float64()),
         pa.field("audit", pa.bool_()),  # rejected, and refined all the same
@@ -123,17 +121,13 @@ def read(
 def supersede(store: Store, table: Table, rows: pa.Table) -> None:
     """Write other versions of rows that `read` gave; each is newer than the one it was by a millisecond."""
     if rows.num_rows:
-        at = rows["at"].cast(pa.int64())
-        at = pc.add(at, 1).cast(rows.schema.field("at").type)
-        rows = rows.set_column(rows.schema.get_field_index("at"), rows.schema.field("at"), at)
-        parquet_log.write(store, stem(table), rows)
+        at = pc.add(rows["at"].cast(pa.int64()), 1)
+        parquet_log.write(store, stem(table), with_column(rows, "at", at))
 
 
 def reopen(store: Store, table: Table, rows: pa.Table) -> None:
     """Take back rows that `read` gave, as if their candidates had never got that far; the next job does them again."""
-    status = pa.array(["open"] * rows.num_rows, pa.string())
-    index = rows.schema.get_field_index("status")
-    supersede(store, table, rows.set_column(index, rows.schema.field("status"), status))
+    supersede(store, table, with_column(rows, "status", "open"))
 
 
 def compact(store: Store, part_rows: int = 250_000) -> dict[Table, Compaction]:
@@ -148,10 +142,26 @@ def compact(store: Store, part_rows: int = 250_000) -> dict[Table, Compaction]:
 
 
 def extended(schema: pa.Schema, extra: Iterable[pa.Field]) -> pa.Schema:
-    """A ledger schema with a prompt file's own columns and score columns at its end."""
+    """A ledger schema with a prompt file's own columns at its end."""
     for field in extra:
         schema = schema.append(field)
     return schema
+
+
+def previews_schema(scores: Iterable[str], extra: Iterable[pa.Field] = ()) -> pa.Schema:
+    """The schema of previews in a run with these scores, and these columns of its prompts."""
+    return extended(PREVIEWS, [*extra, *columns.fields(scores)])
+
+
+def with_column(rows: pa.Table, name: str, values: Any) -> pa.Table:
+    """Rows with another column of that name, of the type that it had, or with one more. One value is that of all."""
+    index = rows.schema.get_field_index(name)
+    if index < 0:
+        return rows.append_column(name, values)
+    field = rows.schema.field(index)
+    if values is None or isinstance(values, str):
+        values = pa.repeat(pa.scalar(values, field.type), rows.num_rows)
+    return rows.set_column(index, field, values.cast(field.type))
 
 
 def stem(table: Table) -> str:

@@ -30,6 +30,8 @@ Kind = Literal[
     "status",  # a clips row has a status that ends no candidate; repair takes it back
     "twice",  # a candidate ended again after it was rendered; repair keeps the newest row
     "missing",  # a row names an object that is not there; repair takes the row back, or what it says of the object
+    "signature",  # a video that is whole has a signature that does not hold, or is not trusted; not for repair to mend
+    "signed anew",  # a clip has another signature than when its row was written; repair writes its sha256 to the row
     "damaged",  # an object cannot be read or is not what its row says; repair deletes it, then as above
     "lost row",  # a preview has no row though its candidate ended; repair writes the row, without scores
     "orphan",  # an object that no row names and no job takes up; repair deletes it if it is named like media
@@ -74,16 +76,25 @@ class Report:
         return [finding for finding in self.findings if not finding.is_notice and not finding.repaired]
 
 
-def verify(store: Store, *, repair: bool = False, decode: bool = True, progress: Progress | None = None) -> Report:
+def verify(
+    store: Store,
+    *,
+    repair: bool = False,
+    decode: bool = True,
+    trust: str | None = None,
+    progress: Progress | None = None,
+) -> Report:
     """Compare ledger and store of a run at rest; while a job works, its uploads under way look like leftovers.
 
     Args:
         store: the run directory.
         repair: mend what can be mended. No job may work on the run meanwhile: hold its claim.
         decode: fetch, hash and decode every object. Otherwise only names and sizes are compared.
+        trust: certificates in PEM; videos that are signed must be signed by one that leads to them. None: signatures
+            are not looked at.
         progress: called with the number of rows that are done and of all rows.
     """
-    check = _Check(store, decode)
+    check = _Check(store, decode, trust)
     check.papers()
     check.rows(progress or (lambda done, total: None))
     check.strangers()
@@ -98,8 +109,9 @@ def verify(store: Store, *, repair: bool = False, decode: bool = True, progress:
 class _Check:
     """Ledger and store as they are, the findings so far, and what would mend them."""
 
-    def __init__(self, store: Store, decode: bool):
-        self.store, self.decode = store, decode
+    def __init__(self, store: Store, decode: bool, trust: str | None):
+        self.store, self.decode, self.trust = store, decode, trust
+        self.digests: dict[str, dict[str, Any]] = {}  # what is to be in the clips rows of candidates, by clip_id
         self.findings: list[Finding] = []
         self.delete: set[str] = set()
         self.mend: list[Callable[[], object]] = []
@@ -176,7 +188,10 @@ class _Check:
         with ThreadPoolExecutor(_WORKERS) as pool:
             list(pool.map(self.store.delete, self.delete))
             list(pool.map(lambda mend: mend(), self.mend))
-        if any(finding.kind == "twice" for finding in self.findings):
+        signed = _of(self.clips, {*self.digests})
+        told = [{**row, **self.digests[row["clip_id"]]} for row in signed.to_pylist()]
+        tables.supersede(self.store, "clips", pa.Table.from_pylist(told, schema=self.clips.schema))
+        if self.digests or any(finding.kind == "twice" for finding in self.findings):
             tables.compact(self.store)
         for name, table in (("clips", self.clips), ("previews", self.previews)):
             tables.reopen(self.store, name, _of(table, self.reopen[name]))  # type: ignore[arg-type,index]
@@ -213,10 +228,35 @@ class _Check:
             self.found("status", None, clip_id, f"its clips row has the status {row['status']!r}")
             self.reopen["clips"].add(clip_id)
         elif row["status"] == "rendered" or key is not None:  # what was audited has a clip, too
-            if self._good(key, clip_id, partial(damage.clip_fault, row=row), row["bytes"]):
+            # A clip that was signed anew may have another size.
+            size = row["bytes"] if self.trust is None or not self.decode else None
+            if self._good(key, clip_id, partial(self._clip_fault, row), size):
                 self._poster(row["poster"], key, clip_id)
             else:
                 self.reopen["clips"].add(clip_id)
+
+    def _clip_fault(self, row: Row, data: bytes) -> str | None:
+        """What is wrong with the bytes of a clip; what is wrong with its signature alone is a finding of its own."""
+        message = damage.clip_fault(data, row, self.trust)
+        if message == damage.OTHER_BYTES and damage.is_signed_anew(data, row, self.trust):
+            self.found(
+                "signed anew", row["clip"], row["clip_id"], "its signature is another than when its row was written"
+            )
+            self.digests[row["clip_id"]] = video.digests(data)
+            return None
+        if message is None:
+            self._signature(row["clip"], row["clip_id"], data)
+        return message
+
+    def _video_fault(self, key: str, clip_id: str, data: bytes) -> str | None:
+        message = damage.video_fault(data, clip_id, self.trust)
+        if message is None:
+            self._signature(key, clip_id, data)
+        return message
+
+    def _signature(self, key: str, clip_id: str, data: bytes) -> None:
+        if message := damage.signature_fault(data, clip_id, self.trust):
+            self.found("signature", key, clip_id, message, repairable=False)
 
     def _preview(self, row: Row) -> None:
         clip_id, key = row["clip_id"], row["preview"]
@@ -228,7 +268,7 @@ class _Check:
                 gone.add("latents")
         elif not self._good(row["latents"], clip_id, damage.latents_fault):
             gone.add("latents")
-        if key is not None and not self._good(key, clip_id, partial(damage.video_fault, clip_id=clip_id)):
+        if key is not None and not self._good(key, clip_id, partial(self._video_fault, key, clip_id)):
             gone.add("preview")
         if not self._poster(row["poster"], key if "preview" not in gone else None, clip_id):
             gone.add("poster")
@@ -254,7 +294,7 @@ class _Check:
         status = "open" if clip_id in self.reopen["clips"] else self.ended.get(clip_id, "open")
         if key not in (*own, poster_key(own[1]), poster_key(own[2])):
             self.found("orphan", key, None, "no row names it", repairable=suffix in (".mp4", ".jpg", ".safetensors"))
-        elif not self._good(key, clip_id, damage.fault_of(key, clip_id)):
+        elif not self._good(key, clip_id, damage.fault_of(key, clip_id, self.trust)):
             return
         elif status in ("open", "skipped", "failed"):
             when = "a job that retries failures" if status == "failed" else "the next job"

@@ -7,6 +7,7 @@ takes some of them, `text` shows them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 
 import pyarrow as pa
 
@@ -61,6 +62,8 @@ def read_prompts(
     are the keys of folders such as `date=2026-11-25`, as text. A missing id is derived from the text, a missing seed
     from `base_seed` and the id, so that neither depends on the order of rows.
 
+    `reserved` are patterns of names, such as `score_*`, that a carried column may not have.
+
     Rows with the same text and seed would make the same clips. `duplicates` says what becomes of them: `refuse` all,
     `drop` all but the first, or give each a `seed` of its own. `only` takes a part of what all rows give: a condition
     over the columns and the id, or ids (see `Part.parse`).
@@ -73,8 +76,9 @@ def read_prompts(
     """
     part = Part.parse(only) if only is not None else None
     table, rows = files.read(url, columns)
-    taken = set(reserved) - {*OWN_COLUMNS, CANDIDATE}
-    clashes = sorted(name for name in table.column_names if name in taken or name.startswith("score_"))
+    carried = [name for name in table.column_names if name not in {*OWN_COLUMNS, CANDIDATE}]
+    patterns = [*reserved]
+    clashes = sorted(name for name in carried if any(fnmatchcase(name, pattern) for pattern in patterns))
     if clashes:
         raise PromptError(f"{url}: column {', '.join(clashes)} has a name that the ledger uses; rename or drop it")
     return check(table, rows, base_seed, url, duplicates, part)

@@ -99,7 +99,9 @@ def _listed(url: str) -> list[tuple[fsspec.AbstractFileSystem, str]]:
         found = [p for p in below if p.endswith(IN_FOLDERS)]
         named = next((end for end in every if any(p.endswith(end) for p in below)), None)
         if not found and named is not None:
-            raise PromptError(f"{url}: of such files none is taken from a folder unless asked for: {url}/*{named}")
+            raise PromptError(
+                f"{url}: of such files none is taken from a folder unless asked for: {url.rstrip('/')}/*{named}"
+            )
     if not found:
         raise PromptError(f"{url}: no such file, and no files below it that end with {formats.SHOWN}")
     return [(fs, p) for p in found]

@@ -16,6 +16,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from flashvideo_ray.scorers import columns
+
 SHORT_NAMES = {
     "motion": "flashvideo_ray.scorers.motion.Motion",
     "flicker": "flashvideo_ray.scorers.flicker.Flicker",
@@ -32,8 +34,6 @@ SHORT_NAMES = {
     "opennsfw": "flashvideo_ray.scorers.opennsfw.OpenNSFW",
     "watermark": "flashvideo_ray.scorers.watermark.Watermark",
 }
-
-TAKEN = frozenset({"seconds"})  # `score_seconds` is a time
 
 
 class Scorer(Protocol):
@@ -84,7 +84,11 @@ def check(name: str, options: Mapping[str, Any] | None = None) -> tuple[str, ...
         inspect.signature(scorer).bind(**(options or {}))
     except TypeError as error:
         raise ValueError(f"scorer {name!r} does not take these options: {error}") from error
-    wrong = [each for each in scorer.names if not str(each).isidentifier() or keyword.iskeyword(each) or each in TAKEN]
+    wrong = [
+        each
+        for each in scorer.names
+        if not str(each).isidentifier() or keyword.iskeyword(each) or each in columns.TAKEN
+    ]
     if wrong:
         raise ValueError(f"scorer {name!r} calls a number {wrong[0]!r}: no rule could use that name, or it is taken")
     return scorer.names

@@ -15,13 +15,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from flashvideo_ray.expressions import Column, Rank, Requirement, RuleError, check_names
+from flashvideo_ray.scorers import columns
 from flashvideo_ray.settings import SelectSettings
 
 __all__ = ["Opinion", "RuleError", "audited", "check_rules", "reasons_without_numbers", "select"]
 
 HASH_BITS = 48
-SCORE = "score_"  # what a score's column is called in the ledger, before its name
-_UNSCORED = frozenset({"score_seconds"})  # a time, not a score
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,9 @@ class _Rules:
         self.prompts: NDArray[np.int64] = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         self.candidates = previews["candidate"].to_numpy().astype(np.int64)
         self.scores = {
-            name.removeprefix(SCORE): previews[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+            columns.name_of(name): previews[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
             for name in previews.column_names
-            if name.startswith(SCORE) and name not in _UNSCORED
+            if columns.is_score(name)
         }
         self.errors: list[str | None] = (
             previews["scorer_errors"].to_pylist() if "scorer_errors" in previews.column_names else [None] * self.count
@@ -215,9 +214,9 @@ class _Rules:
         """Rows without one of these scores are rejected, failed or let pass, as the settings say."""
         if self.settings.missing == "keep":
             return
-        columns = self._columns(names)
+        values = self._columns(names)
         for row in np.flatnonzero(self.alive & ~self._known(names)):
-            missing = ", ".join(name for name in sorted(columns) if not np.isfinite(columns[name][row]))
+            missing = ", ".join(name for name in sorted(values) if not np.isfinite(values[name][row]))
             why = f" ({self.errors[row]})" if self.errors[row] else ""
             self._reject(row, f"{rule}: no usable score {missing}{why}", failed=self.settings.missing == "fail")
 

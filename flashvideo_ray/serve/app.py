@@ -12,8 +12,9 @@ from ray.exceptions import TaskCancelledError
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
+from flashvideo_ray import provenance
 from flashvideo_ray.graph import checks, cluster
-from flashvideo_ray.graph.recipe import about, provenance, recipe_of, with_added_scorers
+from flashvideo_ray.graph.recipe import about, recipe_of, with_added_scorers
 from flashvideo_ray.ledger import jobs, run_file
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.serve.api import create_app
@@ -99,7 +100,7 @@ def bind(args: ServeSettings, settings: Settings, recipe: Mapping[str, Any]) -> 
         "settings": settings,
         "output": args.output,
         "fps": recipe["fps"],
-        "provenance": provenance(recipe),
+        "provenance": provenance.of_run(recipe, settings),
     }
     names: tuple[Stage, ...] = ("text", "preview", *settings.score.stages, "refine")
     handles: dict[Any, Any] = {

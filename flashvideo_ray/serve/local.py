@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -56,7 +54,6 @@ def running(
     parts, size = parquet_log.extent(Store(options.output), "ledger/")
     ledger = f"reading the ledger ({parts} parts, {size / 1e6:.1f} MB) and " if parts else ""
     say(f"{options.output}: {ledger}loading the models …")
-    _stop_on_sigterm()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         serve.start(
@@ -71,12 +68,6 @@ def running(
             ray.shutdown()
         else:
             serve.delete(application.NAME)
-
-
-def _stop_on_sigterm() -> None:
-    """SIGTERM stops it the way Ctrl-C does."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _check_port(host: str, port: int) -> None:

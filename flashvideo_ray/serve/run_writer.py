@@ -8,15 +8,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
-
-from flashvideo_ray import scorers
 from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
 from flashvideo_ray.ledger.claim import Claim, ClaimedError, Identity
 from flashvideo_ray.ledger.held_store import HeldStore
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
-from flashvideo_ray.selection.rules import SCORE
+from flashvideo_ray.scorers.panel import names_of
 from flashvideo_ray.settings import Settings
 
 RETRY_SECONDS = 2.0  # for a store that is away, and for a claim that somebody else holds
@@ -32,8 +29,7 @@ class RunWriter:
         self.settings = settings
         self.blocked: str | None = None
         """Who else has the run, if the last attempt at the claim failed."""
-        names = [f"{SCORE}{name}" for spec in settings.score.scorers for name in scorers.resolve(spec.name).names]
-        previews = tables.extended(tables.PREVIEWS, [pa.field(name, pa.float64()) for name in names])
+        previews = tables.previews_schema(names_of(settings.score.scorers))
         self._mine = HeldStore(store.url, 0.0, self, store.clock)
         self._previews = Writer(self._mine, "previews", previews, settings.ledger)
         self._clips = Writer(self._mine, "clips", tables.CLIPS, settings.ledger)

@@ -25,7 +25,7 @@ from ray.exceptions import (
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from flashvideo_ray.graph.stage_base import DROPPED, row_schema
+from flashvideo_ray.graph.stage_base import failed, given_up, row_schema
 from flashvideo_ray.ledger import requests
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.serve.queue import Reply, Submission, accepted, queue, row_of
@@ -230,10 +230,8 @@ class Scheduler:
                 overdue = overdue or time.monotonic() - call.stage_began >= limit
                 log.warning("scheduler: a replica of %s died on %s (attempt %d)", stage, row["clip_id"], attempt)
             except RayTaskError as error:
-                return _failed(row, stage, attempt, type(error.cause or error).__name__, str(error.cause or error))
-        if overdue:
-            return _failed(row, stage, attempt, "TimeLimitError", f"{attempt} times over {limit:g} s")
-        return _failed(row, stage, attempt, "AttemptsError", f"the process died {attempt} times on this candidate")
+                return {**failed(row, stage, error.cause or error), "attempts": attempt}
+        return {**failed(row, stage, given_up(attempt, limit if overdue else None)), "attempts": attempt}
 
     async def _ask(self, stage: Stage, row: dict[str, Any], attempt: int) -> AsyncIterator[tuple[str, Any]]:
         while True:
@@ -293,19 +291,6 @@ class Scheduler:
     def _retry_after(self, snapshot: Snapshot) -> int:
         """Seconds after which there should be room again."""
         return max(1, min(600, round(snapshot.mean("preview") or 10.0)))
-
-
-def _failed(row: Mapping[str, Any], stage: Stage, attempt: int, error_class: str, error: str) -> dict[str, Any]:
-    return {
-        **row,
-        **DROPPED,
-        "status": "failed",
-        "stage": stage,
-        "reason": f"{stage}: {error_class}",
-        "error_class": error_class,
-        "error": error,
-        "attempts": attempt,
-    }
 
 
 def _rounded(seconds: float | None) -> float | None:

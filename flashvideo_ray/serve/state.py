@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-
-from flashvideo_ray.ledger import decisions, parquet_log, requests
+from flashvideo_ray.graph.verdicts import table_of
+from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.selection.rules import SCORE, select
+from flashvideo_ray.scorers import columns
+from flashvideo_ray.selection.rules import select
 from flashvideo_ray.serve.snapshot import Candidate, Snapshot
 from flashvideo_ray.settings import Settings
 
@@ -30,11 +30,21 @@ _TABLES = {
 }
 # A listing of an object store is paid for, and another replica tells of what it did itself.
 LOOK_SECONDS = {"local": 0.5, "remote": 5.0}
-_TIMES = ("text_seconds", "preview_seconds", "score_seconds", "rate_seconds")
 # What is taken from each row; other columns (those that prompts brought along, say) need no place in memory.
 _COLUMNS = frozenset(
     {
-        *("clip_id", "id", "prompt", "negative_prompt", "seed", "candidate", "status", "reason", "at", *_TIMES),
+        *(
+            "clip_id",
+            "id",
+            "prompt",
+            "negative_prompt",
+            "seed",
+            "candidate",
+            "status",
+            "reason",
+            "at",
+            *tables.PREVIEW_SECONDS,
+        ),
         *("latents", "preview", "poster", "scorer_errors", "clip", "sha256", "refine_seconds", "device", "error"),
         *("by", "note", "job", "key", "body"),
     }
@@ -60,8 +70,7 @@ class _Table:
         touched, rows = set(), self.rows
         for key, part in parquet_log.read_new(store, self.prefix, self.known).items():
             self.known.add(key)
-            scores = [name for name in part.column_names if name.startswith(SCORE) and name != "score_seconds"]
-            self.scores.update(dict.fromkeys(scores))
+            self.scores.update(dict.fromkeys(columns.those_in(part.column_names)))
             wanted = [name for name in part.column_names if name in _COLUMNS or name in self.scores]
             for row in part.select(wanted).to_pylist():
                 clip_id, at = row["clip_id"], row["at"]
@@ -146,15 +155,10 @@ class RunState:
         ]
         names = self._tables["previews"].scores
         self._columns = tuple(names)
-        self._scores = tuple(name.removeprefix(SCORE) for name in names)
-        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in ("clip_id", "id", "candidate")}
-        columns["scorer_errors"] = [row.get("scorer_errors") for row in rows]
-        columns |= {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in names}
-        verdicts = {}
-        if rows:
-            found = select(pa.table(columns), self.settings.select)
-            said = zip(*(found[name].to_pylist() for name in ("status", "reason", "rank")), strict=True)
-            verdicts = dict(zip(columns["clip_id"], said, strict=True))
+        self._scores = tuple(columns.name_of(name) for name in names)
+        found = select(table_of(rows, names), self.settings.select)
+        said = zip(*(found[name].to_pylist() for name in ("status", "reason", "rank")), strict=True)
+        verdicts = dict(zip((row["clip_id"] for row in rows), said, strict=True))
         changed = {clip_id for clip_id, verdict in verdicts.items() if self._verdicts.get(clip_id) != verdict}
         self._verdicts = verdicts
         return changed
@@ -189,7 +193,7 @@ class RunState:
             clip=rendered,
             clip_poster=ended.get("poster") if rendered is not None else None,
             sha256=ended.get("sha256"),
-            preview_seconds=_sum(made.get(name) for name in _TIMES),
+            preview_seconds=_sum(made.get(name) for name in tables.PREVIEW_SECONDS),
             refine_seconds=ended.get("refine_seconds"),
             preview_device=made.get("device"),
             refine_device=ended.get("device"),

@@ -236,3 +236,10 @@ def test_measures_come_from_the_summary_of_a_run(tmp_path: Path) -> None:
     store.put("summary.json", json.dumps({"stages": {"preview": {"mean_seconds": 3.0}}}).encode())
     with pytest.raises(plan.PlanError, match="it has timed no refine"):
         plan.measured(store)
+
+
+def test_prompts_that_a_job_would_refuse_are_not_planned(tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet", ["a"], refine_seconds=[1.0])
+    result = CliRunner().invoke(app, ["plan", prompts, "--seconds", "preview=3,refine=7"])
+    assert result.exit_code == 2
+    assert "column refine_seconds has a name that the ledger uses" in " ".join(result.output.split())

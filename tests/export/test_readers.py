@@ -43,7 +43,7 @@ def exports(built: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
             copy_media=name in ("parquet", "jsonl"),
             caption="title",
             splits=SPLITS,
-            shard_bytes=20_000 if name in ("parquet", "jsonl") else 200_000,
+            shard_bytes=90_000 if name in ("parquet", "jsonl") else 200_000,
         )
         done = export.export(built.url, str(folder / name), options)
         assert (done.added, done.rows, done.withdrawn) == (100, 100, 0)

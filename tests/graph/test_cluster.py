@@ -8,6 +8,7 @@ import pytest
 import ray
 import yaml
 from jsonschema import Draft7Validator
+from ray.data import DataContext
 from support import ROOT
 
 from flashvideo_ray.graph import cluster
@@ -74,3 +75,16 @@ def test_the_cluster_file_has_a_place_for_every_pool_of_the_1080p_preset() -> No
     assert types["small"]["max_workers"] >= pools.refine.size
     assert "InstanceMarketOptions" in types["small"]["node_config"]
     assert "InstanceMarketOptions" not in types["large"]["node_config"]
+
+
+def test_other_datasets_of_the_process_are_as_if_no_job_had_been() -> None:
+    """A notebook that renders goes on to use Ray Data for its own tables."""
+    before = DataContext.get_current()
+    told = before.copy()
+    with cluster.data_context():
+        assert DataContext.get_current().target_max_block_size == 1
+    assert DataContext.get_current() is before
+    for name in ("target_max_block_size", "enable_progress_bars", "execution_no_progress_timeout_s"):
+        assert getattr(before, name) == getattr(told, name)
+    assert before.execution_options == told.execution_options
+    assert len(before.issue_detectors_config.detectors) == len(told.issue_detectors_config.detectors) > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from support import PROMPTS, own_ray, tiny_overrides, write_prompts
 from tiny import CLIP_SIZE, FPS, FRAMES, PREVIEW_SIZE, save_model
 
 import flashvideo_ray
-from flashvideo_ray import Settings, video
+from flashvideo_ray import Settings, provenance, video
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph.job import RunResult
 from flashvideo_ray.ledger import run_file, tables
@@ -68,6 +69,9 @@ def test_prompts_become_clips(run: Run) -> None:
         assert info.metadata["prompt"] == prompt
         assert info.metadata["seed"] == str(seed)
         assert {"clip_id", "settings", "model_fingerprints"} <= set(info.metadata)
+        assert info.metadata["digital_source_type"] == provenance.DIGITAL_SOURCE_TYPE
+        assert row["sha256"] == hashlib.sha256((run.output / row["clip"]).read_bytes()).hexdigest()
+        assert row["stream_sha256"] == video.stream_sha256(run.output / row["clip"])
         assert row["bytes"] == (run.output / row["clip"]).stat().st_size
         assert (row["status"], row["attempts"]) == ("rendered", 1)
         assert (run.output / row["poster"]).is_file()

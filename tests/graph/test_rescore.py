@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from flashvideo_ray import Settings
+from flashvideo_ray import Settings, video
 from flashvideo_ray.graph import checks, rescore
 from flashvideo_ray.graph.recipe import about, recipe_of
 from flashvideo_ray.ledger import run_file
@@ -75,3 +77,32 @@ def test_a_run_that_has_a_scorer_twice_is_usable_again(store: Store) -> None:
     assert names(store).count("motion") == 1
     assert MOTION not in names(store)
     assert is_usable(store)
+
+
+class Blinks:
+    """Gives no number for what it finds nothing of."""
+
+    names = ("blinks", "winks")
+
+    def __call__(self, frames: np.ndarray, prompt: str) -> dict[str, float]:
+        return {"blinks": 1.0}
+
+
+class Nothing:
+    names = ("nothing",)
+
+    def __call__(self, frames: np.ndarray, prompt: str) -> dict[str, float]:
+        return {"nothing": float("nan")}
+
+
+def test_what_went_wrong_is_told_as_in_a_run_and_costs_no_other_score(store: Store) -> None:
+    store.put("a.mp4", video.encode_mp4(np.zeros((9, 48, 64, 3), np.uint8), 8))
+    specs = [ScorerSettings(name=name) for name in (f"{__name__}.Blinks", f"{__name__}.Nothing", "sharpness")]
+    rows = pa.table({"clip_id": ["a"], "prompt": [""], "preview": ["a.mp4"]})
+    [row] = rescore.Rescore(specs, store, 8.0)(rows).to_pylist()
+    assert row["score_blinks"] is row["score_winks"] is None
+    assert row["scorer_errors"].split("; ") == [
+        f"{__name__}.Blinks: KeyError: 'winks'",
+        f"{__name__}.Nothing: nothing is not finite",
+    ]
+    assert row["score_sharpness"] == 0

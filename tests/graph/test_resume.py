@@ -15,7 +15,7 @@ from support import PROMPTS, script, tiny_overrides, write_prompts
 from typer.testing import CliRunner
 
 import flashvideo_ray
-from flashvideo_ray import Settings
+from flashvideo_ray import Settings, provenance, video
 from flashvideo_ray.cli import app
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.ledger import tables
@@ -54,6 +54,27 @@ def test_what_was_stored_but_not_in_the_ledger_is_checked_and_adopted(tmp_path: 
     previews = rows(output, "previews")
     assert {clip_id for clip_id, row in previews.items() if row["preview_seconds"] is not None} == {gone}
     assert {clip_id: row["score_motion"] for clip_id, row in previews.items()} == scores
+
+
+@pytest.mark.usefixtures("inline")
+def test_what_videos_tell_may_change_at_any_time_and_a_clip_that_tells_more_is_not_adopted(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:2])
+    output = tmp_path / "run"
+    flashvideo_ray.render(prompts, str(output), Settings.load("nano", tiny_overrides(tiny_model)))
+    before = rows(output, "clips")
+    for part in (output / "ledger").glob("clips-*"):
+        part.unlink()
+    minimal = Settings.load("nano", [*tiny_overrides(tiny_model), "video.metadata=minimal"])
+    flashvideo_ray.render(prompts, str(output), minimal)
+    for clip_id, row in rows(output, "clips").items():
+        assert row["sha256"] != before[clip_id]["sha256"]
+        assert row["stream_sha256"] == before[clip_id]["stream_sha256"]
+        made = video.probe(output / row["clip"]).metadata
+        assert made["clip_id"] == clip_id
+        assert not {*provenance.PRIVATE} & {*made}
+        assert row["prompt"].encode() not in (output / row["clip"]).read_bytes()
 
 
 @pytest.mark.usefixtures("inline")

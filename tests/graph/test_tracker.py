@@ -13,8 +13,8 @@ from support import S3
 
 from flashvideo_ray.graph.events import Attempt
 from flashvideo_ray.graph.health import Worker
-from flashvideo_ray.graph.job import start_tracker, writing
 from flashvideo_ray.graph.tracker import Tracker
+from flashvideo_ray.graph.tracker_actor import start_tracker, writing
 from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.claim import clock

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from safetensors.numpy import save
 from support import S3
@@ -138,6 +139,16 @@ def test_a_clip_that_is_not_what_its_row_says_is_rendered_again(
     after = verify(store)
     assert after.problems == []
     assert kinds(after) == {("adoptable", poster_key(clip_key(RENDERED)))}
+
+
+def test_rows_from_before_streams_were_hashed_are_taken_as_they_are(local: Store) -> None:
+    earlier = pa.schema([field for field in tables.CLIPS if field.name != "stream_sha256"])
+    writer = Writer(local, "clips", earlier, LedgerSettings())
+    writer.append(candidate(OPEN, "rendered", **put_clip(local, OPEN)))
+    writer.flush()
+    assert verify(local).findings == ()
+    known = {row["clip_id"]: row["stream_sha256"] for row in tables.read(local, "clips").to_pylist()}
+    assert known[OPEN] is None
 
 
 def test_what_a_clip_declares_must_be_what_it_holds(local: Store) -> None:

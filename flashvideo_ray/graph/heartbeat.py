@@ -1,0 +1,105 @@
+"""What happens once a second while a graph runs: rows become durable, progress is shown, and the end is looked for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Self
+
+import ray
+
+from flashvideo_ray.errors import in_a_line
+from flashvideo_ray.graph import signals
+from flashvideo_ray.graph.health import Fault
+from flashvideo_ray.graph.placement import Placement
+from flashvideo_ray.graph.progress import Progress
+from flashvideo_ray.graph.tracker import StageState
+from flashvideo_ray.graph.tracker_actor import writing
+from flashvideo_ray.ledger import jobs
+from flashvideo_ray.ledger.writer import Writer
+from flashvideo_ray.settings import Stage
+
+_BEAT_SECONDS = 1.0
+_LONGEST_PAUSE = 60.0  # between tries of what goes wrong
+LAST_SECONDS = 60.0  # for what is to be written at the end
+log = logging.getLogger("flashvideo_ray")
+
+
+def used(states: Mapping[Stage, StageState]) -> jobs.Used:
+    """What the pools of one graph held and used."""
+    return {stage: (state.held_seconds, state.busy_seconds) for stage, state in states.items()}
+
+
+class Heartbeat:
+    """Two threads, of which the one that shows does not wait for the store.
+
+    `over` and `stopped` are what the tracker says of them, `no_place` why a pool can have no actor, which ends the job.
+    """
+
+    def __init__(
+        self,
+        tracker: Any,
+        clips: Writer,
+        progress: Progress,
+        ended: Mapping[str, int],
+        record: jobs.Record,
+        placement: Placement,
+    ):
+        self._tracker, self._clips, self._progress, self._ended = tracker, clips, progress, ended
+        self._record = record
+        self._placement = placement
+        self.no_place: str | None = None
+        self._waits = threading.current_thread()
+        self.over: tuple[str, int] | None = None
+        self.stopped: tuple[Fault, int] | None = None
+        self._stop = threading.Event()
+        acts = {"ledger not written": self._write, "progress not shown": self._show}
+        self._threads = [threading.Thread(target=self._beat, args=act, daemon=True) for act in acts.items()]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        deadline = time.monotonic() + LAST_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        with suppress(Exception):
+            self._show(last=True)
+
+    def _beat(self, trouble: str, act: Callable[[], None]) -> None:
+        """Errors are told in a line and left to a later beat: rows stay in memory until they are written."""
+        pause = _BEAT_SECONDS
+        while not self._stop.wait(pause):
+            try:
+                act()
+                pause = _BEAT_SECONDS
+            except Exception as error:
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                log.warning("%s, trying again in %.0f s: %s", trouble, pause, in_a_line(error))
+
+    def _write(self) -> None:
+        ray.get(writing(self._tracker.flush_if_due).remote())  # first: a clip's row follows its preview's
+        self._clips.flush_if_due()
+        self._record.flush_if_due()
+
+    def _show(self, last: bool = False) -> None:
+        states = ray.get(self._tracker.tick.remote())
+        self._record.used(used(states))
+        self._progress.update(states, self._ended, last)
+        self._wait_for_places(states)
+        self.over = ray.get(self._tracker.over.remote())
+        self.stopped = ray.get(self._tracker.stopped.remote())
+
+    def _wait_for_places(self, states: Mapping[Stage, StageState]) -> None:
+        told = self._placement.look({stage: state.actors for stage, state in states.items()})
+        if told is not None:
+            log.warning("%s", told)
+        if self._placement.over is not None and self.no_place is None:
+            self.no_place = self._placement.over
+            signals.interrupt(self._waits)  # for rows that do not come

@@ -1,0 +1,237 @@
+"""The rounds of one job: each takes work through the graph, and what comes out of it into the ledger."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+from ray.exceptions import RayError
+
+from flashvideo_ray.errors import JobError
+from flashvideo_ray.graph import cluster
+from flashvideo_ray.graph.health import Fault, Health
+from flashvideo_ray.graph.heartbeat import LAST_SECONDS, Heartbeat, used
+from flashvideo_ray.graph.placement import Placement
+from flashvideo_ray.graph.progress import Progress
+from flashvideo_ray.graph.quota import Gate, Quota
+from flashvideo_ray.graph.remaining import Until, Work, context_rows
+from flashvideo_ray.graph.shared_cards import SharedCards
+from flashvideo_ray.graph.tracker_actor import start_tracker, writing
+from flashvideo_ray.graph.tracker_client import TrackerClient
+from flashvideo_ray.ledger import jobs, tables
+from flashvideo_ray.ledger.claim import Claim, ClaimLostError
+from flashvideo_ray.ledger.held_store import HeldStore
+from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.writer import Writer
+from flashvideo_ray.scorers.panel import names_of
+from flashvideo_ray.settings import STAGES, Settings, Stage
+
+Graph = Callable[[pa.Table, Store, Settings, Mapping[str, Any], TrackerClient, Until, SharedCards], ray.data.Dataset]
+"""What makes the graph: `pipeline.build_graph`."""
+
+
+class Rounds:
+    """See the module's text. `store` is the run's, under `claim`; `extra` are the fields of carried columns.
+
+    `ended` counts by status the candidates that ended, `left_out` are nodes that a stage could not work on. `stopped`
+    is a stage that failed whatever it got (what it had not begun is open), `lost` one that no node is left for.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        store: Store,
+        claim: Claim,
+        record: jobs.Record,
+        settings: Settings,
+        recipe: Mapping[str, Any],
+        extra: Sequence[pa.Field],
+        quota: Quota | None,
+    ):
+        self.graph, self.store, self.claim, self.record = graph, store, claim, record
+        self.settings, self.recipe, self.extra, self.quota = settings, recipe, extra, quota
+        self.ended: Counter[str] = Counter()
+        self.left_out: list[Fault] = []
+        self.stopped: Fault | None = None
+        self.lost: Stage | None = None
+
+    def run(self, work: Work, more: Callable[[], Work]) -> Work:
+        """Round after round until there is no more work, or none that would come to an end. Returns what is left.
+
+        Raises JobError where a pool can have no actor.
+        """
+        while work:
+            before = len(self.left_out)
+            enough = self._round(work)
+            for fault in self.left_out[before:]:
+                self.record.met(f"left out: {fault}")
+            done, work = work, more()
+            if self.stopped is not None:
+                self.record.met(f"stopped: {self.stopped}")
+                break
+            if work and len(self.left_out) > before:
+                gc.collect()  # of the round that broke off: what it held of the cluster
+                self.lost = cluster.nowhere(self.settings, self.left_out)
+                if self.lost is not None:
+                    break
+                continue  # a new round does what the actors there held
+            if enough or work.rows["clip_id"].equals(done.rows["clip_id"]):
+                break  # or nothing came of it, and would not the next time
+        return work
+
+    def raise_if_lost(self) -> None:
+        """Raise JobError if a stage cannot be loaded on any node that is left."""
+        if self.lost is not None:
+            raise JobError("\n".join(str(fault) for fault in self.left_out if fault.stage == self.lost))
+
+    def _round(self, work: Work) -> bool:
+        """What is decided becomes ledger rows, the rest goes through the graph. True if that is enough."""
+        work.news.write(self.store)
+        schema = tables.extended(tables.CLIPS, self.extra)
+        Writer(self.store, "clips", schema, self.settings.ledger).write(work.decided)
+        self.ended.update(work.decided["status"].to_pylist())
+        if not work.rows.num_rows:
+            return False
+        came: set[str] = set()
+        gate = gate_of(work, self.settings, self.quota)
+        why = gate.over if gate is not None else None
+        if why is None:
+            why = self._run_graph(work, gate, came)
+        if why is not None:
+            ids = work.rows["clip_id"]
+            left = work.rows.filter(pc.invert(pc.is_in(ids, pa.array(sorted(came), pa.string()))))
+            for name, value in {"status": "skipped", "reason": why, "stage": None, "audit": None}.items():
+                left = tables.with_column(left, name, value)
+            Writer(self.store, "clips", schema, self.settings.ledger).write(left)
+            self.ended["skipped"] += left.num_rows
+        return why is not None
+
+    def _run_graph(self, work: Work, gate: Gate | None, came: set[str]) -> str | None:
+        """Run the graph over the rows and bring what comes out of it into the ledger.
+
+        Returns why the job has enough, or None if all rows came out. Those that did are added to `came`.
+        """
+        settings, store = cluster.without(self.settings, self.left_out), self.store
+        pools = stages_of(settings, work.until)
+        # The ledger's rows wait in memory when the store is away; only what the stages put and get must wait there.
+        held = HeldStore(store.url, 0.0, self.claim, store.clock)
+        clips = Writer(held, "clips", tables.extended(tables.CLIPS, self.extra), settings.ledger)
+        tracker = self._start_tracker(work, settings, gate)
+        events = TrackerClient(tracker, ray.get, gate is not None, cluster.here)
+        patient = HeldStore(store.url, settings.store_patience_seconds, events)
+        cards = SharedCards(settings.pools, pools, cluster.needs)
+        progress = Progress(settings, _totals(work, settings.select.keep), pools)
+        placement = Placement(settings.pools, pools, settings.placement_patience_seconds)
+        heartbeat = Heartbeat(tracker, clips, progress, self.ended, self.record, placement)
+        over, last_patience = None, LAST_SECONDS
+        try:
+            with cluster.data_context(), progress, heartbeat, cards:
+                dataset = self.graph(work.rows, patient, settings, self.recipe, events, work.until, cards)
+                self._collect(dataset, clips, tracker, heartbeat, came)
+                del dataset  # Ray Data gives its actors back
+                over = ray.get(tracker.over.remote())
+                if stopped := ray.get(tracker.stopped.remote()):
+                    self.stopped = stopped[0]
+            last_patience = max(last_patience, settings.store_patience_seconds)  # nobody waits for the end of this job
+        except KeyboardInterrupt:
+            if heartbeat.no_place is not None:
+                raise JobError(heartbeat.no_place) from None
+            raise
+        except RayError:
+            # An actor whose node is left out ends the round like this, once the others are done.
+            if not (faults := ray.get(tracker.faults.remote())):
+                raise
+            self.left_out.extend(faults)
+        else:
+            # Actors that got no row are missing, and held nothing up.
+            self.left_out.extend(ray.get(tracker.faults.remote()))
+        finally:
+            # Each of them, whatever becomes of the others: a row that is lost here is paid for again.
+            with ExitStack() as last:
+                last.callback(ray.kill, tracker)
+                last.callback(self.claim.report_to, None)
+                last.callback(lambda: _insist(clips.flush, last_patience))
+                # The last one first: a clip's row follows its preview's.
+                last.callback(lambda: _insist(lambda: ray.get(writing(tracker.flush).remote()), last_patience))
+                last.callback(self.record.round_over)
+                last.callback(lambda: self.record.used(used(ray.get(tracker.tick.remote()))))
+        self.claim.check()
+        return over[0] if over is not None else None
+
+    def _start_tracker(self, work: Work, settings: Settings, gate: Gate | None) -> Any:
+        previews = tables.previews_schema(names_of(settings.score.scorers), self.extra)
+        health = Health(settings.max_equal_failures, {stage: getattr(settings.pools, stage).size for stage in STAGES})
+        plain = Store(self.store.url, self.store.clock)
+        tracker = start_tracker(plain, previews, settings.ledger, context_rows(work.context), gate, health)
+        self.claim.report_to(tracker.permit.remote)
+        return tracker
+
+    def _collect(
+        self, dataset: ray.data.Dataset, clips: Writer, tracker: Any, heartbeat: Heartbeat, came: set[str]
+    ) -> None:
+        """Take what comes out of the graph, to its end or until the tracker says that no more will come."""
+        rendered = lost = 0
+        batches: Iterator[pa.Table] = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+        for batch in batches:
+            self.claim.check()
+            for row in batch.to_pylist():
+                if row["status"] == "skipped":
+                    continue  # by the job's quota: all that is left gets its row at the end
+                came.add(row["clip_id"])
+                self.ended[row["status"]] += 1
+                rendered += row["status"] == "rendered"
+                lost += row["status"] == "failed"
+                if row["status"] not in ("previewed", "approved") and not (row["audit"] and row["clip"] is None):
+                    clips.append(row)
+            tracker.forget.remote(list(set(batch["id"].to_pylist())))
+            if heartbeat.over is not None and rendered >= heartbeat.over[1]:
+                break  # what is left came to the gate after it was closed
+            if heartbeat.stopped is not None and rendered + lost >= heartbeat.stopped[1]:
+                break
+
+
+def stages_of(settings: Settings, until: Until) -> tuple[Stage, ...]:
+    """The stages that a graph has."""
+    absent = {"rate"} - set(settings.score.stages) | ({"refine"} if until == "preview" else set())
+    return tuple(stage for stage in STAGES if stage not in absent)
+
+
+def gate_of(work: Work, settings: Settings, quota: Quota | None) -> Gate | None:
+    """What lets candidates begin until the quota is used up; None without one."""
+    if quota is None:
+        return None
+    rows = work.rows
+    waiting = rows.filter(pc.is_in(rows["status"], pa.array(["previewed", "approved"])))["clip_id"].to_pylist()
+    return Gate(quota, settings.pools, work.rendered, set(waiting))
+
+
+def _insist(flush: Callable[[], None], patience_seconds: float) -> None:
+    """Write the ledger's last rows, against a store that is away for so long."""
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return flush()
+        except ClaimLostError:
+            return  # what is left is for the job that has the run now
+        except Exception:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(2.0)
+
+
+def _totals(work: Work, keep: int | None) -> dict[Stage, int]:
+    """How many rows each stage gets at most, if `keep` candidates of a prompt survive."""
+    rows = work.rows
+    open_ = rows.filter(pc.equal(rows["status"], "open"))
+    fresh, prompts = open_.num_rows, len(open_["id"].unique())
+    survivors = fresh if keep is None else min(fresh, keep * prompts)
+    refine = rows.num_rows - fresh + survivors
+    return {"text": rows.num_rows, "preview": fresh, "score": fresh, "rate": fresh, "refine": refine}
