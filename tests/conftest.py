@@ -50,6 +50,7 @@ class ByFile(LoadScopeScheduling):
         return SERVED[0] if file in SERVED else file
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     return ByFile(config, log)
 

@@ -302,12 +302,16 @@ def serve_head(folder: Path, env: Mapping[str, str], *options: str) -> Iterator[
 
 
 def _comes_up(head: subprocess.Popen[bytes], env: Mapping[str, str], dashboard: int) -> bool:
+    """Asks what `ray job list` asks, which imports Ray each time."""
+    import requests
+
+    token = {"Authorization": f"Bearer {env['RAY_AUTH_TOKEN']}"} if "RAY_AUTH_TOKEN" in env else {}
     deadline = time.monotonic() + 120
     while head.poll() is None and time.monotonic() < deadline:
-        if _is_free(dashboard):  # nobody listens there yet: asking is cheaper than `ray job list`, which imports Ray
-            time.sleep(0.2)
-        elif subprocess.run([script("ray"), "job", "list"], env=env, capture_output=True).returncode == 0:
-            return True
+        with suppress(requests.RequestException):
+            if requests.get(f"http://127.0.0.1:{dashboard}/api/jobs/", headers=token, timeout=30).ok:
+                return True
+        time.sleep(0.2)
     return False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from flashvideo_ray.errors import JobError
 from flashvideo_ray.graph import cluster
@@ -33,6 +34,10 @@ from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.scorers.panel import names_of
 from flashvideo_ray.settings import STAGES, Settings, Stage
+
+_START_PAUSES = (5.0, 15.0, 60.0)  # before the next round, where a worker's process could not begin
+
+log = logging.getLogger("flashvideo_ray")
 
 Graph = Callable[[pa.Table, Store, Settings, Mapping[str, Any], TrackerClient, Until, SharedCards], ray.data.Dataset]
 """What makes the graph: `pipeline.build_graph`."""
@@ -65,6 +70,8 @@ class Rounds:
         self.lost: Stage | None = None
         self._failed: set[str] = set()  # candidates whose failure is in the ledger
         self._given_back: set[str] = set()
+        self._pauses = iter(_START_PAUSES)
+        self._broke_off = False
 
     def run(self, work: Work, more: Callable[[], Work]) -> Work:
         """Round after round until there is no more work, or none that would come to an end. Returns what is left.
@@ -82,7 +89,7 @@ class Rounds:
             if self.stopped is not None:
                 self.record.met(f"stopped: {self.stopped}")
                 break
-            if work and len(self.left_out) > before:
+            if work and (self._broke_off or len(self.left_out) > before):
                 gc.collect()  # of the round that broke off: what it held of the cluster
                 self.lost = cluster.nowhere(self.settings, self.left_out)
                 if self.lost is not None:
@@ -148,7 +155,7 @@ class Rounds:
         progress = Progress(settings, _totals(work, settings.select.keep), pools)
         placement = Placement(settings.pools, pools, settings.placement_patience_seconds)
         heartbeat = Heartbeat(self.claim, tracker, clips, progress, self.ended, self.record, placement)
-        over, last_patience = None, LAST_SECONDS
+        over, last_patience, self._broke_off = None, LAST_SECONDS, False
         try:
             with cluster.data_context(), progress, heartbeat, cards:
                 dataset = self.graph(work.rows, patient, settings, self.recipe, events, work.until, cards)
@@ -163,11 +170,11 @@ class Rounds:
             if heartbeat.no_place is not None:
                 raise JobError(heartbeat.no_place) from None
             raise
-        except RayError:
+        except RayError as error:
             # An actor whose node is left out ends the round like this, once the others are done.
-            if not (faults := ray.get(tracker.faults.remote())):
-                raise
-            self.left_out.extend(faults)
+            self.left_out.extend(faults := ray.get(tracker.faults.remote()))
+            if not faults:
+                self._wait_for_start(error)
         else:
             # Actors that got no row are missing, and held nothing up.
             self.left_out.extend(ray.get(tracker.faults.remote()))
@@ -183,6 +190,21 @@ class Rounds:
                 last.callback(lambda: self.record.used(used(ray.get(tracker.tick.remote()))))
         self.claim.check()
         return over[0] if over is not None else None
+
+    def _wait_for_start(self, error: RayError) -> None:
+        """Wait if a worker could not begin, for reasons of Ray's or of its host's such as a full disk; else raise.
+
+        What a stage itself meets in loading it tells the tracker.
+        """
+        began = isinstance(error, ActorDiedError) and error.actor_init_failed
+        pause = next(self._pauses, None) if began else None
+        if pause is None:
+            raise error
+        cause = str(error).splitlines()[-1]
+        log.warning("a worker could not begin: %s; the others are started again in %g s", cause, pause)
+        self.record.met(f"a worker could not begin: {cause}")
+        self._broke_off = True
+        time.sleep(pause)
 
     def _start_tracker(self, work: Work, settings: Settings, gate: Gate | None) -> Any:
         previews = tables.previews_schema(names_of(settings.score.scorers), self.extra)

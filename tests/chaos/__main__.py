@@ -24,12 +24,14 @@ from .account import Account
 from .faults import INSIDE, KINDS, LABEL, OUTSIDE, Fault, Injection, inject, schedule
 from .model import StandIn
 from .nodes import Nodes, serve_ray
-from .runs import Run
+from .runs import POOLS, Run
 
 JOBS = 60  # how often the command is started at most
 JOB_SECONDS = 1500
 FAULTS_A_RUN = 35
 SECONDS = {"preview": 0.3, "refine": 0.3}  # of a sampling: most of a run has calls in flight
+# Of preview workers another one goes on when one is killed, of refine workers none.
+FEWER = {"preview": 2, "refine": 1}
 SHORT = ("preview worker killed", "refine worker killed", "driver killed", "S3 server killed", "second job started")
 SHORT += (
     "disk full",
@@ -117,7 +119,8 @@ def chaos(options: argparse.Namespace, folder: Path, nodes: Nodes, s3: S3) -> tu
         output = f"s3://{s3.bucket}/run{number}"
         late = any(fault.kind == "label joins later" for fault in outside[number::count])
         overrides = _lease(options) + [f"pools.refine.labels={json.dumps(LABEL)}"] * late
-        run = Run(folder / f"run{number}", output, model, [kind for kind, _, _ in mine], overrides=overrides)
+        pools = FEWER if options.short else POOLS
+        run = Run(folder / f"run{number}", output, model, [kind for kind, _, _ in mine], pools, overrides)
         say(f"{output}: {options.candidates} candidates, {len(outside[number::count]) + len(mine)} faults")
         injections = disturb(run, outside[number::count], nodes, s3, options, account)
         account.add(run, injections, verified(run))
@@ -129,8 +132,7 @@ def kills(options: argparse.Namespace, folder: Path, nodes: Nodes, s3: S3) -> tu
     """SIGKILL of the driver again and again; the ledger and the clips are then those of an undisturbed run."""
     rng = random.Random(options.seed)
     model = StandIn(folder / "stand-in", options.candidates, seconds=SECONDS, rejected=0.75)
-    pools = {"preview": 2, "refine": 1}
-    account = Account()
+    account, pools = Account(), FEWER
     straight = Run(folder / "straight", f"s3://{s3.bucket}/straight", model, pools=pools, overrides=_lease(options))
     disturb(straight, [], nodes, s3, options, account)
     for line in model.log.iterdir():
@@ -215,7 +217,7 @@ def main() -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True)))
         (folder / "s3").mkdir()
         s3 = stack.enter_context(serve_s3(folder / "s3"))
-        nodes = stack.enter_context(serve_ray())
+        nodes = stack.enter_context(serve_ray(others=1 if options.short else 2))
         account, more = (chaos if options.what == "faults" else kills)(options, folder, nodes, s3)
     console.print(account.table())
     for name, value in more.items():

@@ -21,16 +21,16 @@ _STARTS = 5  # of a node: Ray gives it 30 s, and the machine may be busy
 
 
 class Nodes:
-    """A head, on which drivers live, and two nodes that may go."""
+    """A head, on which drivers live, and nodes that may go."""
 
-    def __init__(self) -> None:
+    def __init__(self, others: int) -> None:
         # A node that is gone is noticed after 5 s.
         health = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000}
         self._cluster = Cluster()
         self._add(include_dashboard=False, _system_config=health)
         self._labels: dict[str, dict[str, str]] = {}  # by node id
         self._others: list[Any] = []
-        for _ in range(2):
+        for _ in range(others):
             self.join()
 
     @property
@@ -83,10 +83,10 @@ class Nodes:
 
 
 @contextlib.contextmanager
-def serve_ray() -> Iterator[Nodes]:
+def serve_ray(others: int) -> Iterator[Nodes]:
     """Run a cluster; drivers that are started meanwhile use it, and need not be told."""
     before = os.environ.get("RAY_ADDRESS")
-    nodes = Nodes()
+    nodes = Nodes(others)
     os.environ["RAY_ADDRESS"] = nodes.address
     try:
         yield nodes

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from inline import stages_inline
 from ray.cluster_utils import Cluster
 from support import PROMPTS, tiny_overrides, write_prompts
 from tiny import save_model
@@ -50,7 +51,11 @@ def test_bad_nodes_are_left_out_and_without_a_sound_one_the_job_ends_for_a_reaso
     prompts = write_prompts(tmp_path / "prompts.parquet", texts)
     overrides = [*tiny_overrides(model), "pools.refine.size=3", "pools.refine.resources={renderer: 1}"]
     overrides.append(f"max_equal_failures={ALIKE}")
-    result = flashvideo_ray.render(prompts, str(tmp_path / "run"), Settings.load("nano", overrides))
+    settings, other = Settings.load("nano", overrides), Settings.load("nano", [*overrides, "seed=1"])
+    with stages_inline():
+        flashvideo_ray.preview(prompts, str(tmp_path / "run"), settings)
+        flashvideo_ray.preview(prompts, str(tmp_path / "other"), other)
+    result = flashvideo_ray.render(prompts, str(tmp_path / "run"), settings)
     assert result.ended == result.total == {"rendered": len(texts)}  # what the bad ones failed was tried elsewhere
     causes = {fault.cause.partition(": ")[2]: fault for fault in result.left_out}
     assert {fault.stage for fault in result.left_out} == {"refine"}
@@ -60,7 +65,6 @@ def test_bad_nodes_are_left_out_and_without_a_sound_one_the_job_ends_for_a_reaso
 
     # Nobody but the one that fails all it gets, and the one that is broken: the stage is stopped, the rest stays open.
     cluster.remove_node(cluster.sound)
-    other = Settings.load("nano", [*overrides, "seed=1"])
     result = flashvideo_ray.render(prompts, str(tmp_path / "other"), other)
     assert result.stopped is not None
     assert "an illegal memory access was encountered" in result.stopped.cause

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -19,7 +18,8 @@ from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import SettingsError
 
-LARGE, SMALL = 2, 3
+PROMPTS = 12
+LARGE, SMALL = 2, 2  # cards of a node, each for one actor
 
 
 @pytest.fixture
@@ -27,10 +27,8 @@ def cluster() -> Iterator[Cluster]:
     ray.shutdown()
     nodes = Cluster()
     nodes.add_node(num_cpus=4, labels={"gpu-tier": "none"}, include_dashboard=True, dashboard_port=0)
-    for _ in range(LARGE):
-        nodes.add_node(num_cpus=1, num_gpus=1, labels={"gpu-tier": "large"})
-    for _ in range(SMALL):
-        nodes.add_node(num_cpus=2, num_gpus=1, labels={"gpu-tier": "small"})
+    nodes.add_node(num_cpus=2, num_gpus=LARGE, labels={"gpu-tier": "large"})
+    nodes.add_node(num_cpus=4, num_gpus=SMALL, labels={"gpu-tier": "small"})
     ray.init(address=nodes.address, logging_level="warning")
     yield nodes
     ray.shutdown()
@@ -40,7 +38,8 @@ def cluster() -> Iterator[Cluster]:
 def test_each_pool_runs_on_its_cards_and_clips_come_while_previews_are_made(
     cluster: Cluster, tmp_path: Path, tiny_model: Path
 ) -> None:
-    prompts = write_prompts(tmp_path / "prompts.parquet", [f"a red circle moves left {n}" for n in range(24)])
+    """Candidates of a prompt, made on several cards, are judged together."""
+    prompts = write_prompts(tmp_path / "prompts.parquet", [f"a red circle moves left {n}" for n in range(PROMPTS)])
     settings = Settings.load(
         "flashvideo-1080p",
         [
@@ -49,7 +48,8 @@ def test_each_pool_runs_on_its_cards_and_clips_come_while_previews_are_made(
             *(f"{stage}.num_inference_steps=null" for stage in ("preview", "refine")),
             *("text.dtype=float32", "preview.dtype=float32", "preview.vae_dtype=null", "refine.dtype=float32"),
             *("preview.num_frames=null", "select.require=[]", "preview.num_inference_steps=30"),
-            *("pools.text.num_cpus=0.25", "pools.preview.num_cpus=0.5"),
+            *("candidates=2", "select.rank=motion", "select.keep=1"),
+            *("pools.text.num_cpus=0.25", "pools.text.size=2", "pools.preview.num_cpus=0.5"),
             *("pools.score.size=1", "pools.refine.num_cpus=1", f"pools.refine.size={SMALL}"),
         ],
     )
@@ -60,7 +60,7 @@ def test_each_pool_runs_on_its_cards_and_clips_come_while_previews_are_made(
     assert not (tmp_path / "none").exists()
 
     result = flashvideo_ray.render(prompts, str(tmp_path / "run"), settings)
-    assert result.ended == {"rendered": 24}
+    assert result.ended == {"rendered": PROMPTS, "rejected": PROMPTS}
 
     tier = {node.node_id: node.labels["gpu-tier"] for node in list_nodes(detail=True)}
     places: dict[str, list[str]] = defaultdict(list)
@@ -69,13 +69,14 @@ def test_each_pool_runs_on_its_cards_and_clips_come_while_previews_are_made(
             places[actor.class_name].append(tier[actor.node_id])
     assert places["MapWorker(MapBatches(Preview))"] == ["large"] * LARGE
     assert places["MapWorker(MapBatches(Refine))"] == ["small"] * SMALL
-    assert places["MapWorker(MapBatches(EncodeTexts))"] == ["large"]
+    assert places["MapWorker(MapBatches(EncodeTexts))"] == ["large"] * 2
 
-    store = Store(str(tmp_path / "run"))
-    previews: list[Any] = [(tmp_path / "run" / row["preview"]) for row in tables.read(store, "previews").to_pylist()]
-    clips: list[Any] = [(tmp_path / "run" / row["clip"]) for row in tables.read(store, "clips").to_pylist()]
-    first_clip = min(path.stat().st_mtime for path in clips)
-    made_later = sum(path.stat().st_mtime > first_clip for path in previews)
+    previews = tables.read(Store(str(tmp_path / "run")), "previews").to_pylist()
+    clips = [row for row in tables.read(Store(str(tmp_path / "run")), "clips").to_pylist() if row["clip"] is not None]
+    for clip in clips:
+        motions = {row["clip_id"]: row["score_motion"] for row in previews if row["id"] == clip["id"]}
+        assert (len(motions), max(motions, key=motions.__getitem__)) == (2, clip["clip_id"])
+    first_clip = min((tmp_path / "run" / row["clip"]).stat().st_mtime for row in clips)
+    made_later = sum((tmp_path / "run" / row["preview"]).stat().st_mtime > first_clip for row in previews)
     assert made_later > 0
-    hosts = {row["device"] for row in tables.read(store, "clips").to_pylist()}
-    assert all(device.startswith("cpu") for device in hosts)
+    assert all(row["device"].startswith("cpu") for row in clips)
