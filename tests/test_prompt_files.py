@@ -100,7 +100,7 @@ def test_a_text_file_has_a_prompt_a_line(tmp_path: Path) -> None:
         ("p.json", b'[{"prompt": "a"}', "cannot be read: Expecting ',' delimiter"),
         ("p.json", b'[{"prompt": "a\xff"}]', "cannot be read: 'utf-8' codec"),
         ("p.json", b'["a", " "]', "row 2: prompt is empty"),
-        ("p.csv.gz", gzip.compress(CSV.encode())[:-20], "p.csv.gz: cannot be read: Truncated"),
+        ("p.csv.gz", gzip.compress(CSV.encode(), mtime=0)[:-20], "p.csv.gz: cannot be read: Truncated"),
         ("p.txt.zst", compressed(b"a\nb\n" * 99, "zstd")[:-5], "p.txt.zst: cannot be read: Truncated"),
         ("p.csv.gz", b"prompt\na\n", "p.csv.gz: cannot be read"),
         ("p.parquet.gz", b"", "p.parquet.gz: expected a file that ends with .parquet, .jsonl"),
@@ -118,7 +118,7 @@ def test_notes_in_a_folder_are_no_prompts(tmp_path: Path) -> None:
     (tmp_path / "info.json").write_text('{"made": "yesterday"}')
     with pytest.raises(PromptError, match=r"unless asked for: .*/\*\.json"):
         read_prompts(str(tmp_path))
-    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(b"prompt\tmood\na\tcalm\n"))
+    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(b"prompt\tmood\na\tcalm\n", mtime=0))
     write_prompts(tmp_path / "b.parquet", ["b"], mood=["wild"])
     assert read_prompts(str(tmp_path))["prompt"].to_pylist() == ["a", "b"]
     assert read_prompts(str(tmp_path / "*.txt"))["prompt"].to_pylist() == ["About these prompts."]
@@ -231,7 +231,7 @@ def test_what_an_extra_brings_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_dataset_of_the_hub_is_a_folder_like_others(tmp_path: Path) -> None:
     pq.write_table(pa.table({"caption": ["a dog"]}), tmp_path / "p.parquet")
     files = {
-        "data/train.jsonl.gz": gzip.compress(b'{"caption": "a cat", "mood": "calm"}\n'),
+        "data/train.jsonl.gz": gzip.compress(b'{"caption": "a cat", "mood": "calm"}\n', mtime=0),
         "data/train.parquet": (tmp_path / "p.parquet").read_bytes(),
         "README.md": b"about it",
         "info.json": b"{}",

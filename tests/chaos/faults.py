@@ -49,7 +49,7 @@ OUTSIDE = {
     "loading dies five times": Kind(1),
     "loading dies on a node": Kind(1, "goes on without the node"),
     "loading raises on restart": Kind(1),
-    "label joins later": Kind(1, "waits, says for what, goes on when it joins", says="pools.refine"),
+    "label joins later": Kind(1, "waits, says for what, goes on when it joins", says="waiting for 1 min"),
     "all clips fail alike": Kind(1, "ends with status 3; what waits stays open", ends=True),
     "one bad node": Kind(1, "goes on without the node"),
     "clock ahead": Kind(1, "is taken up by the next one", ends=True),
@@ -208,7 +208,8 @@ def inject(fault: Fault, run: Run, nodes: Nodes, s3: S3, stop_seconds: float, le
             _until(lambda: False, run)
             told[0].unlink()
         case ["label", *_]:
-            time.sleep(max(0.0, away - 10.0))
+            named = OUTSIDE[fault.kind].says.encode()
+            _until(lambda: named in run.log.read_bytes(), run)
             for _ in range(2):
                 nodes.join(LABEL)
         case ["all", "clips", *_] | ["one", "bad", "node"]:
