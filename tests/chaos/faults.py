@@ -208,8 +208,7 @@ def inject(fault: Fault, run: Run, nodes: Nodes, s3: S3, stop_seconds: float, le
             _until(lambda: False, run)
             told[0].unlink()
         case ["label", *_]:
-            named = OUTSIDE[fault.kind].says.encode()
-            _until(lambda: named in run.log.read_bytes(), run)
+            _until(lambda: _said(run, 0, OUTSIDE[fault.kind].says), run)
             for _ in range(2):
                 nodes.join(LABEL)
         case ["all", "clips", *_] | ["one", "bad", "node"]:
@@ -222,8 +221,13 @@ def inject(fault: Fault, run: Run, nodes: Nodes, s3: S3, stop_seconds: float, le
             if not run.alike():
                 return None
     says = OUTSIDE[fault.kind].says
-    said = says.encode() in run.log.read_bytes()[log_bytes:] if says else None
+    said = _said(run, log_bytes, says) if says else None
     return Injection(fault.kind, at, time.time(), stored, tuple(pids), said)
+
+
+def _said(run: Run, start: int, words: str) -> bool:
+    """Whether the job's log has these words from a byte on; its lines break wherever they are full."""
+    return words in " ".join(run.log.read_bytes()[start:].decode(errors="replace").split())
 
 
 def _until(over: Callable[[], bool], run: Run, seconds: float = _BAD_SECONDS) -> None:
