@@ -18,7 +18,9 @@ def test_every_preset_loads(name: str) -> None:
 
 def test_the_1080p_preset_places_the_two_stages_on_large_and_small_cards() -> None:
     pools = Settings.load("flashvideo-1080p").pools
-    assert (pools.preview.num_gpus, pools.preview.labels) == (0.75, {"gpu-tier": "large"})
+    assert pools.preview.labels == {"gpu-tier": "large"}
+    # Text and the large scorers have a share of a preview's card, none of their own.
+    assert (pools.preview.num_gpus, pools.guests("preview")) == (0.5, ("text", "rate"))
     assert (pools.refine.num_gpus, pools.refine.labels) == (1, {"gpu-tier": "small"})
 
 

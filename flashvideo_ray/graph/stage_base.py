@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import ray
 
 from flashvideo_ray.errors import in_a_line, is_out_of_memory, message_of
 from flashvideo_ray.graph.events import StageEvents
@@ -115,6 +116,11 @@ def failed(row: Mapping[str, Any], stage: Stage, error: BaseException) -> dict[s
     }
 
 
+def _is_an_actor() -> bool:
+    """Whether this process is a stage's own: it may change what the process sees of its host."""
+    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
+
+
 class StageBase(ABC):
     """What all stages share: which rows are theirs, and that an error is a value in the row."""
 
@@ -191,7 +197,7 @@ class StageBase(ABC):
 
         An actor whose constructor raises ends the execution that others work in, so it waits until they are done.
         """
-        if not self._pool.num_gpus:
+        if not self._pool.num_gpus and _is_an_actor():
             # Ray hides the cards of a node from nobody, and what sees one takes it: others would run out of its memory.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         cause = None

@@ -47,7 +47,7 @@ def test_what_fits_which_card():
     assert reference.peak_bytes > 40 * GIB
 
 
-def test_weights_that_are_kept_in_8_bits_take_half_the_memory():
+def test_weights_that_are_kept_in_8_bits_take_little_more_than_half_the_memory():
     """As many bytes as the network has once it is loaded so, and its largest layer in 16 bits while that computes."""
     config = {**RELEASED["refine"], "num_layers": 2}
     whole = transformer_bytes(config, torch.bfloat16)
@@ -61,5 +61,6 @@ def test_weights_that_are_kept_in_8_bits_take_half_the_memory():
         - estimate(RELEASED[stage], RELEASED["vae"], quantization="fp8").phases[-1].weights
         for stage, estimate in (("preview", estimate_preview), ("refine", estimate_refine))
     ]
-    assert spared[0] > 0.45 * 2 * parameters(RELEASED["preview"])
-    assert spared[1] > 0.4 * 2 * parameters(RELEASED["refine"])
+    # Embeddings and norms stay as they are.
+    assert spared[0] > 0.42 * 2 * parameters(RELEASED["preview"])
+    assert spared[1] > 0.38 * 2 * parameters(RELEASED["refine"])
