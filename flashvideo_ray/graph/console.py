@@ -7,7 +7,8 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Literal, TextIO
 
 # Ray Data keeps these arguments for as long as the actors live, and asks for as many restarts as it takes.
 _FALSE_ALARMS = (b"has constructor arguments in the object store and max_restarts", b"infinite retries")
@@ -17,33 +18,53 @@ _FALSE_ALARMS = (b"has constructor arguments in the object store and max_restart
 def without_false_alarms() -> Iterator[None]:
     """Within it, lines that are no news do not reach the console.
 
-    The core writes past Python, to the file descriptor, so a pipe takes its place. What Python writes, Ray's thread
-    among it that passes on what others say, goes straight to the console, which stays a terminal if it is one. Nothing
-    is done where sys.stderr is not descriptor 2.
+    The core writes past Python, to the file descriptor of stderr, so a pipe takes its place. What Python writes (Ray's
+    thread among it, that passes on what others say, and the core's words to sys.stdout) goes straight to the console,
+    which stays a terminal if it is one. Nothing is done to a stream that is not the process's own.
     """
-    try:
-        direct = sys.stderr.fileno() == 2
-    except (AttributeError, OSError, ValueError):
-        direct = False
-    if not direct:
+    with ExitStack() as streams:
+        if _is_own(sys.stderr, 2):
+            console = os.dup(2)
+            streams.enter_context(_instead_of("stderr", console))
+            streams.enter_context(_filtered_descriptor(console))
+        if _is_own(sys.stdout, 1):
+            streams.enter_context(_instead_of("stdout", 1))
         yield
-        return
-    before = sys.stderr
+
+
+def _is_own(stream: TextIO, descriptor: int) -> bool:
+    try:
+        return stream.fileno() == descriptor
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+@contextmanager
+def _instead_of(name: Literal["stdout", "stderr"], descriptor: int) -> Iterator[None]:
+    """While it lasts, a stream of `sys` is one that leaves out what is no news, and writes to the descriptor."""
+    before: TextIO = getattr(sys, name)
     before.flush()
-    console = os.dup(2)
+    straight = open(os.dup(descriptor), "wb")  # noqa: SIM115
+    setattr(sys, name, _Console(straight, encoding=before.encoding, errors="backslashreplace", line_buffering=True))
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # of a console on a full disk
+            getattr(sys, name).close()
+        setattr(sys, name, before)
+
+
+@contextmanager
+def _filtered_descriptor(console: int) -> Iterator[None]:
+    """While it lasts, what is written to descriptor 2 goes through a pipe, and what is news to the console."""
     read, write = os.pipe()
     os.dup2(write, 2)
     os.close(write)
     reader = threading.Thread(target=_pass_on, args=[read, console], daemon=True)
     reader.start()
-    straight = open(os.dup(console), "wb")  # noqa: SIM115
-    sys.stderr = _Console(straight, encoding=before.encoding, errors="backslashreplace", line_buffering=True)
     try:
         yield
     finally:
-        with suppress(OSError):  # of a console on a full disk
-            sys.stderr.close()
-        sys.stderr = before
         os.dup2(console, 2)
         reader.join(1.0)  # a process that was started meanwhile may keep the pipe open
 

@@ -72,6 +72,7 @@ _FULL_SECONDS = 20.0
 _FILE_BYTES = 256  # that a file may have in a full temporary folder
 _BAD_SECONDS = 120.0  # for which a node is bad
 _CLOCK_SECONDS = 120
+_SAYING_SECONDS = 300.0  # each minute, as busy as the machine may be
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def inject(fault: Fault, run: Run, nodes: Nodes, s3: S3, stop_seconds: float, le
             _until(lambda: False, run)
             told[0].unlink()
         case ["label", *_]:
-            _until(lambda: _said(run, 0, OUTSIDE[fault.kind].says), run)
+            _until(lambda: _said(run, 0, OUTSIDE[fault.kind].says), run, _SAYING_SECONDS)
             for _ in range(2):
                 nodes.join(LABEL)
         case ["all", "clips", *_] | ["one", "bad", "node"]:

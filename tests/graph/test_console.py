@@ -14,7 +14,9 @@ with without_false_alarms():
     os.write(2, b"E core_worker.cc: Actor has constructor arguments in the object store and max_restarts > 0\\n")
     os.write(2, b"a real error of the core\\n")
     print("(raylet) Task failed. There are infinite retries remaining", file=sys.stderr)
+    print("(raylet) Task failed. There are infinite retries remaining")
     print("a word of Python", file=sys.stderr)
+    print("a result")
 os.write(2, b"after\\n")
 """
 
@@ -23,3 +25,4 @@ def test_alarms_that_mean_nothing_do_not_reach_the_console_and_all_else_does() -
     done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=300)
     lines = ["a real error of the core", "a word of Python", "after", "before"]
     assert (done.returncode, sorted(done.stderr.splitlines())) == (0, lines)
+    assert done.stdout.splitlines() == ["a result"]
