@@ -723,7 +723,13 @@ def run_job(job: Callable[[], Any]) -> int:
     )
     try:
         with without_false_alarms():
-            result = job()
+            try:
+                result = job()
+            except KeyboardInterrupt:
+                import ray
+
+                ray.shutdown()  # here, where Ray's last words about what was cut short are no news
+                raise
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
