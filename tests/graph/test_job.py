@@ -60,7 +60,7 @@ def test_a_submitted_job_renders_into_the_bucket(head: dict[str, str], s3: S3, t
     Store(f"s3://{s3.bucket}").put("in/prompts.parquet", (tmp_path / "prompts.parquet").read_bytes())
     arguments = (
         *("--prompts", f"s3://{s3.bucket}/in/prompts.parquet", "--output", f"s3://{s3.bucket}/run1"),
-        *("--config", "nano", "--set", "progress_seconds=2", "--set", "refine.num_inference_steps=1"),
+        *("--config", "nano", "--set", "progress_seconds=2"),
     )
     job = render(head, *arguments)
     assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-3000:]
