@@ -265,11 +265,19 @@ class VideoSettings(Frozen):
 
     preview_crf: Annotated[Integer, Field(ge=0, le=51)] = 23
     clip_crf: Annotated[Integer, Field(ge=0, le=51)] = 18
-    codec: Literal["libx264", "h264_nvenc"] = Field("libx264", description="of clips; NVENC needs a card that has it")
+    codec: Literal["libx264", "h264_nvenc"] = Field(
+        "libx264", description="of clips; NVENC needs a card that has it, and a clip_crf above 0"
+    )
     encoder_preset: str | None = Field(None, description="the codec's own speed preset; null: its default")
     metadata: Metadata = Field(
         "full", description="what MP4s tell of themselves; minimal: neither prompt nor seed; may be changed at any time"
     )
+
+    @model_validator(mode="after")
+    def _quality_is_aimed_at(self) -> Self:
+        if self.codec == "h264_nvenc" and not self.clip_crf:
+            raise ValueError("clip_crf 0 is lossless with libx264 and no target at all with h264_nvenc: give 1 to 51")
+        return self
 
 
 class CredentialSettings(Frozen):
