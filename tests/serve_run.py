@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from support import free_ports, tiny_overrides
 
-from flashvideo_ray import video
 from flashvideo_ray.graph import remaining
 from flashvideo_ray.graph.stage_base import row_schema
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.keys import clip_key, poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
+from flashvideo_ray.media import video
 from flashvideo_ray.nano import world
 from flashvideo_ray.serve import app, local
 from flashvideo_ray.serve.app import ServeSettings

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flashvideo_ray import video
+from flashvideo_ray.media import video
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (200, 120, 40), (30, 140, 220)]
 
