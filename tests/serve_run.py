@@ -34,7 +34,10 @@ SIBLINGS = 4
 HOSTILE, REJECTED, RENDERED, LOST = 7, 20, 21, 22
 HOSTILE_TEXT = 'a star <img src=x onerror="document.title=1"> <b>bold</b> \u202eder\u202c \x1b[31m'
 # What the stages did otherwise than asked for the clips of `RENDERED`, for want of memory.
-NOTES = {"preview": "denoised with guidance apart for want of memory", "clip": "decoded in 2x4 tiles for want of memory"}
+NOTES = {
+    "preview": "denoised with guidance apart for want of memory",
+    "clip": "decoded in 2x4 tiles for want of memory",
+}
 LIMIT = 40  # candidates that may wait
 TOKENS = {role: f"{role}-0123456789abcdef" for role in ("viewer", "reviewer", "operator")}
 

@@ -169,9 +169,7 @@ def _add_stream(
         context.color_range = ColorRange.MPEG.value
         context.open()
     except (av.FFmpegError, ValueError) as error:
-        raise RuntimeError(
-            f"encoder {codec} (preset {options['preset']}) cannot be opened here: {error}"
-        ) from error
+        raise RuntimeError(f"encoder {codec} (preset {options['preset']}) cannot be opened here: {error}") from error
     return stream
 
 
