@@ -18,12 +18,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flashvideo_ray import scorers, video
+from flashvideo_ray import scorers
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.ledger import decisions, tables
 from flashvideo_ray.ledger.keys import clip_key, preview_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.texts import Texts
+from flashvideo_ray.media import video
 from flashvideo_ray.scorers import columns
 from flashvideo_ray.scorers.panel import Panel, names_of
 from flashvideo_ray.selection.agreement import Audit, Pair, compare

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flashvideo_ray import provenance, video
-from flashvideo_ray.credentials import Signer, SigningError
 from flashvideo_ray.ledger.keys import poster_key
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.media import provenance, video
+from flashvideo_ray.media.credentials import Signer, SigningError
 from flashvideo_ray.settings import Settings
 
 

@@ -18,10 +18,10 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashvideo_ray import video
 from flashvideo_ray.ledger import damage, decisions, jobs, parquet_log, requests, run_file, tables
 from flashvideo_ray.ledger.keys import clip_key, latents_key, poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.media import video
 
 Kind = Literal[
     "part",  # a part of the ledger cannot be read; repair sets it aside, under damaged/

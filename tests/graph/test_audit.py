@@ -14,13 +14,14 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from flashvideo_ray import Settings, scorers, video
+from flashvideo_ray import Settings, scorers
 from flashvideo_ray.cli import app
 from flashvideo_ray.graph import audit
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.keys import clip_key, preview_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
+from flashvideo_ray.media import video
 from flashvideo_ray.selection import agreement
 
 RULES = ["score.scorers=[motion]", "select.require=motion >= 9", "select.audit=0.5"]

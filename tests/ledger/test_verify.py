@@ -11,12 +11,12 @@ import pytest
 from safetensors.numpy import save
 from support import S3
 
-from flashvideo_ray import video
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.keys import clip_key, latents_key, poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.verify import Report, verify
 from flashvideo_ray.ledger.writer import Writer
+from flashvideo_ray.media import video
 from flashvideo_ray.settings import LedgerSettings
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (4, 32, 48, 3), np.uint8)

@@ -20,12 +20,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from support import ROOT
 from test_video import boxes
 
-from flashvideo_ray import Settings, credentials, provenance, video
+from flashvideo_ray import Settings
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph import checks
 from flashvideo_ray.graph.publishing import Publisher
 from flashvideo_ray.ledger.keys import clip_key
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.media import credentials, provenance, video
 from flashvideo_ray.settings import CredentialSettings, SettingsError
 
 SAYS = {"clip_id": "ab", "prompt": "a star", "seed": "3", "model_fingerprints": "{}"}

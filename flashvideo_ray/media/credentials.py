@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from flashvideo_ray import video
 from flashvideo_ray.errors import in_a_line
-from flashvideo_ray.provenance import DIGITAL_SOURCE_TYPE
+from flashvideo_ray.media import video
+from flashvideo_ray.media.provenance import DIGITAL_SOURCE_TYPE
 from flashvideo_ray.settings import CredentialSettings, SettingsError
 
 ASSERTION = "flashvideo-ray.provenance"
