@@ -227,7 +227,7 @@ def encoders(bench: Bench) -> Iterator[Result]:
     if find_spec("av") is None:
         yield Result("MP4", "not measured: PyAV is not installed")
         return
-    from flashvideo_ray import video
+    from flashvideo_ray.media import video
 
     count, height, width = (9, 256, 256) if bench.tiny else (49, 1072, 1920)
     ramp = np.linspace(0, 255, width, dtype=np.uint8)[None, :, None]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from flashvideo_ray import identity, video
+from flashvideo_ray import identity
 from flashvideo_ray.graph import recipe, remaining
 from flashvideo_ray.graph.stage_base import row_schema
 from flashvideo_ray.ledger import decisions, run_file, tables
@@ -20,6 +20,7 @@ from flashvideo_ray.ledger.decisions import Decision
 from flashvideo_ray.ledger.keys import clip_key, preview_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
+from flashvideo_ray.media import video
 from flashvideo_ray.settings import LedgerSettings, Settings
 
 CLIPS, SIBLINGS, FPS = 100, 4, 8.0

@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from support import free_ports, tiny_overrides
 
-from flashvideo_ray import video
 from flashvideo_ray.graph import remaining
 from flashvideo_ray.graph.stage_base import row_schema
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.keys import clip_key, poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
+from flashvideo_ray.media import video
 from flashvideo_ray.nano import world
 from flashvideo_ray.serve import app, local
 from flashvideo_ray.serve.app import ServeSettings
@@ -33,6 +33,11 @@ SIBLINGS = 4
 # Prompts about which there is something to tell; the media of `LOST` are not in the store.
 HOSTILE, REJECTED, RENDERED, LOST = 7, 20, 21, 22
 HOSTILE_TEXT = 'a star <img src=x onerror="document.title=1"> <b>bold</b> \u202eder\u202c \x1b[31m'
+# What the stages did otherwise than asked for the clips of `RENDERED`, for want of memory.
+NOTES = {
+    "preview": "denoised with guidance apart for want of memory",
+    "clip": "decoded in 2x4 tiles for want of memory",
+}
 LIMIT = 40  # candidates that may wait
 TOKENS = {role: f"{role}-0123456789abcdef" for role in ("viewer", "reviewer", "operator")}
 
@@ -99,14 +104,16 @@ def fill(run: Path, settings: Settings) -> None:
         }  # fmt: skip
         made = {"preview": preview, "poster": poster_key(preview), "latents": f"latents/{clip_id}.safetensors"}
         motion = -1.0 if prompt == REJECTED else number / 100
-        rows.append({**own, **made, "status": "previewed", "score_motion": motion, "preview_seconds": 0.5})
+        noted = {"memory_note": NOTES["preview"] if prompt == RENDERED else None}
+        rows.append({**own, **made, **noted, "status": "previewed", "score_motion": motion, "preview_seconds": 0.5})
         if prompt != LOST:
             link("poster", poster_key(preview))
             link("video", preview)
         if prompt == RENDERED:
             link("poster", poster_key(clip))
             link("video", clip)
-            clips.append({**own, "status": "rendered", "clip": clip, "poster": poster_key(clip), "refine_seconds": 1.0})
+            there = {"clip": clip, "poster": poster_key(clip), "memory_note": NOTES["clip"]}
+            clips.append({**own, **there, "status": "rendered", "refine_seconds": 1.0})
     for table, columns, content in (("previews", schema, rows), ("clips", tables.CLIPS, clips)):
         writer = Writer(store, table, columns, LedgerSettings())  # type: ignore[arg-type]
         writer.write(pa.Table.from_pylist([{**row, "at": tables.now()} for row in content], schema=columns))

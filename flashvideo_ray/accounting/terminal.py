@@ -17,7 +17,7 @@ from flashvideo_ray.prompts import visible
 if TYPE_CHECKING:
     from flashvideo_ray.accounting.billing import Cost
     from flashvideo_ray.accounting.plan import Plan
-    from flashvideo_ray.inspection import Inspection
+    from flashvideo_ray.media.inspection import Inspection
     from flashvideo_ray.selection.agreement import Audit, Share
 
 _LEAST = 0.0001  # of money that is shown

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from flashvideo_ray.export.options import ExportError, Media, Options, split_of
-from flashvideo_ray.filters import Filter
+from flashvideo_ray.expressions.filters import Filter
 from flashvideo_ray.graph.candidates import carried, named_as_in_rules
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.scorers import columns

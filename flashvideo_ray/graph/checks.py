@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection, Iterator
 
 import pyarrow as pa
 
-from flashvideo_ray import engines, prompts, scorers, video
-from flashvideo_ray.credentials import Signer
+from flashvideo_ray import engines, prompts, scorers
 from flashvideo_ray.engines import weights
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph.recipe import sizes
 from flashvideo_ray.graph.stage_base import row_schema
+from flashvideo_ray.media import video
+from flashvideo_ray.media.credentials import Signer
 from flashvideo_ray.scorers import columns
 from flashvideo_ray.selection.rules import check_rules
 from flashvideo_ray.settings import STAGES, Settings, SettingsError, Stage

@@ -19,10 +19,10 @@ import ray.util
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.exceptions import GetTimeoutError, RayTaskError
 
-from flashvideo_ray import video
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph import shared_cards, signals
 from flashvideo_ray.graph.health import Fault, Worker
+from flashvideo_ray.media import video
 from flashvideo_ray.settings import STAGES, Pool, Pools, Settings, SettingsError, Stage, VideoSettings
 
 # One call computes while the one before it is being encoded and uploaded.

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flashvideo_ray.errors import InputError
-from flashvideo_ray.filters import Filter
+from flashvideo_ray.expressions.filters import Filter
 from flashvideo_ray.graph import candidates, finish
 from flashvideo_ray.ledger import run_file
 from flashvideo_ray.ledger.store import Store

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from flashvideo_ray import identity, prompts, provenance
+from flashvideo_ray import identity, prompts
 from flashvideo_ray.graph import checks, cluster, finish, labels, remaining, scoring, stages
 from flashvideo_ray.graph.bundles import bundled
 from flashvideo_ray.graph.job import Job, RunResult, run_job
@@ -22,6 +22,7 @@ from flashvideo_ray.graph.stage_base import PAYLOAD, row_schema
 from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.media import provenance
 from flashvideo_ray.scorers import columns
 from flashvideo_ray.settings import STAGES, Settings
 

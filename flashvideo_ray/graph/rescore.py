@@ -10,13 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashvideo_ray import scorers, video
+from flashvideo_ray import scorers
 from flashvideo_ray.errors import InputError, message_of
 from flashvideo_ray.graph import checks, cluster
 from flashvideo_ray.graph.stage_base import say
 from flashvideo_ray.ledger import held_store, jobs, run_file, tables
 from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.media import video
 from flashvideo_ray.scorers import columns
 from flashvideo_ray.scorers.panel import Panel, Scored, names_of
 from flashvideo_ray.settings import ScorerSettings, Settings

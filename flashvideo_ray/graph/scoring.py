@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import load as unpack
 
-from flashvideo_ray.expressions import Requirement
+from flashvideo_ray.expressions.rules import Requirement
 from flashvideo_ray.graph.events import StageEvents
 from flashvideo_ray.graph.publishing import Publisher
 from flashvideo_ray.graph.stage_base import BULKY, DROPPED, PAYLOAD, StageBase, say

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as unpack
 from safetensors.torch import save as pack
 
-from flashvideo_ray import engines, video
+from flashvideo_ray import engines
 from flashvideo_ray.engines.memory_ladder import notes
 from flashvideo_ray.engines.weights import ModelStage
 from flashvideo_ray.graph.bundles import unbundled
@@ -30,7 +30,8 @@ from flashvideo_ray.graph.publishing import Publisher
 from flashvideo_ray.graph.stage_base import DROPPED, StageBase
 from flashvideo_ray.ledger.keys import clip_key, latents_key, poster_key
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.provenance import of_candidate
+from flashvideo_ray.media import video
+from flashvideo_ray.media.provenance import of_candidate
 from flashvideo_ray.settings import Settings, Stage
 
 _TEXTS_KEPT = 32  # embeddings; 2 MB each of the released encoder

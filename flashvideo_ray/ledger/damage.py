@@ -11,7 +11,7 @@ from typing import Any
 import safetensors
 from PIL import Image
 
-from flashvideo_ray import credentials, video
+from flashvideo_ray.media import credentials, video
 
 Check = Callable[[bytes], str | None]
 

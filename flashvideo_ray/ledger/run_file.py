@@ -8,10 +8,11 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flashvideo_ray import scorers, video
+from flashvideo_ray import scorers
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.tables import now
+from flashvideo_ray.media import video
 
 
 class RecipeError(InputError):

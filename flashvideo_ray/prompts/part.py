@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from flashvideo_ray.expressions import RuleError
-from flashvideo_ray.filters import Filter
+from flashvideo_ray.expressions.filters import Filter
+from flashvideo_ray.expressions.rules import RuleError
 from flashvideo_ray.prompts.rows import SHOWN, PromptError
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flashvideo_ray.expressions import Rank, Requirement
+from flashvideo_ray.expressions.rules import Rank, Requirement
 from flashvideo_ray.settings import Settings
 
 _RESAMPLES = 2000

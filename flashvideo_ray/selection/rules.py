@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from flashvideo_ray.expressions import Column, Rank, Requirement, RuleError, check_names
+from flashvideo_ray.expressions.rules import Column, Rank, Requirement, RuleError, check_names
 from flashvideo_ray.scorers import columns
 from flashvideo_ray.settings import SelectSettings
 

@@ -12,11 +12,11 @@ from ray.exceptions import TaskCancelledError
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from flashvideo_ray import provenance
 from flashvideo_ray.graph import checks, cluster
 from flashvideo_ray.graph.recipe import about, recipe_of, with_added_scorers
 from flashvideo_ray.ledger import jobs, run_file
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.media import provenance
 from flashvideo_ray.serve.api import create_app
 from flashvideo_ray.serve.scheduler import Scheduler
 from flashvideo_ray.serve.security import App, Message, Receive, Scope, Send, Tokens

@@ -153,6 +153,7 @@ class Service:
             and {"word": decision["status"], **{name: _plain(decision[name]) for name in ("by", "at", "note")}},
             **media,
             "seconds": {"preview": own.preview_seconds, "refine": own.refine_seconds},
+            "memory_notes": {"preview": own.preview_note, "refine": own.refine_note},
             "error": own.error,
             "unknown_words": unknown,
             "progress": call and {name: call[name] for name in _PROGRESS},

@@ -59,6 +59,9 @@ class Candidate(NamedTuple):
     sha256: str | None
     preview_seconds: float | None
     refine_seconds: float | None
+    preview_note: str | None
+    """What stage 1 did otherwise than asked, for want of memory; `refine_note` likewise."""
+    refine_note: str | None
     preview_device: str | None
     refine_device: str | None
     error: str | None

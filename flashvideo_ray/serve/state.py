@@ -46,7 +46,7 @@ _COLUMNS = frozenset(
             *tables.PREVIEW_SECONDS,
         ),
         *("latents", "preview", "poster", "scorer_errors", "clip", "sha256", "refine_seconds", "device", "error"),
-        *("by", "note", "job", "key", "body"),
+        *("memory_note", "by", "note", "job", "key", "body"),
     }
 )
 _NO_VERDICT: tuple[str, str | None, float | None] = ("previewed", None, None)
@@ -196,6 +196,8 @@ class RunState:
             sha256=ended.get("sha256"),
             preview_seconds=_sum(made.get(name) for name in tables.PREVIEW_SECONDS),
             refine_seconds=ended.get("refine_seconds"),
+            preview_note=made.get("memory_note"),
+            refine_note=ended.get("memory_note") if rendered is not None else None,
             preview_device=made.get("device"),
             refine_device=ended.get("device"),
             error=ended.get("error") if status == "failed" else None,

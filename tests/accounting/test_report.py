@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from flashvideo_ray import Settings, video
+from flashvideo_ray import Settings
 from flashvideo_ray.accounting import billing, report
 from flashvideo_ray.accounting.summary import summarise
 from flashvideo_ray.ledger.tables import CLIPS, PREVIEWS, extended
+from flashvideo_ray.media import video
 
 NASTY = "A cat <script>alert('x')</script> & \"friends\" </details>"
 CANDIDATE = {"prompt": "A calm sea", "seed": 7, "candidate": 0, "reason": None}

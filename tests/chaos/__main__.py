@@ -18,7 +18,8 @@ from typing import Any
 from rich.console import Console
 from support import S3, script, serve_s3
 
-from flashvideo_ray import Settings, video
+from flashvideo_ray import Settings
+from flashvideo_ray.media import video
 
 from .account import Account
 from .faults import INSIDE, KINDS, LABEL, OUTSIDE, Fault, Injection, inject, schedule

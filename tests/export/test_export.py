@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from flashvideo_ray import export
 from flashvideo_ray.cli import app
 from flashvideo_ray.export import shards
-from flashvideo_ray.expressions import RuleError
+from flashvideo_ray.expressions.rules import RuleError
 from flashvideo_ray.ledger import decisions, tables
 from flashvideo_ray.ledger.decisions import Decision
 from flashvideo_ray.ledger.run_file import NoRunError, RecipeError

@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from support import ROOT
 
-from flashvideo_ray import export, video
+from flashvideo_ray import export
 from flashvideo_ray.export import preference
-from flashvideo_ray.expressions import RuleError
+from flashvideo_ray.expressions.rules import RuleError
 from flashvideo_ray.ledger import decisions, tables
 from flashvideo_ray.ledger.decisions import Decision
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.media import video
 from flashvideo_ray.settings import SelectSettings
 
 SPLITS = {"train": 0.8, "val": 0.2}

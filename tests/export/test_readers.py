@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from support import ROOT
 
-from flashvideo_ray import export, video
+from flashvideo_ray import export
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.media import video
 
 SPLITS = {"train": 0.8, "val": 0.2}
 FORMATS = ("webdataset", "hf", "parquet", "jsonl")

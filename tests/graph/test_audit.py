@@ -14,13 +14,14 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from flashvideo_ray import Settings, scorers, video
+from flashvideo_ray import Settings, scorers
 from flashvideo_ray.cli import app
 from flashvideo_ray.graph import audit
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.keys import clip_key, preview_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
+from flashvideo_ray.media import video
 from flashvideo_ray.selection import agreement
 
 RULES = ["score.scorers=[motion]", "select.require=motion >= 9", "select.audit=0.5"]
@@ -67,6 +68,7 @@ def make_run(folder: Path, speeds: dict[str, tuple[int, int]], *overrides: str) 
                 "status": status,
                 "clip": clip_key(clip_id),
                 "sha256": str(number),
+                "stream_sha256": f"stream {number}",
                 "audit": status == "rejected",
             }
         )
@@ -109,6 +111,10 @@ def test_a_held_out_scorer_measures_both_ends_and_nothing_is_decoded_twice(tmp_p
     assert [(score.name, score.held_out, score.count) for score in first.scores][-1] == ("brightness", True, 7)
     for folder in ("previews", "clips"):
         shutil.rmtree(tmp_path / "run" / folder)
+    assert audit.audit(store, settings, [f"{__name__}.Brightness"]) == first
+    # Signed anew, a clip is another file, and the same clip.
+    rows = tables.read(store, "clips")
+    tables.supersede(store, "clips", tables.with_column(rows, "sha256", pa.array(["other"] * len(rows))))
     assert audit.audit(store, settings, [f"{__name__}.Brightness"]) == first
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from support import tiny_overrides
 
-from flashvideo_ray import Settings, video
+from flashvideo_ray import Settings
 from flashvideo_ray.engines.weights import ModelNotFoundError
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph import checks
 from flashvideo_ray.graph.recipe import about
+from flashvideo_ray.media import video
 from flashvideo_ray.settings import STAGES, SettingsError
 
 BLEND, CUT = "refine.decode_tiling=blend", "refine.decode_tiling=reference"

@@ -17,10 +17,10 @@ import ray
 from support import S3, serve_head, submit
 from typer.testing import CliRunner
 
-from flashvideo_ray import video
 from flashvideo_ray.cli import app
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.media import video
 
 PROMPTS = [
     "a small red circle slides slowly to the left across a plain grey background",

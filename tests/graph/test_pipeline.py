@@ -12,11 +12,12 @@ from support import PROMPTS, own_ray, tiny_overrides, write_prompts
 from tiny import CLIP_SIZE, FPS, FRAMES, PREVIEW_SIZE, save_model
 
 import flashvideo_ray
-from flashvideo_ray import Settings, provenance, video
+from flashvideo_ray import Settings
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph.job import RunResult
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.media import provenance, video
 
 # What the model does at these prompts: at which stage, how its row ends, after how many attempts.
 FAULTS = {

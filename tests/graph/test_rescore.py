@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from flashvideo_ray import Settings, video
+from flashvideo_ray import Settings
 from flashvideo_ray.graph import checks, rescore
 from flashvideo_ray.graph.recipe import about, recipe_of
 from flashvideo_ray.ledger import run_file
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.media import video
 from flashvideo_ray.settings import ScorerSettings, SettingsError
 
 MOTION, PHASH = "flashvideo_ray.scorers.motion.Motion", "flashvideo_ray.scorers.phash.PHash"

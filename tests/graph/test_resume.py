@@ -18,13 +18,14 @@ from tiny import save_model
 from typer.testing import CliRunner
 
 import flashvideo_ray
-from flashvideo_ray import Settings, provenance, video
+from flashvideo_ray import Settings
 from flashvideo_ray.cli import app
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.claim import Claim, ClaimLostError, Identity
 from flashvideo_ray.ledger.keys import clip_key, latents_key
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.media import provenance, video
 
 
 def rows(output: Path, table: tables.Table) -> dict[str, dict[str, Any]]:

@@ -15,10 +15,11 @@ from authority import Authority
 from support import PROMPTS, tiny_overrides, write_prompts
 from typer.testing import CliRunner
 
-from flashvideo_ray import Settings, credentials, provenance, video
+from flashvideo_ray import Settings
 from flashvideo_ray.cli import app
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.media import credentials, provenance, video
 from flashvideo_ray.settings import CredentialSettings
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flashvideo_ray import Settings, video
+from flashvideo_ray import Settings
 from flashvideo_ray.ledger import jobs, run_file
 from flashvideo_ray.ledger.claim import ClaimLostError
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.verify import verify
+from flashvideo_ray.media import video
 
 TOLD = Settings().model_dump(mode="json")
 

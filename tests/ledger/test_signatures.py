@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from authority import Authority
 
-from flashvideo_ray import credentials, video
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.keys import clip_key, poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.verify import verify
 from flashvideo_ray.ledger.writer import Writer
+from flashvideo_ray.media import credentials, video
 from flashvideo_ray.settings import CredentialSettings, LedgerSettings
 
 ONE, OTHER, PLAIN = "aa" * 10, "bb" * 10, "cc" * 10

@@ -2,7 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from flashvideo_ray import scorers, video
+from flashvideo_ray import scorers
+from flashvideo_ray.media import video
 from flashvideo_ray.nano import world
 from flashvideo_ray.scorers.phash import NEAR, distance
 

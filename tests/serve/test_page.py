@@ -10,7 +10,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import chromium
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Response, expect
-from serve_run import HOSTILE_TEXT, LOST, MANY, REJECTED, RENDERED, SIBLINGS, TOKENS, Served
+from serve_run import HOSTILE_TEXT, LOST, MANY, NOTES, REJECTED, RENDERED, SIBLINGS, TOKENS, Served
 
 from flashvideo_ray.nano import world
 from flashvideo_ray.prompts import visible
@@ -201,6 +201,9 @@ def test_all_that_a_real_run_leaves_is_to_be_seen(open_page: Open) -> None:
         cards(page).first.focus()
         page.keyboard.press("Enter")
         plays(page.locator("#stage video.leader"), world.WIDTH)
+        for what, note in NOTES.items():  # what a small card made otherwise than asked
+            expected = [f"{what} was{note}"] if prompt == RENDERED else []
+            expect(page.locator("#detail-facts tr", has_text=f"{what} was")).to_have_text(expected)
         page.context.close()
 
 

@@ -118,13 +118,15 @@ def test_the_state_follows_the_run_directory(tmp_path: Path) -> None:
 def test_a_rejected_candidate_has_no_clip_s_picture(tmp_path: Path) -> None:
     store, settings = Store(str(tmp_path)), Settings.load("nano", ["select.require=motion >= 2"])
     media = {"preview": "previews/00/1.mp4", "poster": "previews/00/1.jpg", "latents": "latents/00/1.safetensors"}
-    write_previews(store, [candidate(1, **media)])
+    note = "denoised with guidance apart for want of memory"
+    write_previews(store, [candidate(1, **media, memory_note=note)])
     end_what_is_decided(store, settings)
     [row] = tables.read(store, "clips").to_pylist()
     assert (row["status"], row["poster"]) == ("rejected", media["poster"])  # so it stands in the ledger of a real run
     shown = RunState(store, settings).refresh().candidates[clip_id(1)]
     assert (shown.status, shown.preview_poster) == ("rejected", media["poster"])
     assert (shown.clip, shown.clip_poster) == (None, None)
+    assert (shown.preview_note, shown.refine_note) == (note, None)  # the ledger's row of its end has it, too
 
 
 def test_the_newest_first_are_the_newest_whatever_is_decided_about_them(tmp_path: Path) -> None:

@@ -21,12 +21,12 @@ from ray import serve
 from serve_run import LIMIT, REJECTED, RENDERED, SIBLINGS, TOKENS, Served
 from support import free_ports, script, tiny_overrides
 
-from flashvideo_ray import video
 from flashvideo_ray.graph import remaining
 from flashvideo_ray.graph.stage_base import row_schema
 from flashvideo_ray.ledger import decisions, tables
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.media import video
 from flashvideo_ray.serve import app, local
 
 HEADER = {"X-Requested-With": "flashvideo-ray"}

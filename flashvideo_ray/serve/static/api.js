@@ -19,6 +19,7 @@
  * @property {string | null} clip
  * @property {string | null} clip_poster
  * @property {{preview: number | null, refine: number | null}} seconds
+ * @property {{preview: string | null, refine: string | null}} memory_notes what was done otherwise than asked
  * @property {string | null} error
  * @property {string[]} unknown_words
  * @property {{stage: string, done: number | null, total: number | null, seconds_left: number | null,

@@ -135,7 +135,9 @@ export class Detail {
       ["seed", String(c.seed)],
       ["candidate", String(c.candidate + 1)],
       ["preview took", duration(c.seconds.preview)],
+      ["preview was", c.memory_notes.preview ?? "–"],
       ["clip took", duration(c.seconds.refine)],
+      ["clip was", c.memory_notes.refine ?? "–"],
       ["changed", when(c.at)],
     ].filter(([, value]) => value !== "–");
     return [...(scores.length ? [table("Scores", scores)] : []), table("Made", made)];

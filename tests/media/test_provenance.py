@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from flashvideo_ray import Settings, provenance
+from flashvideo_ray import Settings
+from flashvideo_ray.media import provenance
 from flashvideo_ray.settings import AdapterSettings
 
 ROW = {"clip_id": "ab", "id": "x", "prompt": "a star", "negative_prompt": None, "seed": 3, "candidate": 0}

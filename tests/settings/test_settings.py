@@ -51,6 +51,7 @@ def test_a_file_and_overrides(tmp_path: Path) -> None:
         ("seed.low=3", "seed: Input should be a valid integer"),
         ("select.percentiles={motion + flicker: 50}", "'motion + flicker' is not the name of a score"),
         ("select.rank=motion / 0", "divides by zero"),
+        ("video={codec: h264_nvenc, clip_crf: 0}", "video: clip_crf 0 is lossless with libx264 and no target at all"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(override: str, message: str) -> None:

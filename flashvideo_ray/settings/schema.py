@@ -1,22 +1,8 @@
-"""Settings: one YAML file describes a run.
-
-Three kinds of settings live in three places, because they are treated differently when a run is started again:
-
-- what decides pixels (`seed`, `candidates`, `text`, `preview`, `refine`, `video`) and numbers (`score`): the *recipe*,
-  fixed by the first job that writes to an OUTPUT;
-- what decides who is refined (`select`): may be changed at any time;
-- how prompts are read, where and how work runs, what is signed, kept and paid (`prompts`, `pools`, `ledger`, `keep`,
-  `credentials`, `prices`, `max_attempts` and the seconds): operational, free.
-
-All models are frozen and refuse unknown keys. A `null` in `preview` or `refine` means "as the model itself says": the
-sizes, steps and guidance stored in its `model_index.json`.
-"""
+"""The models of settings: frozen, closed, and validated at the edge."""
 
 from __future__ import annotations
 
 import copy
-import difflib
-import importlib.resources
 import json
 import math
 import os
@@ -24,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from flashvideo_ray.errors import InputError
+from flashvideo_ray.settings import reading
 
 
 def _no_truth_value(value: Any) -> Any:
@@ -50,12 +35,6 @@ Candidates = Annotated[Integer, Field(le=10_000)]  # of one prompt
 Steps = Annotated[Integer, Field(gt=0, lt=1000)]
 NonNegative = Annotated[Real, Field(ge=0, le=1e9)]
 Seconds = Annotated[Real, Field(gt=0, le=1e9)]  # 30 years
-
-_SHOWN = 80  # characters of a wrong value
-
-
-class SettingsError(InputError):
-    """The settings are wrong. The message names the key and says what to do."""
 
 
 class Frozen(BaseModel):
@@ -226,7 +205,7 @@ class SelectSettings(Frozen):
     @field_validator("require")
     @classmethod
     def _conditions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        from flashvideo_ray.expressions import Requirement
+        from flashvideo_ray.expressions.rules import Requirement
 
         for text in value:
             Requirement.parse(text)
@@ -243,7 +222,7 @@ class SelectSettings(Frozen):
     @field_validator("rank")
     @classmethod
     def _number(cls, value: str | None) -> str | None:
-        from flashvideo_ray.expressions import Rank
+        from flashvideo_ray.expressions.rules import Rank
 
         if value is not None:
             Rank.parse(value)
@@ -265,11 +244,19 @@ class VideoSettings(Frozen):
 
     preview_crf: Annotated[Integer, Field(ge=0, le=51)] = 23
     clip_crf: Annotated[Integer, Field(ge=0, le=51)] = 18
-    codec: Literal["libx264", "h264_nvenc"] = Field("libx264", description="of clips; NVENC needs a card that has it")
+    codec: Literal["libx264", "h264_nvenc"] = Field(
+        "libx264", description="of clips; NVENC needs a card that has it, and a clip_crf above 0"
+    )
     encoder_preset: str | None = Field(None, description="the codec's own speed preset; null: its default")
     metadata: Metadata = Field(
         "full", description="what MP4s tell of themselves; minimal: neither prompt nor seed; may be changed at any time"
     )
+
+    @model_validator(mode="after")
+    def _quality_is_aimed_at(self) -> Self:
+        if self.codec == "h264_nvenc" and not self.clip_crf:
+            raise ValueError("clip_crf 0 is lossless with libx264 and no target at all with h264_nvenc: give 1 to 51")
+        return self
 
 
 class CredentialSettings(Frozen):
@@ -432,7 +419,9 @@ class Settings(Frozen):
         10,
         description="in a row, of one stage and class of error; then its node is left out, or the job ends",
     )
-    store_patience_seconds: NonNegative = Field(600.0, description="how long a run waits for a store that is away")
+    store_patience_seconds: NonNegative = Field(
+        600.0, description="how long a run waits for a store, a timestamp authority or a KMS that is away"
+    )
     progress_seconds: Seconds = Field(15.0, description="between progress lines in a job's log")
 
     @classmethod
@@ -441,7 +430,7 @@ class Settings(Frozen):
 
         Raises SettingsError with one message that names every wrong key.
         """
-        tree = _read(source) if source is not None else {}
+        tree = reading.read(source) if source is not None else {}
         return cls.of_tree(tree, overrides, where=str(source) if source is not None else "settings")
 
     @classmethod
@@ -449,11 +438,11 @@ class Settings(Frozen):
         """Apply `a.b=c` overrides to a tree of plain values and validate it. Raises SettingsError."""
         changed = copy.deepcopy(dict(tree))
         for override in overrides:
-            _apply(changed, override)
+            reading.apply(changed, override)
         try:
             return cls.model_validate(changed)
         except ValidationError as error:
-            raise SettingsError("\n".join(_explain(issue, cls, where) for issue in error.errors())) from None
+            raise reading.explained(error, cls, where) from None
 
     def recipe(self) -> dict[str, Any]:
         """What decides pixels and scores, apart from weights: a run has exactly one. Plain JSON values."""
@@ -475,115 +464,3 @@ def _own_recipe(own: PreviewSettings | RefineSettings) -> dict[str, Any]:
     if own.optimize == OptimizeSettings():
         del tree["optimize"]
     return tree
-
-
-def presets() -> list[str]:
-    """Names of the presets that ship with the package."""
-    folder = importlib.resources.files("flashvideo_ray") / "presets"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def _read(source: str | Path) -> dict[str, Any]:
-    if str(source) in presets():
-        text = (importlib.resources.files("flashvideo_ray") / "presets" / f"{source}.yaml").read_text()
-    elif Path(source).is_file():
-        try:
-            text = Path(source).read_text()
-        except UnicodeDecodeError:
-            raise SettingsError(f"{source}: not a text file") from None
-    else:
-        raise SettingsError(f"{source}: neither a file nor a preset (presets: {', '.join(presets())})")
-    try:
-        tree = _parse(text)
-    except _TwiceError as error:
-        raise SettingsError(f"{source}: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SettingsError(f"{source}: not valid YAML: {error}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise SettingsError(f"{source}: expected keys and values at the top level, found a {type(tree).__name__}")
-    return tree
-
-
-class _TwiceError(Exception):
-    """A key that a mapping has twice: YAML would silently keep the last."""
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which refuses a key that is given twice."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        first: dict[tuple[str, str], int] = {}
-        for key, _ in node.value:
-            line, name = key.start_mark.line + 1, (key.tag, str(key.value))
-            if name in first and key.tag != "tag:yaml.org,2002:merge":
-                raise _TwiceError(
-                    f"line {line}: the key {key.value} is given twice (first in line {first[name]}); drop one"
-                )
-            first[name] = line
-        return node
-
-
-def _parse(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    """Set `a.b=c` in the tree; the value is read as YAML, so `null`, numbers, lists and quotes work."""
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise SettingsError(f"--set {override}: expected key=value, for example --set pools.refine.size=4")
-    try:
-        value = _parse(text) if text.strip() else ""
-    except _TwiceError as error:
-        raise SettingsError(f"--set {override}: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        value = text  # an expression such as `motion > 0.5: ...` that YAML cannot read is a plain string
-    *parents, leaf = key.strip().split(".")
-    for name in parents:
-        child = tree.setdefault(name, {})
-        if not isinstance(child, dict):
-            raise SettingsError(f"--set {override}: {name} holds a value, not keys")
-        tree = child
-    tree[leaf] = value
-
-
-def _explain(issue: Any, root: type[BaseModel], where: str) -> str:
-    """One line for one validation error; an unknown key gets the nearest known one."""
-    path = [str(part) for part in issue["loc"]]
-    key = ".".join(path)
-    if issue["type"] == "extra_forbidden":
-        known = _fields_at(root, path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1)
-        hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"known keys: {', '.join(sorted(known))}"
-        return f"{where}: unknown key {key}; {hint}"
-    message = issue["msg"].removeprefix("Value error, ")
-    hidden = isinstance(issue["input"], dict) or path[0] == "credentials"  # whatever was put there by mistake
-    shown = "" if hidden else f" (found {_short(issue['input'])})"
-    return f"{where}: {key}: {message}{shown}"
-
-
-def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no more than 4300 digits
-        return "a number of thousands of digits"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-
-
-def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    for part in path:
-        field = model.model_fields.get(part)
-        annotation: Any = field.annotation if field is not None else None
-        inner = next((a for a in (annotation, *get_args(annotation)) if _is_model(a)), None)
-        if inner is None:
-            # an item of a list (`score.scorers.0`): stay, the list's item model was reached already
-            continue
-        model = inner
-    return list(model.model_fields)
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

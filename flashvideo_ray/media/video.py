@@ -74,7 +74,7 @@ def encode_mp4(
     Args:
         frames: RGB uint8 `[frames, height, width, 3]` or an iterable of `[height, width, 3]`; height and width even.
         fps: frames a second.
-        crf: quality, 0 (lossless) to 51; 18 is visually lossless for most material. `cq` of NVENC.
+        crf: quality, 0 (lossless) to 51; 18 is visually lossless for most material. `cq` of NVENC, which has no 0.
         preset: the encoder's speed preset; `medium` for libx264, `p5` for h264_nvenc when not given.
         codec: `libx264`, or `h264_nvenc` where the GPU has an encoder.
         metadata: written to the file as it is, any keys.
@@ -159,10 +159,7 @@ def _add_stream(
 ) -> Any:
     if height % 2 or width % 2:
         raise ValueError(f"frames of {height}x{width} cannot be encoded: yuv420p needs an even height and width")
-    quality, default_preset = CODECS[codec]
-    options = {quality: str(crf), "preset": preset or default_preset, "flags": "+bitexact"}
-    # Without a mode of its own NVENC takes the preset's, which need not heed `cq`.
-    options |= _X264 if codec == "libx264" else {"rc": "vbr"}
+    options = encoder_options(codec, crf, preset)
     try:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
         context = stream.codec_context
@@ -172,10 +169,19 @@ def _add_stream(
         context.color_range = ColorRange.MPEG.value
         context.open()
     except (av.FFmpegError, ValueError) as error:
-        raise RuntimeError(
-            f"encoder {codec} (preset {preset or default_preset}) cannot be opened here: {error}"
-        ) from error
+        raise RuntimeError(f"encoder {codec} (preset {options['preset']}) cannot be opened here: {error}") from error
     return stream
+
+
+def encoder_options(codec: str, crf: int, preset: str | None) -> dict[str, str]:
+    """What FFmpeg's encoder is given. Raises ValueError for a quality that it does not have."""
+    if codec == "h264_nvenc" and not crf:
+        raise ValueError("crf 0 is lossless with libx264 and no target at all with h264_nvenc: give 1 to 51")
+    quality, default_preset = CODECS[codec]
+    options = {quality: str(crf), "preset": preset or default_preset, "flags": "+bitexact"}
+    # NVENC has `cq` in its mode `vbr` alone. FFmpeg (libavcodec/nvenc.c) then drops the 2 Mbit/s that it would aim at;
+    # it takes that mode by itself where none is named, but for versions that leave it to the preset.
+    return options | (_X264 if codec == "libx264" else {"rc": "vbr"})
 
 
 def check_encoder(codec: str, preset: str | None = None) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flashvideo_ray import video
+from flashvideo_ray.media import video
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (200, 120, 40), (30, 140, 220)]
 
@@ -160,6 +160,34 @@ def test_encoder_choice():
         video.check_encoder("libx265")
     with pytest.raises(RuntimeError, match=r"libx264.*preset warp"):
         video.check_encoder("libx264", preset="warp")
+
+
+def test_nvenc_knows_all_options_that_it_is_given():
+    """FFmpeg reads them before it looks for a card, and passes over names that it does not know."""
+
+    def refused(options):
+        context = av.CodecContext.create("h264_nvenc", "w")
+        context.width = context.height = 256
+        context.pix_fmt, context.time_base, context.options = "yuv420p", Fraction(1, 8), options
+        try:
+            context.open()
+        except (av.error.ArgumentError, OverflowError):
+            return True
+        except av.FFmpegError:
+            return False  # there is no card
+        return False
+
+    given = video.encoder_options("h264_nvenc", 18, None)
+    assert not refused(given)
+    assert [name for name in given if not refused(given | {name: "nonsense"})] == []
+    assert refused(given | {"cq": "99"})
+
+
+def test_nvenc_is_asked_for_a_quality_that_it_has():
+    assert video.encoder_options("h264_nvenc", 1, None)["cq"] == "1"
+    with pytest.raises(ValueError, match="no target at all with h264_nvenc: give 1 to 51"):
+        video.encode_mp4(noise_clip(), 8, crf=0, codec="h264_nvenc")  # 0 would be FFmpeg's own choice
+    assert video.decode_mp4(video.encode_mp4(noise_clip(), 8, crf=0))[1].frames == 9
 
 
 @pytest.mark.parametrize("data", [b"", b"no video at all" * 100])

@@ -10,8 +10,8 @@ from typing import Any
 
 import fsspec
 
-from flashvideo_ray import credentials, video
 from flashvideo_ray.errors import InputError
+from flashvideo_ray.media import credentials, video
 from flashvideo_ray.settings import SettingsError
 
 _JSON = ("settings", "models", "model_fingerprints", "seed", "candidate")  # keys that are JSON, or numbers

@@ -14,7 +14,7 @@ import pytest
 from hub import serve_dataset
 from support import write_prompts
 
-from flashvideo_ray.expressions import RuleError
+from flashvideo_ray.expressions.rules import RuleError
 from flashvideo_ray.identity import candidates
 from flashvideo_ray.prompts import PromptError, read_prompts
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashvideo_ray.expressions import RuleError
-from flashvideo_ray.filters import Filter
+from flashvideo_ray.expressions.filters import Filter
+from flashvideo_ray.expressions.rules import RuleError
 
 NIGHT = dt.datetime(2026, 11, 25, 3, 0, tzinfo=dt.UTC)
 ROWS = pa.table(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashvideo_ray.expressions import Rank, Requirement, RuleError, check_names
+from flashvideo_ray.expressions.rules import Rank, Requirement, RuleError, check_names
 
 SCORES = {"motion": 0.4, "flicker": 2.0, "black": 0.0}
 

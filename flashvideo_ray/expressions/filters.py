@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashvideo_ray.expressions import RuleError, syntax_tree
+from flashvideo_ray.expressions.rules import RuleError, syntax_tree
 
 Kind = Literal["number", "text", "truth", "time", "nothing", "other"]
 _EXAMPLE = "status == 'failed' and error_class in ('TimeoutError', 'OSError') or motion > 2 and note is not null"
