@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ import pytest
 import requests
 from ray import serve
 from serve_run import LIMIT, REJECTED, RENDERED, SIBLINGS, TOKENS, Served
-from support import free_ports, script, tiny_overrides
+from support import at_a_terminal, ctrl_c, free_ports, script, tiny_overrides
 
 from flashvideo_ray.graph import remaining
 from flashvideo_ray.graph.stage_base import row_schema
@@ -592,13 +591,12 @@ def test_ctrl_c_stops_the_command_and_what_was_asked_for_stays(tmp_path: Path, t
     overrides = [part for setting in tiny_overrides(tiny_model) for part in ("--set", setting)]
     command = [script("flashvideo-ray"), "serve", str(tmp_path / "run"), "--port", str(port)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
-    # What a shell starts in the background ignores Ctrl-C, and so does all that it starts.
-    stop = signal.SIGTERM if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else signal.SIGINT
-    with subprocess.Popen([*command, *overrides], env=environment, stdout=subprocess.PIPE, text=True) as process:
+    process = at_a_terminal([*command, *overrides], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    with process:
         assert process.stdout is not None
         try:
             address = f"http://127.0.0.1:{port}/"
-            said = next((line for line in process.stdout if address in line), None)
+            said = next((line for line in process.stdout if address.encode() in line), None)
             assert said is not None
             client = Client(address)
             me = client.get("me").json()
@@ -606,8 +604,12 @@ def test_ctrl_c_stops_the_command_and_what_was_asked_for_stays(tmp_path: Path, t
             assert not me["login_needed"]
             client.submit("a red star moves up")
         finally:
-            process.send_signal(stop)
-        assert process.wait(PATIENCE) == 0
+            ctrl_c(process)
+        told = process.stdout.read().decode().splitlines()
+        assert (process.wait(PATIENCE), told) == (
+            0,
+            ["Stopped. What was asked for is in the run; the same command carries on."],
+        )
     assert [row["prompt"] for row in _requests(Store(str(tmp_path / "run")))] == ["a red star moves up"]
 
 
