@@ -136,7 +136,7 @@ STOPPED = "Stopped. What is done is in the ledger; the same command carries on."
 
 @pytest.mark.usefixtures("inline")
 def test_a_job_that_is_stopped_says_so_in_a_line_and_is_carried_on(tmp_path: Path, tiny_model: Path) -> None:
-    """By Ctrl-C, which all that it started get as well, then by SIGTERM, as from `ray job stop`; SIGKILL: `test_chaos`."""
+    """By Ctrl-C, which all that it started get as well, and by SIGTERM (`ray job stop`); SIGKILL is in `test_chaos`."""
     prompts = write_prompts(tmp_path / "prompts.parquet", [f"a red circle moves left {n}" for n in range(16)])
     output, console = tmp_path / "run", tmp_path / "first.log"
     words = [word for override in tiny_overrides(tiny_model) for word in ("--set", override)]
