@@ -367,3 +367,12 @@ def short_lease(seconds: float) -> list[str]:
     defaults = Settings()
     patience = seconds * defaults.store_patience_seconds / defaults.ledger.lease_seconds
     return [f"ledger.lease_seconds={seconds}", f"store_patience_seconds={patience}"]
+
+
+def boxes(data: bytes) -> list[str]:
+    """The top-level boxes of an MP4, in order."""
+    names, at = [], 0
+    while at < len(data):
+        names.append(data[at + 4 : at + 8].decode())
+        at += int.from_bytes(data[at : at + 4], "big")
+    return names

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 from authority import Authority, serve_time
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from support import ROOT
-from test_video import boxes
+from support import ROOT, boxes
 
 from flashvideo_ray import Settings
 from flashvideo_ray.errors import InputError
