@@ -24,6 +24,7 @@ for command in (
     looking.list_,
     looking.report,
     looking.plan,
+    looking.doctor,
     judging.audit,
     keeping.verify,
     looking.inspect,

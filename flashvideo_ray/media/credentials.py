@@ -169,8 +169,9 @@ class Signer:
         except ValueError:
             raise SettingsError(f"{where}: holds no certificates in PEM") from None
         now = dt.datetime.now(dt.UTC)
-        if leaf.not_valid_after_utc < now:
-            raise SettingsError(f"{where}: has expired on {leaf.not_valid_after_utc:%Y-%m-%d}")
+        self.expires = leaf.not_valid_after_utc
+        if self.expires < now:
+            raise SettingsError(f"{where}: has expired on {self.expires:%Y-%m-%d}")
         if leaf.not_valid_before_utc > now:
             raise SettingsError(f"{where}: is not valid before {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC")
         try:
