@@ -56,7 +56,8 @@ def examine(settings: Settings, output: str | None = None) -> list[Finding]:
 
 def on_driver(settings: Settings, output: str | None, probe: Probe) -> tuple[list[Finding], Asked]:
     """The lines about this machine, its settings, the run and the store; and what the nodes are to be good for."""
-    run, found = _run_of(output, settings)
+    # A store that does not answer is asked for nothing more.
+    run, found = (None, []) if probe.place is None else _run_of(output, settings)
     settings = recipe.with_added_scorers(settings, run)
     stages: tuple[Stage, ...] = ("text", "preview", *settings.score.stages, "refine")
     fingerprints = dict(run["recipe"].get("fingerprints", {})) if run is not None else {}

@@ -76,7 +76,7 @@ def examine(asked: Asked) -> list[Finding]:
     found |= {f"model of {stage}": lambda stage=stage: _model(asked, stage) for stage in asked.models}  # type: ignore[misc]
     if asked.stages:
         found["encoder"] = lambda: _encoder(asked)
-        found["cards"] = lambda: _cards(asked)
+        found["cards"] = lambda: cards(asked)
         found["certificate"] = lambda: _certificate(asked)
     if asked.probe is not None and asked.output is not None:
         found["store"] = lambda: _store(asked)
@@ -189,7 +189,7 @@ def _encoder(asked: Asked) -> Iterator[Finding]:
     yield Finding("ok", "encoder", "libx264 opens")
 
 
-def _cards(asked: Asked) -> Iterator[Finding]:
+def cards(asked: Asked) -> Iterator[Finding]:
     """The memory of the cards that are really there against what the stages need at most."""
     needed = [stage for stage in _MODELS if stage in asked.stages and getattr(asked.settings.pools, stage).num_gpus]
     if not needed:

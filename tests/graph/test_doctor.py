@@ -16,7 +16,7 @@ import ray
 import s3fs
 from authority import Authority
 from careless_store import serve_careless_s3
-from ray.cluster_utils import Cluster
+from chaos.nodes import Nodes
 from support import S3, tiny_overrides
 from typer.testing import CliRunner
 
@@ -242,10 +242,9 @@ def test_a_card_that_is_too_small_for_its_stage(tiny_model: Path, tmp_path: Path
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     settings = Settings.load("flashvideo-1080p")
-    found = examination.examine(Asked(settings, ("refine",), cards=1.0))
-    [line] = [line for line in found if line.about == "cards"]
-    assert (line.level, "--set" in line.mend) == ("broken", True)
-    found = examination.examine(Asked(settings, ("refine",), cards=2.0))
+    [line] = examination.cards(Asked(settings, ("refine",), cards=1.0))
+    assert (line.level, line.message.startswith("NVIDIA L4: refine needs ")) == ("broken", True)
+    found = list(examination.cards(Asked(settings, ("refine",), cards=2.0)))
     assert "Ray counts 2 here, the driver has 1" in messages(found)
 
 
@@ -259,14 +258,14 @@ def test_a_lease_that_outlasts_the_patience() -> None:
 def test_nodes_of_a_cluster_are_asked_one_by_one(
     monkeypatch: pytest.MonkeyPatch, no_ray: None, tiny_model: Path, started: str, tmp_path: Path
 ) -> None:
-    """One has a clock that is 90 s ahead, and a folder of its own in the place of the one that they share."""
-    nodes = Cluster()
+    """One has a clock that is 90 s ahead."""
+    nodes = Nodes(0)
     try:
-        nodes.add_node(num_cpus=2, labels={"tier": "right"}, include_dashboard=False)
-        for name, value in {"CHAOS_CLOCK": "90", "PYTHONPATH": f"{TESTS / 'chaos' / 'clock'}:{TESTS}"}.items():
-            monkeypatch.setenv(name, value)
-        nodes.add_node(num_cpus=2, labels={"tier": "wrong"})
-        monkeypatch.undo()
+        nodes.join({"tier": "right"})
+        with monkeypatch.context() as environment:
+            environment.setenv("CHAOS_CLOCK", "90")
+            environment.setenv("PYTHONPATH", f"{TESTS / 'chaos' / 'clock'}:{TESTS}")
+            nodes.join({"tier": "wrong"})
         monkeypatch.setenv("RAY_ADDRESS", nodes.address)
         found = doctor.examine(settings_for(tiny_model, "pools.refine.labels={tier: absent}"), started)
     finally:
