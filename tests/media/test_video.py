@@ -126,6 +126,18 @@ def test_probe_counts_frames_that_really_decode():
         video.probe(half, count=True)
 
 
+def test_a_file_of_which_a_part_was_not_written_is_no_video():
+    """As a machine that lost its power leaves it: of full size, with zeros at the end, or too short."""
+    data = video.encode_mp4(noise_clip(3, 48, 80), 8)
+    whole = video.probe(data, count=True)
+    for cut in range(0, len(data) - 1, 7):
+        for torn in (data[:cut] + bytes(len(data) - cut), data[:cut]):
+            try:
+                assert video.probe(torn, count=True).frames == whole.frames  # of its metadata alone
+            except ValueError as error:
+                assert "not a readable video" in str(error) or "no video stream" in str(error)
+
+
 def test_small_clips_encode_at_the_size_of_the_nano_model():
     assert video.probe(video.encode_mp4(noise_clip(5, 48, 80), 8)).height == 48
 
