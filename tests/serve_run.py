@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ import pyarrow as pa
 import ray
 import torch
 from PIL import Image
-from support import free_ports, script, tiny_overrides
+from support import at_a_terminal, ctrl_c, free_ports, script, tiny_overrides
 
 from flashvideo_ray.graph import remaining
 from flashvideo_ray.graph.stage_base import row_schema
@@ -68,7 +67,7 @@ class Served:
     def ctrl_c(self) -> int:
         """What a terminal sends, to the command and all that it started; its exit status."""
         ray.shutdown()  # this process's own connection
-        os.killpg(self.process.pid, signal.SIGINT)
+        ctrl_c(self.process)
         return self.process.wait(PATIENCE)
 
 
@@ -101,9 +100,7 @@ def serving(folder: Path, tiny_model: Path) -> Iterator[Served]:
     with open(terminal, "wb") as out:
         # Without a token of its own, so that this process can connect to its Ray.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_AUTH_MODE": "disabled"}
-        process = subprocess.Popen(
-            command, env=environment, stdout=out, stderr=out, start_new_session=True, preexec_fn=_as_in_a_terminal
-        )
+        process = at_a_terminal(command, env=environment, stdout=out, stderr=out)
         served = Served(f"http://127.0.0.1:{port}/", Store(options.output), options, process, terminal)
         try:
             deadline = time.monotonic() + PATIENCE
@@ -123,11 +120,6 @@ def _ray_of(process: subprocess.Popen[bytes]) -> str:
     option = "--gcs-address="
     started = psutil.Process(process.pid).children(recursive=True)
     return next(word.removeprefix(option) for each in started for word in each.cmdline() if word.startswith(option))
-
-
-def _as_in_a_terminal() -> None:
-    """What a shell starts in the background ignores Ctrl-C, and so does all that it starts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def fill(run: Path, settings: Settings) -> None:
