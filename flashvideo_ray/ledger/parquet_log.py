@@ -163,8 +163,8 @@ def merge(store: Store, prefix: str, part_rows: int, key: str = KEY) -> Compacti
 def merge_some(store: Store, keys: Sequence[str]) -> str | None:
     """Write the newest rows of these parts, of one writer, into one, then delete them; its key.
 
-    Parts that are gone were merged by somebody else; None if all are. Raises DamagedPartError, and changes nothing, if one of the others
-    cannot be read.
+    Parts that are gone were merged by somebody else; None if all are. Raises DamagedPartError, and changes nothing, if
+    one of the others cannot be read.
     """
     with _pool(store) as pool:
         found = [part for part in pool.map(partial(_read, store, KEY, None), [(key, 0) for key in keys]) if part]
@@ -173,7 +173,7 @@ def merge_some(store: Store, keys: Sequence[str]) -> str | None:
             raise part
     if not found:
         return None
-    merged = write(store, _stem_of(keys[-1]), newest(found, keep_open=True))  # type: ignore[arg-type]
+    merged = write(store, _stem_of(keys[-1]), newest(found, keep_open=True))
     _delete(store, keys)
     return merged
 

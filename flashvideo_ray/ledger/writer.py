@@ -18,7 +18,6 @@ from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.tables import Table, stem
 from flashvideo_ray.settings import LedgerSettings
 
-
 _FEW = 32
 _PART_ROWS = 100_000
 

@@ -316,7 +316,13 @@ def test_a_thousand_small_parts_leave_few(tmp_path: Path) -> None:
 
 def test_a_merge_of_small_parts_may_be_killed_at_any_moment(tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
-    for lives in (32, 33, 40, 64, 66):  # at the part that is made of 32, at the first of them to go, in the middle, after
+    for lives in (
+        32,
+        33,
+        40,
+        64,
+        66,
+    ):  # at the part that is made of 32, at the first of them to go, in the middle, after
 
         def write(folder: Path = tmp_path / str(lives), lives: int = lives) -> None:
             writer = Writer(Mortal(str(folder), lives), "clips", tables.CLIPS, LedgerSettings())
