@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from support import boxes
 
 from flashvideo_ray.media import video
 
@@ -24,15 +25,6 @@ def noise_clip(frames: int = 9, height: int = 48, width: int = 80) -> np.ndarray
 
 def colour_bars(height: int = 64, bar: int = 64) -> np.ndarray:
     return np.concatenate([np.full((height, bar, 3), colour, np.uint8) for colour in COLOURS], axis=1)
-
-
-def boxes(data: bytes) -> list[str]:
-    """The top-level boxes of an MP4, in order."""
-    names, at = [], 0
-    while at < len(data):
-        names.append(data[at + 4 : at + 8].decode())
-        at += int.from_bytes(data[at : at + 4], "big")
-    return names
 
 
 def test_frames_come_back():
