@@ -74,7 +74,7 @@ def test_a_job_opens_only_the_pools_that_its_rows_need(
     opened.clear()
     first = tables.read(Store(output), "previews")["clip_id"][0].as_py()
     decisions.write(Store(output), [decisions.Decision(first, "approved", "ann")])
-    assert flashvideo_ray.refine(output).ended == {"rendered": 1, "rejected": 1}
+    assert flashvideo_ray.refine(output).ended == {"rendered": 1}
     assert opened == [*asked.pop()] == ["text", "refine"]
     opened.clear()
     assert flashvideo_ray.refine(output).ended == {}
