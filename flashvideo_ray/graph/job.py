@@ -62,6 +62,7 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
     Raises JobError where a stage cannot be loaded on any node, or a pool can have no actor.
     """
     rounds = None
+    before = tables.parts(job.store)
     work = _wanted(job)
     if work:
         run_file.check_writable(job.store)
@@ -74,8 +75,8 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
         with Claim(job.store, identity, lease, job.takeover, patience) as claim:
             # From here on the job waits for a store that is away, and writes nothing while it may be another's run.
             job = replace(job, store=held_store.under(claim))
-            # Read again: another job may have worked on the run until just now.
-            work = _wanted(job)
+            if tables.parts(job.store) != before:  # another job has worked on the run until just now
+                work = _wanted(job)
             run = run_file.open_run(job.store, job.recipe, job.about)
             with jobs.Record(job.store, run, started) as record:
                 rounds = Rounds(graph, job.store, claim, record, job.settings, job.recipe, job.extra, job.quota)
@@ -84,9 +85,10 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
                 prune.prune(job.store, prune.plan(job.store, job.settings.keep))
             tables.compact(job.store)
             jobs.merge(job.store)
+            total = finish.finish(job.store, job.settings)  # under the claim: it may take longer than a lease
     else:
         _note_settings(job)
-    total = finish.finish(job.store, job.settings)
+        total = finish.finish(job.store, job.settings)
     seconds = time.monotonic() - started
     if rounds is None:
         return RunResult(job.store.url, {}, total, seconds, work.without_latents)
