@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import torch
+from authority import Authority
 from PIL import Image
 from support import free_ports, tiny_overrides
 
@@ -49,6 +50,8 @@ class Served:
     address: str
     store: Store
     options: ServeSettings
+    root: str
+    """The certificate, in PEM, that its previews and clips are signed under."""
     said: list[str] = field(default_factory=list)
     """What was said while it started."""
 
@@ -59,6 +62,8 @@ def serving(folder: Path, tiny_model: Path) -> Iterator[Served]:
     people = [f"{role}:{role}'s name:{token}" for role, token in TOKENS.items()]
     people.append("reviewer:another reviewer's name:another-0123456789abcdef")
     (folder / "tokens").write_text("\n".join(people))
+    authority = Authority(folder / "authority")
+    own = {**authority.issue(), "previews": "true"}
     options = ServeSettings(
         output=str(folder / "run"),
         set=(
@@ -66,6 +71,7 @@ def serving(folder: Path, tiny_model: Path) -> Iterator[Served]:
             "preview.num_inference_steps=60",
             "refine.num_inference_steps=40",
             "select.require=motion >= 0",
+            *(f"credentials.{name}={value}" for name, value in own.items()),
         ),
         token_file=str(folder / "tokens"),
         hosts=local.hosts("127.0.0.1", []),
@@ -78,7 +84,7 @@ def serving(folder: Path, tiny_model: Path) -> Iterator[Served]:
     [port] = free_ports(1)
     said: list[str] = []
     with local.running(options, port=port, say=said.append) as address:
-        yield Served(address, Store(options.output), options, said)
+        yield Served(address, Store(options.output), options, authority.root.read_text(), said)
 
 
 def fill(run: Path, settings: Settings) -> None:
