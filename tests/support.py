@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import itertools
 import json
 import os
@@ -225,6 +226,33 @@ def _is_free(port: int) -> bool:
 def script(name: str) -> str:
     """A console script of this environment, whether or not it is on PATH."""
     return str(Path(sys.executable).parent / name)
+
+
+class Days:
+    """Time that passes only in pauses."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def at_a_terminal(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a command as a shell does at a terminal: it and all that it starts are a group, for which Ctrl-C is meant.
+
+    What a script starts in the background ignores Ctrl-C, and so does all that it starts: this one does not.
+    """
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, process_group=0, preexec_fn=heeds, **options)
+
+
+def ctrl_c(job: subprocess.Popen[bytes]) -> None:
+    """What the terminal sends, to the command and to all that it started."""
+    os.killpg(job.pid, signal.SIGINT)
 
 
 @contextmanager
