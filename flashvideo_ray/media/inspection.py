@@ -10,7 +10,7 @@ from typing import Any
 
 import fsspec
 
-from flashvideo_ray.errors import InputError
+from flashvideo_ray.errors import InputError, no_file_system
 from flashvideo_ray.media import credentials, video
 from flashvideo_ray.settings import SettingsError
 
@@ -53,6 +53,8 @@ def inspect(url: str, trust: str | None = None) -> Inspection:
     try:
         with fsspec.open(url, "rb") as file:
             data: bytes = file.read()
+    except ImportError as error:
+        raise InspectError(no_file_system(url, error)) from None
     except Exception as error:  # each file system has its own
         raise InspectError(f"{url}: cannot be read: {type(error).__name__}: {error}") from error
     try:

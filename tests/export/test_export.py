@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -14,6 +16,7 @@ from typing import Any
 import export_run
 import pyarrow.parquet as pq
 import pytest
+import ray
 from support import S3
 from typer.testing import CliRunner
 
@@ -101,18 +104,23 @@ from flashvideo_ray import export
 
 options = export.Options.model_validate_json(sys.argv[3])
 def progress(count, total):
-    if count == 5:
+    if count == int(sys.argv[4]):
         os.kill(os.getpid(), signal.SIGKILL)
-export.export(sys.argv[1], sys.argv[2], options, progress=progress)
+export.export(sys.argv[1], sys.argv[2], options, on_ray="RAY_ADDRESS" in os.environ, progress=progress)
 """
+
+
+def kill(run: Store, dest: Store, after: int, **environment: str) -> None:
+    """Begin an export in a process that is killed when so many shards are whole."""
+    words = [sys.executable, "-c", KILLED, run.url, dest.url, TAR.model_dump_json(), str(after)]
+    assert subprocess.run(words, env={**os.environ, **environment}).returncode == -signal.SIGKILL
+    assert dest.exists("pending.parquet")
 
 
 def test_after_kill_9_the_same_command_goes_on_to_an_equal_result(run: Store, tmp_path: Path):
     dest, whole = Store(str(tmp_path / "dataset")), Store(str(tmp_path / "whole"))
     export.export(run.url, whole.url, TAR)
-    killed = subprocess.run([sys.executable, "-c", KILLED, run.url, dest.url, TAR.model_dump_json()])
-    assert killed.returncode == -9
-    assert dest.exists("pending.parquet")
+    kill(run, dest, after=5)
     assert len(dest.keys("data")) == 5
     # As if it had been killed a moment earlier, and in the middle of a write.
     dest.delete(dest.keys("index")[-1])
@@ -130,14 +138,20 @@ def test_after_kill_9_the_same_command_goes_on_to_an_equal_result(run: Store, tm
     assert not [*(tmp_path / "dataset").rglob("*.partial")]
 
 
-def test_tasks_of_ray_write_the_same_bytes_into_an_object_store(built: Store, s3: S3, local_ray: None, tmp_path: Path):
-    export.export(built.url, str(tmp_path / "here"), TAR, on_ray=False)
+def test_tasks_of_ray_write_the_same_bytes_into_an_object_store_after_kill_9_too(
+    built: Store, s3: S3, local_ray: None, tmp_path: Path
+):
+    here, there = Store(str(tmp_path / "here")), Store(f"s3://{s3.bucket}/dataset")
+    export.export(built.url, here.url, TAR, on_ray=False)
+    kill(built, there, after=2, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+    begun = objects(there, "index")
+    assert 2 <= len(begun) < len(here.keys("index"))
 
-    there = Store(f"s3://{s3.bucket}/dataset")
     export.export(built.url, there.url, TAR, on_ray=True)
 
-    here = Store(str(tmp_path / "here"))
     assert objects(there) == objects(here)
+    assert objects(there, "index").items() >= begun.items()
+    assert not there.exists("pending.parquet")
     assert there.keys("", "README.md") == ["README.md"]
 
 
