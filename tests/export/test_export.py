@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import export_run
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -220,7 +221,11 @@ def test_another_recipe_is_refused_with_the_difference(built: Store, tmp_path: P
     with pytest.raises(RecipeError, match="where"):
         export.export(built.url, dest, _options(caption="title", where="motion > 1"))
     export.export(built.url, dest, _options(caption="title", license="CC-BY-4.0"))
-    assert "License: CC-BY-4.0." in (tmp_path / "dataset" / "README.md").read_text()
+    card = (tmp_path / "dataset" / "README.md").read_text()
+    assert "License: CC-BY-4.0." in card
+    assert "\nlicense: cc-by-4.0\n" in card  # as the Hub calls it
+    export.export(built.url, dest, _options(caption="title", license="within the studio"))
+    assert "\nlicense: other\nlicense_name: within the studio\n" in (tmp_path / "dataset" / "README.md").read_text()
 
 
 def test_a_filter_sees_columns_scores_decisions_and_the_prompt_files_own(built: Store, tmp_path: Path):
@@ -266,8 +271,6 @@ def test_splits_are_by_prompt_and_stay_as_the_run_grows(run: Store, tmp_path: Pa
 
 
 def test_a_column_that_comes_later_stays_out_and_is_named(run: Store, tmp_path: Path):
-    import pyarrow as pa
-
     options = export.Options(format="parquet")
     export.export(run.url, str(tmp_path / "dataset"), options)
     previews = tables.read(run, "previews")
@@ -278,6 +281,19 @@ def test_a_column_that_comes_later_stays_out_and_is_named(run: Store, tmp_path: 
 
     assert done.new_columns == ("score_new",)
     assert len({str(pq.read_schema(path)) for path in (tmp_path / "dataset" / "data").iterdir()}) == 1
+
+
+def test_a_column_that_a_library_has_no_type_for_is_named_before_anything_is_written(run: Store, tmp_path: Path):
+    previews = tables.read(run, "previews")
+    kind = pa.map_(pa.string(), pa.int64())
+    more = previews.append_column("counts", pa.array([[("a", 1)]] * previews.num_rows, kind))
+    tables.supersede(run, "previews", more)
+    for name in ("webdataset", "hf", "preference"):
+        options = export.Options(format=name, media_of="previews")  # type: ignore[arg-type]
+        with pytest.raises(export.ExportError, match=r"the column counts is map.*--format parquet"):
+            export.export(run.url, str(tmp_path / name), options)
+        assert not (tmp_path / name).exists()
+    assert export.export(run.url, str(tmp_path / "rows"), export.Options(format="parquet")).rows == 100
 
 
 def test_the_card_tells_what_the_dataset_is(built: Store, tmp_path: Path):
