@@ -296,6 +296,24 @@ def test_a_column_that_a_library_has_no_type_for_is_named_before_anything_is_wri
     assert export.export(run.url, str(tmp_path / "rows"), export.Options(format="parquet")).rows == 100
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "preference"])
+def test_columns_of_the_prompts_keep_apart_from_those_of_the_dataset(run: Store, tmp_path: Path, kind: str):
+    names = {"video": "prompt_prompt_video", "prompt_video": "prompt_video", "caption": "prompt_caption"}
+    names |= {"split": "prompt_split", "chosen_seed": "prompt_chosen_seed", "_caption": "_caption"}
+    rows = tables.read(run, "previews")
+    for name in names:
+        rows = rows.append_column(name, pa.array([f"my {name}"] * rows.num_rows))
+    tables.supersede(run, "previews", rows)
+
+    options = export.Options(format=kind, media_of="previews")  # type: ignore[arg-type]
+    export.export(run.url, str(tmp_path / "dataset"), options)
+
+    [file] = (tmp_path / "dataset" / "data").iterdir()
+    row = json.loads(file.read_text().splitlines()[0]) if kind == "jsonl" else pq.read_table(file).to_pylist()[0]
+    assert {shown: row[shown] for shown in names.values()} == {shown: f"my {name}" for name, shown in names.items()}
+    assert (row["split"], row["caption"]) == ("train", row["prompt"])
+
+
 def test_the_card_tells_what_the_dataset_is(built: Store, tmp_path: Path):
     export.export(built.url, str(tmp_path / "dataset"), TAR)
 
