@@ -17,6 +17,7 @@ from flashvideo_ray.export.options import SUFFIX, ExportError, Options
 from flashvideo_ray.export.samples import Found
 from flashvideo_ray.export.writing import ShardWriter, media_key
 from flashvideo_ray.graph import candidates, finish
+from flashvideo_ray.graph.standing import Standing
 from flashvideo_ray.ledger import run_file
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.patience import PatientStore
@@ -134,7 +135,7 @@ def export(
             run=run,
             source=source.url,
             settings=settings,
-            summary=finish.summary_of(source, settings, *finish.present(source, settings)),
+            summary=finish.summary_of(source, settings, Standing.read(source, settings)),
             options=options,
             schema=schema,
             found=found,

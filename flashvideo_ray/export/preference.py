@@ -23,7 +23,7 @@ from flashvideo_ray.export.samples import (
     splits_of,
 )
 from flashvideo_ray.scorers import columns
-from flashvideo_ray.selection.rules import check_rules, select
+from flashvideo_ray.selection.survivors import check_rules, select
 from flashvideo_ray.settings import SelectSettings
 
 SIDES = ("chosen", "rejected")

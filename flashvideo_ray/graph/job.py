@@ -61,6 +61,7 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
     Raises JobError where a stage cannot be loaded on any node, or a pool can have no actor.
     """
     rounds = None
+    before = tables.parts(job.store)
     work = _wanted(job)
     if work:
         run_file.check_writable(job.store)
@@ -72,8 +73,8 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
         with Claim(job.store, identity, lease, job.takeover, patience) as claim:
             # From here on the job waits for a store that is away, and writes nothing while it may be another's run.
             job = replace(job, store=held_store.under(claim))
-            # Read again: another job may have worked on the run until just now.
-            work = _wanted(job)
+            if tables.parts(job.store) != before:  # another job has worked on the run until just now
+                work = _wanted(job)
             run = run_file.open_run(job.store, job.recipe, job.about)
             with jobs.Record(job.store, run, started) as record:
                 rounds = Rounds(graph, job.store, claim, record, job.settings, job.recipe, job.extra, job.quota)

@@ -94,9 +94,10 @@ class TimeLimitError(RuntimeError):
 
 def given_up(deaths: int, over_seconds: float | None) -> Exception:
     """Why a candidate on which the process died so often is not tried again; `over_seconds` where that was its time."""
+    times = "once" if deaths == 1 else f"{deaths} times"
     if over_seconds is not None:
-        return TimeLimitError(f"{deaths} times over {over_seconds:g} s")
-    return AttemptsError(f"the process died {deaths} times on this candidate")
+        return TimeLimitError(f"{times} over {over_seconds:g} s")
+    return AttemptsError(f"the process died {times} on this candidate")
 
 
 def failed(row: Mapping[str, Any], stage: Stage, error: BaseException) -> dict[str, Any]:

@@ -265,7 +265,11 @@ class Claim:
         return True
 
     def _release(self) -> None:
-        if not self._expired() and self._is_newest():
+        if self.lost.is_set():
+            with suppress(Exception):  # a renewal may have been under way while another job came, and cleaned
+                if self._highest() > self.generation:
+                    self.store.delete(_lease_key(self.generation))
+        elif not self._expired() and self._is_newest():
             self.store.put(_lease_key(self.generation), self._statement(released=True))
             self._clean()
 

@@ -45,7 +45,6 @@ def store(tmp_path: Path, wanted: pa.Table) -> Store:
     store, settings = Store(str(tmp_path / "run")), Settings.load("nano", ["candidates=3", "select.require=motion > 2"])
     run_file.open_run(store, {"seed": 0}, {"settings": settings.model_dump(mode="json"), "candidates": 9})
     extra = [pa.field("mood", pa.string())]
-    asked = Writer(store, "candidates", tables.CANDIDATES, settings.ledger)
     previews = Writer(
         store,
         "previews",
@@ -53,6 +52,10 @@ def store(tmp_path: Path, wanted: pa.Table) -> Store:
         settings.ledger,
     )
     clips = Writer(store, "clips", tables.extended(tables.CLIPS, extra), settings.ledger)
+    known = [name for name in tables.CANDIDATES.names if name in wanted.column_names]
+    all_at_once = wanted.select(known).append_column("status", pa.array(["wanted"] * wanted.num_rows))
+    all_at_once = all_at_once.append_column("at", pa.nulls(wanted.num_rows))  # the writer knows
+    Writer(store, "candidates", tables.CANDIDATES, settings.ledger).write(all_at_once)
     rows = wanted.to_pylist()
     ends: list[dict[str, Any]] = [
         {"status": "rendered", "bytes": 1_500_000, "clip": "c"},
@@ -61,8 +64,6 @@ def store(tmp_path: Path, wanted: pa.Table) -> Store:
         {"status": "failed", "stage": "preview", "error_class": "OSError", "error": "no disk"},
     ]
     for number, row in enumerate(rows):
-        known = {name: row[name] for name in tables.CANDIDATES.names if name in row}
-        asked.append({**known, "status": "wanted"})
         if number < 3:
             previews.append(
                 {
@@ -73,7 +74,7 @@ def store(tmp_path: Path, wanted: pa.Table) -> Store:
             )
         if number < 4:
             clips.append({**row, **ends[number]})
-    for writer in (asked, previews, clips):
+    for writer in (previews, clips):
         writer.flush()
     decisions.write(store, [Decision(rows[0]["clip_id"], "approved", "ann")])
     return store

@@ -205,7 +205,7 @@ def test_a_job_that_wakes_up_too_late_touches_nothing(tmp_path: Path, start: Sta
         holder.signal(signal.SIGCONT)
         assert holder.says().startswith("ClaimLostError")
         claim.check()
-        assert {key.partition(".")[0] for key in store.keys("claims")} == {"claims/000002"}
+        until(lambda: {key.partition(".")[0] for key in store.keys("claims")} == {"claims/000002"})
         assert holder.claims().startswith("ClaimedError")
 
 

@@ -34,7 +34,7 @@ from flashvideo_ray.serve.events import WATCHERS, Hub, Watched
 from flashvideo_ray.serve.queue import Submission, queue
 from flashvideo_ray.serve.run_writer import RunWriter
 from flashvideo_ray.serve.scheduler import Scheduler
-from flashvideo_ray.serve.security import Guesses, Tokens
+from flashvideo_ray.serve.security import Guard, Guesses, Tokens
 from flashvideo_ray.serve.service import Service
 from flashvideo_ray.serve.snapshot import Filter, QueryError
 from flashvideo_ray.serve.state import RunState
@@ -378,6 +378,21 @@ def test_bound_to_other_machines_it_does_not_start_without_tokens(
     with pytest.raises(SettingsError, match="no tokens"):
         build(options)
     assert not (tmp_path / "run").exists()
+
+
+def test_without_tokens_whoever_reaches_it_is_an_operator_with_a_name() -> None:
+    async def who(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["caller"])
+
+    async def nothing(message: Any = None) -> None: ...
+
+    seen: list[Any] = []
+    asyncio.run(
+        Guard(who, Tokens.load(None, {}))(  # type: ignore[arg-type]
+            {"type": "http", "method": "GET", "path": "/api/v1/me", "headers": []}, nothing, nothing
+        )
+    )
+    assert (seen[0].role, bool(seen[0].name)) == ("operator", True)
 
 
 def test_a_page_that_is_closed_ends_its_stream_and_nothing_else() -> None:
