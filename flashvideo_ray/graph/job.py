@@ -83,9 +83,10 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
                 prune.prune(job.store, prune.plan(job.store, job.settings.keep))
             tables.compact(job.store)
             jobs.merge(job.store)
+            total = finish.finish(job.store, job.settings)  # under the claim: it may take longer than a lease
     else:
         _note_settings(job)
-    total = finish.finish(job.store, job.settings)
+        total = finish.finish(job.store, job.settings)
     seconds = time.monotonic() - started
     if rounds is None:
         return RunResult(job.store.url, {}, total, seconds, work.without_latents)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from ray.serve.schema import ServeDeploySchema
 from starlette.responses import StreamingResponse
 from support import ROOT, short_lease
 
+from flashvideo_ray.errors import Teller
 from flashvideo_ray.graph import remaining
 from flashvideo_ray.graph.recipe import recipe_of
 from flashvideo_ray.graph.stage_base import failed, row_schema
@@ -275,6 +277,39 @@ def test_what_a_worker_may_not_write_is_open_still_and_not_failed(tmp_path: Path
         assert scheduler.state.refresh().candidates[clip_id].status == "queued"
 
     asyncio.run(serve())
+
+
+def test_what_goes_wrong_again_and_again_is_told_of_with_growing_pauses(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store that is away, a part of the ledger that is damaged: looked at twice a second, all night."""
+    tries = 0
+
+    async def away() -> None:
+        nonlocal tries
+        tries += 1
+        raise OSError("503")
+
+    async def watch() -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(Service._again(cast(Any, None), away, 0.001), 1.0)
+
+    asyncio.run(watch())
+    assert tries > 20
+    assert 1 <= len(caplog.records) <= 2
+
+
+def test_an_error_is_told_of_at_once_where_it_is_another_or_all_was_well_before() -> None:
+    now, told = 0.0, []
+    teller = Teller(told.append, lambda: now)
+    for second in range(200):
+        now = float(second)
+        teller.tell(OSError("503"))
+    assert 5 <= len(told) <= 10
+    teller.tell(PermissionError("403"))
+    teller.well()
+    teller.tell(PermissionError("403"))
+    assert told[-2:] == ["PermissionError: 403"] * 2
 
 
 def test_the_queue_waits_for_those_that_are_compared(tmp_path: Path) -> None:
