@@ -235,6 +235,19 @@ def script(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
+class Days:
+    """Time that passes only in pauses."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 def at_a_terminal(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
     """Start a command as a shell does at a terminal: it and all that it starts are a group, for which Ctrl-C is meant.
 

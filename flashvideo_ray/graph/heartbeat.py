@@ -20,12 +20,12 @@ from flashvideo_ray.graph.tracker import StageState
 from flashvideo_ray.graph.tracker_actor import writing
 from flashvideo_ray.ledger import jobs
 from flashvideo_ray.ledger.claim import Claim
+from flashvideo_ray.ledger.patience import LAST_SECONDS
 from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.settings import Stage
 
 _BEAT_SECONDS = 1.0
 _LONGEST_PAUSE = 60.0  # between tries of what goes wrong
-LAST_SECONDS = 60.0  # for what is to be written at the end
 log = logging.getLogger("flashvideo_ray")
 
 

@@ -34,16 +34,18 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flashvideo_ray.errors import InputError
+from flashvideo_ray.errors import InputError, in_a_line
 from flashvideo_ray.ledger.store import Store
 
 SKEW = 0.1
 RELEASE_SECONDS = 10.0
+SAY_SECONDS = 60.0  # after which a wait is told of again
 ROUNDS = 5
 log = logging.getLogger("flashvideo_ray")
 
@@ -70,7 +72,9 @@ class Identity(BaseModel):
     user: str
     command: str
     ray_job: str | None = None
-    pids: str | None = None  # which pids this one is among: those of a machine, or of a container on it
+    pids: str | None = (
+        None  # which pids this one is among: those of a machine since it started, or of a container on it
+    )
 
     @classmethod
     def of_this_process(cls, ray_job: str | None = None) -> Self:
@@ -230,14 +234,15 @@ class Claim:
         self._tolerantly(self._release)
 
     def _watch(self) -> None:
-        """The second thread: says when the claim becomes unsure, and when it is lost for want of an answer."""
+        """The second thread: says while the claim is unsure, and when it is lost for want of an answer."""
         while not self._over.wait(self._deadline - clock()):
-            if not self._expired():
-                continue
-            log.warning("%s: %s: nothing is written until the store answers", self.store.url, self._silence())
+            said = -SAY_SECONDS
             while self._expired() and not self._over.wait(min(1.0, self.lease.lease_seconds / 10)):
                 if clock() >= self._deadline + self.patience_seconds:
                     return self._lose_by_time()
+                if clock() - said >= SAY_SECONDS:
+                    said = clock()
+                    log.warning("%s: %s: nothing is written until the store answers", self.store.url, self._silence())
 
     def _renew_once(self) -> None:
         started = clock()
@@ -263,7 +268,11 @@ class Claim:
         return True
 
     def _release(self) -> None:
-        if not self._expired() and self._is_newest():
+        if self.lost.is_set():
+            with suppress(Exception):  # a renewal may have been under way while another job came, and cleaned
+                if self._highest() > self.generation:
+                    self.store.delete(_lease_key(self.generation))
+        elif not self._expired() and self._is_newest():
             self.store.put(_lease_key(self.generation), self._statement(released=True))
             self._clean()
 
@@ -291,11 +300,11 @@ class Claim:
 
     def _silence(self) -> str:
         why = self._trouble or "the store did not answer, or this process stood still"
-        return f"the claim was not renewed for {self.lease.lease_seconds:g} s ({why})"
+        seconds = self.lease.lease_seconds + max(0.0, clock() - self._deadline)
+        return f"the claim was not renewed for {seconds:.0f} s ({why})"
 
     def _lose_by_time(self) -> None:
-        waited = f" and then for {self.patience_seconds:g} s" if self.patience_seconds else ""
-        self._lose(f"{self._silence()}{waited}, and another job may take the run")
+        self._lose(f"{self._silence()}, and another job may take the run")
 
     def _lose(self, reason: str) -> None:
         if not self.lost.is_set():
@@ -314,7 +323,7 @@ class Claim:
         try:
             act()
         except Exception as error:  # each file system has its own
-            self._trouble = f"{type(error).__name__}: {error}"
+            self._trouble = in_a_line(error)
             log.warning("%s: trouble with the claim: %s", self.store.url, self._trouble)
             if isinstance(error, PermissionError):
                 with suppress(Exception):
@@ -358,9 +367,12 @@ def _name(lease: Lease | None) -> str:
 
 
 def _pids() -> str | None:
-    """The pid namespace of this process on Linux; elsewhere nothing is concluded from a pid."""
+    """The machine since its start, and the pid namespace, on Linux; elsewhere nothing is concluded from a pid.
+
+    The namespace alone has the same number on all machines, and their names need not differ.
+    """
     try:
-        return os.readlink("/proc/self/ns/pid")
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return None
 
