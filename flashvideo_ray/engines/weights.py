@@ -1,7 +1,8 @@
 """Where a model's weights are, what it says of itself, and a fingerprint of its content.
 
-A model is a folder with `preview/` and `refine/`, each an ordinary diffusers pipeline folder. `nano` names the one that
-ships with the package, `org/name[@revision]` one on the Hugging Face hub.
+A model of this package is a folder with `preview/` and `refine/`, each an ordinary diffusers pipeline folder; any other
+is such a pipeline folder itself (its `Part` is then the empty text). `nano` names the one that ships with the package,
+`org/name[@revision]` one on the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from typing import Any, Literal
 import platformdirs
 
 from flashvideo_ray.errors import InputError
-from flashvideo_ray.settings import AdapterSettings, Settings
+from flashvideo_ray.settings import AdapterSettings
 
 ModelStage = Literal["preview", "refine"]
+Part = Literal["preview", "refine", ""]
+"""The folder below a model's that holds a pipeline; empty: the model's own."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _COMMIT = re.compile(r"@[0-9a-f]{40}$")
+_INDEX = "model_index.json"
 _CHUNK = 16 * 2**20
 _LARGE = 2**30  # bytes; reading fewer is not worth a word
 _TELL_SECONDS = 10.0
@@ -42,34 +46,56 @@ class WeightsError(RuntimeError):
     """The weights on a node are not those of the run. The message says which and where."""
 
 
-def locate(model: str, stage: ModelStage) -> Path:
-    """The folder of one stage on this machine; a hub id is downloaded (that stage only) on first use.
+def is_pipeline(model: str) -> bool:
+    """Whether a model is a diffusers pipeline folder itself. One that is not there is none."""
+    try:
+        folder = _local(model)
+        return _hub_index(model) if folder is None else (folder / _INDEX).is_file()
+    except ModelNotFoundError:
+        return False
 
-    Raises ModelNotFoundError.
+
+@lru_cache(maxsize=16)
+def _hub_index(model: str) -> bool:
+    return (_download(model, [_INDEX, f"*/{_INDEX}"]) / _INDEX).is_file()
+
+
+def locate(model: str, part: Part, only: Sequence[str] = ()) -> Path:
+    """The folder of a pipeline on this machine; a hub id is downloaded (that part only) on first use.
+
+    With `only`, of a hub model no more than these of its components. Raises ModelNotFoundError.
     """
     folder = _local(model)
     if folder is None:
-        folder = _download(model, allow_patterns=[f"{stage}/*"])
-    if not (folder / stage / "model_index.json").is_file():
+        below = f"{part}/" if part else ""
+        wanted = [f"{below}{name}/*" for name in only] or [f"{below}*"]
+        folder = _download(model, [f"{below}{_INDEX}", *wanted])
+    if not (folder / part / _INDEX).is_file():
         raise ModelNotFoundError(
-            f"{model}: no {stage}/model_index.json in {folder}; "
-            "a model folder holds preview/ and refine/, as `flashvideo-ray convert` writes them"
+            f"{model}: no {_INDEX} and no {part}/{_INDEX} in {folder}; "
+            "a model folder is a diffusers pipeline's, or holds preview/ and refine/, as `flashvideo-ray convert` "
+            "writes them"
         )
-    return folder / stage
+    return folder / part
+
+
+def index(model: str, part: Part) -> dict[str, Any]:
+    """A pipeline's `model_index.json`. Raises ModelNotFoundError."""
+    return _json(model, part, _INDEX)
 
 
 def sampling_defaults(model: str, stage: ModelStage) -> dict[str, Any]:
     """Sizes, steps, guidance and the like that the model's own `model_index.json` states."""
-    index = _json(model, stage, "model_index.json")
-    return {key: value for key, value in index.items() if not key.startswith("_") and not _is_component(value)}
+    stated = index(model, stage)
+    return {key: value for key, value in stated.items() if not key.startswith("_") and not _is_component(value)}
 
 
-def config(model: str, stage: ModelStage, part: Literal["transformer", "vae", "scheduler"]) -> dict[str, Any]:
-    """The configuration of one of a stage's parts; of a hub model only that file is downloaded.
+def config(model: str, part: Part, component: str) -> dict[str, Any]:
+    """The configuration of one of a pipeline's components; of a hub model only that file is downloaded.
 
     Raises ModelNotFoundError.
     """
-    return _json(model, stage, f"{part}/{'scheduler_config' if part == 'scheduler' else 'config'}.json")
+    return _json(model, part, f"{component}/{'scheduler_config' if component == 'scheduler' else 'config'}.json")
 
 
 def pinned(model: str) -> str:
@@ -80,51 +106,36 @@ def pinned(model: str) -> str:
     """
     if _local(model) is not None or _COMMIT.search(model):
         return model
-    folder = _download(model, ["*/model_index.json"])  # a snapshot's folder has its commit for a name
+    folder = _download(model, [_INDEX, f"*/{_INDEX}"])  # a snapshot's folder has its commit for a name
     return f"{model.partition('@')[0]}@{folder.name}"
 
 
-def with_model_defaults(settings: Settings) -> Settings:
-    """The settings with every null in `preview` and `refine` replaced by what the models themselves state.
+def fingerprint(
+    model: str, part: Part, adapters: Sequence[AdapterSettings] = (), only: Sequence[str] = (), cls: str = ""
+) -> str:
+    """A hex digest of a pipeline's weights and configs, or the commit of a hub model; equal content, equal digest.
 
-    Hub models are pinned to their commit. So that a recipe holds what was really used. Raises ModelNotFoundError.
-    """
-    resolved: dict[str, Any] = {}
-    stage: ModelStage
-    for stage in ("preview", "refine"):
-        own = getattr(settings, stage)
-        own = own.model_copy(update={"model": pinned(own.model)})
-        defaults = {"vae_dtype": own.dtype, **sampling_defaults(own.model, stage)}
-        nulls = [name for name in type(own).model_fields if getattr(own, name) is None]
-        known = {name: defaults[name] for name in nulls if name in defaults}
-        try:
-            resolved[str(stage)] = type(own).model_validate({**own.model_dump(), **known})
-        except ValueError as error:
-            raise ModelNotFoundError(
-                f"{own.model}: its {stage}/model_index.json states what no model can: {error}"
-            ) from None
-    return settings.model_copy(update=resolved)
-
-
-def fingerprint(model: str, stage: ModelStage, adapters: Sequence[AdapterSettings] = ()) -> str:
-    """A hex digest of one stage's weights and configs, or the commit of a hub model; equal content, equal digest.
-
-    With adapters, also of their content and weights. The digest of a file is remembered by path, size and time of
-    change, so that gigabytes are read once on a node. Raises ModelNotFoundError.
+    With adapters, also of their content and weights; with `only`, of no more than these of its components; with `cls`,
+    also of the pipeline's class. The digest of a file is remembered by path, size and time of change, so that gigabytes
+    are read once on a node. Raises ModelNotFoundError.
     """
     if _local(model) is None:
         name, _, commit = pinned(model).partition("@")
-        own = _short(f"{name}@{commit}/{stage}")
+        own = _short("/".join([f"{name}@{commit}", part, *only]))
     else:
-        folder = locate(model, stage)
-        files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        folder = locate(model, part, only)
+        roots = [folder / name for name in only] or [folder]
+        found = (path for root in roots for path in root.rglob("*"))
+        files = sorted(path for path in found if path.is_file() and not path.name.startswith("."))
         digests = _digests(files)
         own = _short("\n".join(f"{path.relative_to(folder).as_posix()} {digests[path]}" for path in files))
+    if cls:
+        own = _short(f"{own} {cls}")
     if not adapters:
         return own
     paths = [Path(adapter.path).expanduser() for adapter in adapters]
     if absent := [str(path) for path in paths if not path.is_file()]:
-        raise ModelNotFoundError(f"{stage}.adapters: no such file: {', '.join(absent)}")
+        raise ModelNotFoundError(f"adapters: no such file: {', '.join(absent)}")
     digests = _digests(paths)
     merged = [f"{digests[path]} {adapter.weight!r}" for path, adapter in zip(paths, adapters, strict=True)]
     return _short("\n".join([own, *merged]))
@@ -148,9 +159,12 @@ def _local(model: str) -> Path | None:
     raise ModelNotFoundError(f"{model}: no such folder, and not a hub id (org/name)")
 
 
-def _json(model: str, stage: ModelStage, file: str) -> dict[str, Any]:
-    """One JSON file of a stage's folder; of a hub model only that file is downloaded."""
-    folder = locate(model, stage) if _local(model) is not None else _download(model, [f"{stage}/{file}"]) / stage
+def _json(model: str, part: Part, file: str) -> dict[str, Any]:
+    """One JSON file of a pipeline's folder; of a hub model only that file is downloaded."""
+    if _local(model) is not None:
+        folder = locate(model, part)
+    else:
+        folder = _download(model, [f"{part}/{file}" if part else file]) / part
     try:
         return dict(json.loads((folder / file).read_text()))
     except (OSError, ValueError, TypeError) as error:
@@ -248,9 +262,9 @@ def _save(cache: Path, known: dict[str, str]) -> None:
         pass
 
 
-def count_tokens(model: str, texts: Sequence[str]) -> list[int]:
+def count_tokens(model: str, part: Part, texts: Sequence[str]) -> list[int]:
     """Tokens of each text as the model's text encoder counts them, the end among them, uncut."""
-    tokenizer = _tokenizer(locate(model, "preview") / "tokenizer")
+    tokenizer = _tokenizer(locate(model, part, ["tokenizer"]) / "tokenizer")
     return [len(ids) for ids in tokenizer([text.strip() for text in texts], verbose=False)["input_ids"]]
 
 

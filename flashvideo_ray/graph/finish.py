@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -64,6 +65,8 @@ def summary_of(store: Store, settings: Settings, previews: pa.Table, clips: pa.T
     # What earlier texts took was paid all the same.
     paid = [pa.concat_tables(pair, promote_options="permissive") for pair in ((previews, old[0]), (clips, old[1]))]
     bill = billing.bill(paid[0], paid[1], settings, summary["pools"], operations)
+    if (unknown := estimates.not_known(settings)) is not None:
+        bill = replace(bill, notes=(*bill.notes, f"{unknown}; so neither is what a single stage would take"))
     for stage, numbers in summary["stages"].items():
         cards = [line.device_seconds for line in bill.lines if (line.stage, line.unit) == (stage, "GPU")]
         numbers["gpu_seconds"] = round(sum(cards), 3)

@@ -20,16 +20,20 @@ log = logging.getLogger("flashvideo_ray")
 def recipe_of(settings: Settings) -> dict[str, Any]:
     """What a run has exactly one of. Models stand in it by fingerprint: where their files are does not matter."""
     recipe = settings.recipe()
-    fingerprints = {}
+    fingerprints: dict[str, str] = {}
     stage: ModelStage
     for stage in ("preview", "refine"):
         fingerprints[stage] = engines.of(settings, stage).fingerprint()
-    fps = engines.of(settings, "preview").describe().fps
-    return {**recipe, "fps": fps, "fingerprints": fingerprints}
+    if engines.text_readers(settings)["refine"] == "refine":  # another one than stage 1's
+        fingerprints["refine_text"] = engines.of(settings, "refine").text_fingerprint()
+    return {**recipe, "fps": engines.fps_of(settings), "fingerprints": fingerprints}
 
 
-def sizes(settings: Settings) -> dict[str, dict[str, list[int]]]:
-    """Height and width of each stage, as asked and as they come out: what is asked for is rounded down to a grid."""
+def sizes(settings: Settings) -> dict[str, dict[str, list[int | None]]]:
+    """Height and width of each stage, as asked and as they come out: what is asked for is rounded down to a grid.
+
+    None: as they are given.
+    """
     found = {}
     stage: ModelStage
     for stage in ("preview", "refine"):
