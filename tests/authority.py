@@ -1,12 +1,18 @@
-"""A certificate authority for tests: certificates that are right, and ones with all that can be wrong."""
+"""Authorities for tests: one of certificates, right ones and ones with all that can be wrong, and one of time."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from asn1crypto import algos, cms, core, pem, tsp
+from asn1crypto.x509 import Certificate
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, utils
@@ -61,6 +67,78 @@ class Authority:
         form = serialization.PrivateFormat.PKCS8
         file.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
         return {"certificate": str(certificate), "key": str(file)}
+
+
+@contextmanager
+def serve_time(authority: Authority, port: int = 0) -> Iterator[str]:
+    """The URL of a timestamp authority (RFC 3161) on this machine, which tells the time as it is now."""
+    own = authority.issue("time", purposes=(ExtendedKeyUsageOID.TIME_STAMPING,))
+    chain = [Certificate.load(der) for _, _, der in pem.unarmor(Path(own["certificate"]).read_bytes(), multiple=True)]
+    key = serialization.load_pem_private_key(Path(own["key"]).read_bytes(), None)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = tsp.TimeStampReq.load(self.rfile.read(int(self.headers["Content-Length"])))
+            answer = _time_stamp(asked, chain, key)
+            self.send_response(200)
+            self.send_header("Content-Type", "application/timestamp-reply")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _time_stamp(asked: tsp.TimeStampReq, chain: list[Certificate], key: Any) -> bytes:
+    """A signed statement that the digest in the request was there now."""
+    sha256 = algos.DigestAlgorithm({"algorithm": "sha256"})
+    info = {
+        "version": "v1",
+        "policy": "1.2.3.4.1",
+        "message_imprint": asked["message_imprint"],
+        "serial_number": x509.random_serial_number(),
+        "gen_time": dt.datetime.now(dt.UTC).replace(microsecond=0),
+        "nonce": asked["nonce"],
+    }
+    content = tsp.TSTInfo(info).dump()
+    certificate = {"hash_algorithm": sha256, "cert_hash": hashlib.sha256(chain[0].dump()).digest()}
+    attributes = {
+        "content_type": "tst_info",
+        "message_digest": hashlib.sha256(content).digest(),
+        "signing_certificate_v2": tsp.SigningCertificateV2({"certs": [certificate]}),
+    }
+    signed = cms.CMSAttributes([{"type": name, "values": [value]} for name, value in attributes.items()])
+    issuer = {"issuer": chain[0].issuer, "serial_number": chain[0].serial_number}
+    signer = {
+        "version": "v1",
+        "sid": cms.SignerIdentifier("issuer_and_serial_number", issuer),
+        "digest_algorithm": sha256,
+        "signed_attrs": signed,
+        "signature_algorithm": {"algorithm": "sha256_ecdsa"},
+        "signature": key.sign(signed.dump(), ec.ECDSA(hashes.SHA256())),
+    }
+    token = {
+        "version": "v3",
+        "digest_algorithms": [sha256],
+        "encap_content_info": {"content_type": "tst_info", "content": core.ParsableOctetString(content)},
+        "certificates": chain,
+        "signer_infos": [signer],
+    }
+    wrapped = cms.ContentInfo({"content_type": "signed_data", "content": cms.SignedData(token)})
+    return bytes(tsp.TimeStampResp({"status": {"status": "granted"}, "time_stamp_token": wrapped}).dump())
+
+
+def in_a_vault_that_is_away(data: bytes) -> bytes:
+    raise ConnectionError("the vault is away")
 
 
 def in_a_vault(data: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import itertools
 import json
 import os
@@ -227,6 +228,33 @@ def script(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
+class Days:
+    """Time that passes only in pauses."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def at_a_terminal(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a command as a shell does at a terminal: it and all that it starts are a group, for which Ctrl-C is meant.
+
+    What a script starts in the background ignores Ctrl-C, and so does all that it starts: this one does not.
+    """
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, process_group=0, preexec_fn=heeds, **options)
+
+
+def ctrl_c(job: subprocess.Popen[bytes]) -> None:
+    """What the terminal sends, to the command and to all that it started."""
+    os.killpg(job.pid, signal.SIGINT)
+
+
 @contextmanager
 def serve_s3(folder: Path, ports: Callable[[int], list[int]] = free_ports) -> Iterator[S3]:
     """Run an S3 server; its address and keys are in the environment while it runs.
@@ -352,3 +380,12 @@ def short_lease(seconds: float) -> list[str]:
     defaults = Settings()
     patience = seconds * defaults.store_patience_seconds / defaults.ledger.lease_seconds
     return [f"ledger.lease_seconds={seconds}", f"store_patience_seconds={patience}"]
+
+
+def boxes(data: bytes) -> list[str]:
+    """The top-level boxes of an MP4, in order."""
+    names, at = [], 0
+    while at < len(data):
+        names.append(data[at + 4 : at + 8].decode())
+        at += int.from_bytes(data[at : at + 4], "big")
+    return names

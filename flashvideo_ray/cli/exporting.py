@@ -11,6 +11,7 @@ from flashvideo_ray.cli.options import OutputArgument
 from flashvideo_ray.cli.outcome import console, guarded
 from flashvideo_ray.errors import JobError
 from flashvideo_ray.export.options import Format, Media
+from flashvideo_ray.graph.console import without_false_alarms
 from flashvideo_ray.ledger.claim import ClaimLostError
 
 
@@ -73,7 +74,8 @@ def export(
         return 0
 
     try:
-        raise typer.Exit(guarded(write))
+        with without_false_alarms():
+            raise typer.Exit(guarded(write))
     except (JobError, ClaimLostError) as error:
         print(f"error: {error}\nThe same command carries on.", file=sys.stderr)
         raise typer.Exit(1) from None

@@ -32,13 +32,7 @@ def run_job(job: Callable[[], Any]) -> int:
     )
     try:
         with without_false_alarms():
-            try:
-                result = job()
-            except KeyboardInterrupt:
-                import ray
-
-                ray.shutdown()  # here, where Ray's last words about what was cut short are no news
-                raise
+            result = job()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

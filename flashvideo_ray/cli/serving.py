@@ -9,6 +9,7 @@ import typer
 
 from flashvideo_ray.cli.options import ConfigOption, OutputArgument, SetOption
 from flashvideo_ray.cli.outcome import console, guarded
+from flashvideo_ray.graph.console import without_false_alarms
 
 
 def serve(
@@ -48,6 +49,7 @@ def serve(
             threading.Event().wait()
 
     try:
-        guarded(run)
+        with without_false_alarms():
+            guarded(run)
     except KeyboardInterrupt:
         console.print("Stopped. What was asked for is in the run; the same command carries on.")

@@ -108,10 +108,11 @@ def _names_of(held_out: Sequence[ScorerSettings], own: Sequence[str]) -> list[st
 
 
 def _candidates(previews: pa.Table, clips: pa.Table) -> list[dict[str, Any]]:
-    """Candidates with a preview and a clip: rows of previews, with the `status` and `sha256` of their clip."""
+    """Candidates with a preview and a clip: rows of previews, with the `status` and the `stream` of their clip."""
     scored = {row["clip_id"]: row for row in previews.to_pylist()}
     return [
-        {**scored[row["clip_id"]], "status": row["status"], "sha256": row["sha256"]}
+        # Signed anew, it is another file with the same pictures; rows from before have no hash of the stream.
+        {**scored[row["clip_id"]], "status": row["status"], "stream": row["stream_sha256"] or row["sha256"]}
         for row in clips.to_pylist()
         if row["clip"] and row["clip_id"] in scored and row["status"] in ("rendered", "rejected")
     ]
@@ -130,11 +131,11 @@ def _measure(
     """
     keys = {"preview": preview_key, "clip": clip_key}
     wanted = {"preview": [*held_out], "clip": [*settings.score.scorers, *held_out]}
-    hashes = {row["clip_id"]: row["sha256"] for row in candidates}
+    streams = {row["clip_id"]: row["stream"] for row in candidates}
     known = {
         (one["clip_id"], one["end"], one["score"]): one["value"]
         for one in _remembered(store)
-        if hashes.get(one["clip_id"]) == one["sha256"]
+        if one["clip_id"] in streams and streams[one["clip_id"]] == one.get("stream")
     }
     unmeasured = [
         (row, end, missing)
@@ -155,7 +156,7 @@ def _measure(
         if progress is not None:
             progress(done, len(unmeasured))
     if unmeasured:
-        _remember(store, known, hashes)
+        _remember(store, known, streams)
     return known
 
 
@@ -188,11 +189,11 @@ def _remembered(store: Store) -> list[dict[str, Any]]:
 
 
 def _remember(
-    store: Store, known: Mapping[tuple[str, str, str], float | None], hashes: Mapping[str, str | None]
+    store: Store, known: Mapping[tuple[str, str, str], float | None], streams: Mapping[str, str | None]
 ) -> None:
-    measured: dict[str, list[Any]] = {"clip_id": [], "end": [], "score": [], "value": [], "sha256": []}
+    measured: dict[str, list[Any]] = {"clip_id": [], "end": [], "score": [], "value": [], "stream": []}
     for (clip_id, end, score), value in known.items():
-        row = {"clip_id": clip_id, "end": end, "score": score, "value": value, "sha256": hashes[clip_id]}
+        row = {"clip_id": clip_id, "end": end, "score": score, "value": value, "stream": streams[clip_id]}
         for name, item in row.items():
             measured[name].append(item)
     sink = pa.BufferOutputStream()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 
 from flashvideo_ray.graph.events import Attempt
+from flashvideo_ray.ledger.claim import clock
 from flashvideo_ray.settings import Stage
 
 _Call = tuple[Stage, str]  # the stage, and the candidate's clip_id
@@ -44,7 +44,7 @@ class Calls:
             self._died(self._process[call])
         line = self._lines.setdefault(process, [])
         if not line:
-            self._since[process] = time.time()
+            self._since[process] = clock()
         line.append(call)
         self._process[call] = process
         return Attempt(self._deaths[call] + 1, call in self._overdue)
@@ -63,7 +63,7 @@ class Calls:
 
     def survived(self, stage: Stage, clip_id: str) -> float:
         """The call gave the device back. Returns for how many seconds it had it."""
-        call, now = (stage, clip_id), time.time()
+        call, now = (stage, clip_id), clock()
         self._deaths.pop(call, None)
         self._overdue.discard(call)
         process = self._process.pop(call, None)

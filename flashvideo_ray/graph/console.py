@@ -21,6 +21,9 @@ def without_false_alarms() -> Iterator[None]:
     The core writes past Python, to the file descriptor of stderr, so a pipe takes its place. What Python writes (Ray's
     thread among it, that passes on what others say, and the core's words to sys.stdout) goes straight to the console,
     which stays a terminal if it is one. Nothing is done to a stream that is not the process's own.
+
+    Ray, if it was started or connected to within, is let go at the end, however that comes: its last words, about what
+    was cut short, are no news either.
     """
     with ExitStack() as streams:
         if _is_own(sys.stderr, 2):
@@ -29,7 +32,19 @@ def without_false_alarms() -> Iterator[None]:
             streams.enter_context(_filtered_descriptor(console))
         if _is_own(sys.stdout, 1):
             streams.enter_context(_instead_of("stdout", 1))
+        if not _has_ray():
+            streams.callback(_let_ray_go)
         yield
+
+
+def _has_ray() -> bool:
+    ray = sys.modules.get("ray")  # nobody has imported it for an input that was wrong
+    return ray is not None and ray.is_initialized()
+
+
+def _let_ray_go() -> None:
+    if _has_ray():
+        sys.modules["ray"].shutdown()
 
 
 def _is_own(stream: TextIO, descriptor: int) -> bool:

@@ -20,12 +20,12 @@ from flashvideo_ray.graph.tracker import StageState
 from flashvideo_ray.graph.tracker_actor import writing
 from flashvideo_ray.ledger import jobs
 from flashvideo_ray.ledger.claim import Claim
+from flashvideo_ray.ledger.patience import LAST_SECONDS
 from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.settings import Stage
 
 _BEAT_SECONDS = 1.0
 _LONGEST_PAUSE = 60.0  # between tries of what goes wrong
-LAST_SECONDS = 60.0  # for what is to be written at the end
 log = logging.getLogger("flashvideo_ray")
 
 
@@ -35,7 +35,7 @@ def used(states: Mapping[Stage, StageState]) -> jobs.Used:
 
 
 class Heartbeat:
-    """Threads, of which the one that shows does not wait for the store, and one that looks at the claim alone.
+    """Threads, so that what looks for the end of the job waits for no store and for no console that is full.
 
     `over` and `stopped` are what the tracker says of them, `no_place` why a pool can have no actor, which ends the job.
     """
@@ -59,7 +59,11 @@ class Heartbeat:
         self.over: tuple[str, int] | None = None
         self.stopped: tuple[Fault, int] | None = None
         self._stop = threading.Event()
-        acts = {"ledger not written": self._write, "progress not shown": self._show}
+        acts = {
+            "ledger not written": self._write,
+            "progress not shown": self._show,
+            "not known whether the job can go on": self._look,
+        }
         self._threads = [threading.Thread(target=self._beat, args=act, daemon=True) for act in acts.items()]
         self._threads.append(threading.Thread(target=self._watch, daemon=True))
 
@@ -104,11 +108,11 @@ class Heartbeat:
         states = ray.get(self._tracker.tick.remote())
         self._record.used(used(states))
         self._progress.update(states, self._ended, last)
-        self._wait_for_places(states)
+
+    def _look(self) -> None:
         self.over = ray.get(self._tracker.over.remote())
         self.stopped = ray.get(self._tracker.stopped.remote())
-
-    def _wait_for_places(self, states: Mapping[Stage, StageState]) -> None:
+        states: Mapping[Stage, StageState] = ray.get(self._tracker.tick.remote())
         told = self._placement.look({stage: state.actors for stage, state in states.items()})
         if told is not None:
             log.warning("%s", told)

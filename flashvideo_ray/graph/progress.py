@@ -13,6 +13,7 @@ from rich.table import Table
 
 from flashvideo_ray.accounting.terminal import duration
 from flashvideo_ray.graph.tracker import StageState
+from flashvideo_ray.ledger.claim import clock
 from flashvideo_ray.settings import STAGES, Settings, Stage
 
 _SILENT_SECONDS = 60.0
@@ -62,7 +63,7 @@ class Progress:
 
     def _row(self, stage: Stage, state: StageState, total: int) -> tuple[str, str, str, str, str]:
         pool = getattr(self.settings.pools, stage)
-        rate, left = pace(state, total, time.time())
+        rate, left = pace(state, total, clock())
         up = "starting" if state.actors == 0 else f"{min(state.open, pool.size)}/{pool.size} busy"
         return stage, f"{state.done}/{total}", rate, left, up
 

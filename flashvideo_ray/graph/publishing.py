@@ -8,7 +8,7 @@ from typing import Any
 from flashvideo_ray.ledger.keys import poster_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.media import provenance, video
-from flashvideo_ray.media.credentials import Signer
+from flashvideo_ray.media.credentials import Signer, SigningError
 from flashvideo_ray.settings import Settings
 
 
@@ -25,7 +25,7 @@ class Publisher:
     def load(self, signed: bool) -> None:
         """Read the key, where videos are to be signed. Raises SettingsError where this node has none that fits."""
         if signed and self.settings.credentials is not None:
-            self.signer = Signer(self.settings.credentials)
+            self.signer = Signer(self.settings.credentials, self.settings.store_patience_seconds)
 
     def preview(self, key: str, row: Mapping[str, Any], frames: video.Frame) -> None:
         """Store a preview and its poster. Frames are RGB uint8 `[frames, height, width, 3]`."""
@@ -35,7 +35,11 @@ class Publisher:
         self.store.put(poster_key(key), video.poster_jpeg(frames))
 
     def clip(self, key: str, row: Mapping[str, Any], frames: video.Frame) -> bytes:
-        """Store a clip after its poster; returns the clip's bytes."""
+        """Store a clip after its poster; returns the clip's bytes.
+
+        Raises SigningError where it cannot be signed. It is stored all the same: what it cost is kept, and `published`
+        signs it when the candidate is tried again.
+        """
         own, said = self.settings.video, self.metadata(row)
         mp4 = video.encode_mp4(
             frames,
@@ -46,8 +50,12 @@ class Publisher:
             metadata=said,
             xmp=provenance.XMP,
         )
-        mp4 = self._signed(mp4, said)
         self.store.put(poster_key(key), video.poster_jpeg(frames))
+        try:
+            mp4 = self._signed(mp4, said)
+        except SigningError:
+            self.store.put(key, mp4)
+            raise
         self.store.put(key, mp4)
         return mp4
 

@@ -16,10 +16,10 @@ import ray
 import ray.data
 from ray.exceptions import ActorDiedError, RayError
 
-from flashvideo_ray.errors import JobError
+from flashvideo_ray.errors import JobError, in_a_line
 from flashvideo_ray.graph import cluster
 from flashvideo_ray.graph.health import Fault, Health
-from flashvideo_ray.graph.heartbeat import LAST_SECONDS, Heartbeat, used
+from flashvideo_ray.graph.heartbeat import Heartbeat, used
 from flashvideo_ray.graph.placement import Placement
 from flashvideo_ray.graph.progress import Progress
 from flashvideo_ray.graph.quota import Gate, Quota
@@ -30,6 +30,7 @@ from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import jobs, tables
 from flashvideo_ray.ledger.claim import Claim, ClaimLostError
 from flashvideo_ray.ledger.held_store import HeldStore
+from flashvideo_ray.ledger.patience import LAST_SECONDS, LONGEST_DELAY
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.scorers.panel import names_of
@@ -257,17 +258,21 @@ def gate_of(work: Work, settings: Settings, quota: Quota | None) -> Gate | None:
 
 
 def _insist(flush: Callable[[], None], patience_seconds: float) -> None:
-    """Write the ledger's last rows, against a store that is away for so long."""
-    deadline = time.monotonic() + patience_seconds
+    """Write the ledger's last rows, against a store that is away for so long. Each try in vain is told of."""
+    deadline, pause = time.monotonic() + patience_seconds, 1.0
     while True:
         try:
             return flush()
         except ClaimLostError:
             return  # what is left is for the job that has the run now
-        except Exception:
-            if time.monotonic() > deadline:
+        except ActorDiedError:
+            raise  # and the rows went with it
+        except Exception as error:
+            if time.monotonic() + pause > deadline:
                 raise
-        time.sleep(2.0)
+            log.warning("the last rows are not written, trying again in %.0f s: %s", pause, in_a_line(error))
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_DELAY)
 
 
 def _totals(work: Work, keep: int | None) -> dict[Stage, int]:

@@ -9,7 +9,6 @@ before its clip is made.
 from __future__ import annotations
 
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -118,7 +117,7 @@ class Tracker:
     def joined(self, stage: Stage, worker: Worker = _NOBODY) -> None:
         """See StageEvents."""
         self._health.joined(stage, worker)
-        self._joined[stage].setdefault(worker.actor, time.time())
+        self._joined[stage].setdefault(worker.actor, clock())
         self._stages[stage].actors = len(self._joined[stage])
         if self._gate is not None:
             self._gate.joined(stage, worker.actor)
@@ -133,7 +132,7 @@ class Tracker:
             return Begin(0, order)
         state = self._stages[stage]
         if state.first_begin is None:
-            state.first_begin = time.time()
+            state.first_begin = clock()
         count = self._calls.begin(stage, clip_id)
         state.open += count == 1
         return Begin(count)
@@ -169,7 +168,7 @@ class Tracker:
         state.open -= self._calls.end(stage, clip_id)
         state.done += 1
         state.failed += status == "failed"
-        state.last_end = time.time()
+        state.last_end = clock()
 
     def gather(self, row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """See StageEvents."""
@@ -195,7 +194,7 @@ class Tracker:
 
     def tick(self) -> dict[Stage, StageState]:
         """The state of all stages."""
-        now = time.time()
+        now = clock()
         for stage, since in self._joined.items():
             self._stages[stage].held_seconds = sum(now - at for at in since.values())
         return {stage: self._stages[stage] for stage in STAGES}

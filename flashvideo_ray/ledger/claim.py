@@ -39,11 +39,12 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flashvideo_ray.errors import InputError
+from flashvideo_ray.errors import InputError, in_a_line
 from flashvideo_ray.ledger.store import Store
 
 SKEW = 0.1
 RELEASE_SECONDS = 10.0
+SAY_SECONDS = 60.0  # after which a wait is told of again
 ROUNDS = 5
 log = logging.getLogger("flashvideo_ray")
 
@@ -230,14 +231,15 @@ class Claim:
         self._tolerantly(self._release)
 
     def _watch(self) -> None:
-        """The second thread: says when the claim becomes unsure, and when it is lost for want of an answer."""
+        """The second thread: says while the claim is unsure, and when it is lost for want of an answer."""
         while not self._over.wait(self._deadline - clock()):
-            if not self._expired():
-                continue
-            log.warning("%s: %s: nothing is written until the store answers", self.store.url, self._silence())
+            said = -SAY_SECONDS
             while self._expired() and not self._over.wait(min(1.0, self.lease.lease_seconds / 10)):
                 if clock() >= self._deadline + self.patience_seconds:
                     return self._lose_by_time()
+                if clock() - said >= SAY_SECONDS:
+                    said = clock()
+                    log.warning("%s: %s: nothing is written until the store answers", self.store.url, self._silence())
 
     def _renew_once(self) -> None:
         started = clock()
@@ -291,11 +293,11 @@ class Claim:
 
     def _silence(self) -> str:
         why = self._trouble or "the store did not answer, or this process stood still"
-        return f"the claim was not renewed for {self.lease.lease_seconds:g} s ({why})"
+        seconds = self.lease.lease_seconds + max(0.0, clock() - self._deadline)
+        return f"the claim was not renewed for {seconds:.0f} s ({why})"
 
     def _lose_by_time(self) -> None:
-        waited = f" and then for {self.patience_seconds:g} s" if self.patience_seconds else ""
-        self._lose(f"{self._silence()}{waited}, and another job may take the run")
+        self._lose(f"{self._silence()}, and another job may take the run")
 
     def _lose(self, reason: str) -> None:
         if not self.lost.is_set():
@@ -314,7 +316,7 @@ class Claim:
         try:
             act()
         except Exception as error:  # each file system has its own
-            self._trouble = f"{type(error).__name__}: {error}"
+            self._trouble = in_a_line(error)
             log.warning("%s: trouble with the claim: %s", self.store.url, self._trouble)
             if isinstance(error, PermissionError):
                 with suppress(Exception):

@@ -17,8 +17,10 @@ from typing import Any, Self
 
 import pyarrow as pa
 
+from flashvideo_ray.errors import message_of
 from flashvideo_ray.ledger import parquet_log
 from flashvideo_ray.ledger.claim import ClaimLostError, Identity
+from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.tables import JOBS
 from flashvideo_ray.settings import STAGES, Stage
@@ -119,10 +121,11 @@ class Record:
         if error is None:
             self._put("ended", self._trouble)
             return
+        if isinstance(self._store, PatientStore):
+            self._store = self._store.hurried()
         with contextlib.suppress(Exception):  # the error that ends the job is the one to be told
-            self._put(
-                "stopped" if isinstance(error, KeyboardInterrupt) else "failed", f"{type(error).__name__}: {error}"
-            )
+            status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+            self._put(status, f"{type(error).__name__}: {message_of(error)}")
 
     def used(self, states: Used) -> None:
         """What the pools of the graph that runs have held and used by now."""

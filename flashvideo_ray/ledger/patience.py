@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from contextlib import suppress
+from typing import Self, TypeVar
 
+from flashvideo_ray.errors import in_a_line, message_of
 from flashvideo_ray.ledger.claim import ClaimLostError, ClaimUnsureError
 from flashvideo_ray.ledger.clock import Clock
 from flashvideo_ray.ledger.store import Store
@@ -16,6 +19,7 @@ T = TypeVar("T")
 # These will not be otherwise in a minute.
 FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError, ClaimLostError)
 FIRST_DELAY, LONGEST_DELAY = 0.5, 15.0  # seconds
+LAST_SECONDS = 60.0  # of patience, for what is to be written when somebody waits for the end
 # Of the patience, for a store that refuses this user: stores do so for seconds, and tokens are renewed; but a wrong key
 # stays wrong.
 DENIED_SHARE = 0.1
@@ -34,6 +38,12 @@ class PatientStore(Store):
     def __init__(self, url: str, patience_seconds: float, clock: Clock | None = None):
         super().__init__(url, clock)
         self.patience_seconds = patience_seconds
+
+    def hurried(self) -> Self:
+        """The same store with the patience of somebody who waits for the end."""
+        other = copy.copy(self)
+        other.patience_seconds = min(self.patience_seconds, LAST_SECONDS)
+        return other
 
     def put(self, key: str, data: bytes) -> None:
         """See Store."""
@@ -79,10 +89,13 @@ class PatientStore(Store):
                 if denied := _denied(error):
                     if self.is_local:
                         raise
-                    self.reconnect()
+                    with suppress(Exception):  # of credentials that are being replaced
+                        self.reconnect()
                     if denied_deadline is None:
                         denied_deadline = time.monotonic() + self.patience_seconds * DENIED_SHARE
                     last = min(deadline, denied_deadline)
+                else:
+                    denied_deadline = None  # a store that was away may refuse again when it begins
                 if time.monotonic() + delay > last:
                     if not denied:
                         raise
@@ -90,7 +103,7 @@ class PatientStore(Store):
                         f"{self.url}/{key}: refused, with fresh credentials too ({denied}); look at the keys of this "
                         "worker, when they expire, and the rights of the bucket"
                     ) from error
-                log.warning("%s/%s: %s: %s; trying again", self.url, key, type(error).__name__, error)
+                log.warning("%s/%s: %s; trying again", self.url, key, in_a_line(error))
                 delay = min(2 * delay, LONGEST_DELAY)
             time.sleep(pause)
 
@@ -103,5 +116,5 @@ def _denied(error: Exception) -> str | None:
     response = getattr(error.__cause__, "response", None)
     code = response.get("Error", {}).get("Code", "") if isinstance(response, dict) else ""
     if isinstance(error, PermissionError) or code in _STALE or type(error).__name__ == _NO_KEYS:
-        return ": ".join(filter(None, [code, str(error)]))
+        return ": ".join(filter(None, [code, message_of(error)]))
     return None

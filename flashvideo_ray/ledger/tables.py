@@ -8,7 +8,7 @@ row names exists.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -124,6 +124,11 @@ def supersede(store: Store, table: Table, rows: pa.Table) -> None:
     if rows.num_rows:
         at = pc.add(rows["at"].cast(pa.int64()), 1)
         parquet_log.write(store, stem(table), with_column(rows, "at", at))
+
+
+def is_newer_version(row: Mapping[str, Any], of: Mapping[str, Any]) -> bool:
+    """Whether a row is one that `supersede` wrote of another: their candidate ended once."""
+    return row["status"] == of["status"] and row["at"] - of["at"] == dt.timedelta(milliseconds=1)
 
 
 def reopen(store: Store, table: Table, rows: pa.Table) -> None:

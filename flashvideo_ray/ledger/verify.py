@@ -216,11 +216,13 @@ class _Check:
             return
         # The same row in two parts is only what a compaction leaves that was killed.
         rows = pa.concat_tables(found.values(), promote_options="permissive").group_by(columns).aggregate([])
-        last: dict[str, str] = {}
+        last: dict[str, Row] = {}
         for row in rows.sort_by("at").to_pylist():
-            if last.get(row["clip_id"]) == "rendered" and row["status"] != "open":
+            before = last.get(row["clip_id"])
+            ended = before is not None and before["status"] == "rendered" and row["status"] != "open"
+            if before is not None and ended and not tables.is_newer_version(row, before):
                 self.found("twice", None, row["clip_id"], f"it was rendered, and ended again as {row['status']}")
-            last[row["clip_id"]] = row["status"]
+            last[row["clip_id"]] = row
 
     def _clip(self, row: Row) -> None:
         clip_id, key = row["clip_id"], row["clip"]

@@ -10,7 +10,9 @@ import datetime as dt
 import importlib
 import io
 import json
+import logging
 import os
+import random
 import re
 import socket
 import time
@@ -22,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from flashvideo_ray.errors import in_a_line
 from flashvideo_ray.media import video
 from flashvideo_ray.media.provenance import DIGITAL_SOURCE_TYPE
 from flashvideo_ray.settings import CredentialSettings, SettingsError
@@ -34,10 +37,11 @@ _PURPOSES = {  # what a certificate may be for, to sign media
     "1.3.6.1.4.1.62558.2.1": "C2PA claim signing",
 }
 _CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
-_PAUSES = (1.0, 5.0, 15.0)  # between tries, where a timestamp authority or a KMS is away for a moment
+_FIRST_DELAY, _LONGEST_DELAY = 0.5, 15.0  # seconds between tries, where a timestamp authority or a KMS is away
 _OF_CERTIFICATES = ("signingCredential.", "timeStamp.", "claimSignature.outsideValidity")
 _UNTRUSTED = "signingCredential.untrusted"
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n?", re.DOTALL)
+log = logging.getLogger("flashvideo_ray")
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,17 @@ class Signature:
 class Signer:
     """Signs MP4s with one certificate. Calls may run side by side.
 
-    Raises SettingsError, with what is wrong, for a certificate or a key that would not give credentials that hold.
+    Args:
+        settings: what to sign with.
+        patience_seconds: how long a call waits for a timestamp authority or a KMS that is away.
+
+    Raises SettingsError, with what is wrong, for a certificate or a key that would not give credentials that hold, and
+    where the authority or the KMS does not answer now.
     """
 
-    def __init__(self, settings: CredentialSettings):
+    def __init__(self, settings: CredentialSettings, patience_seconds: float = 0.0):
         self.settings = settings
+        self.patience_seconds = patience_seconds
         self._c2pa = _library()
         self._chain = _read("certificate", settings.certificate)
         self._algorithm = self._checked()
@@ -85,16 +95,19 @@ class Signer:
     def sign(self, mp4: bytes, says: Mapping[str, str]) -> bytes:
         """The MP4 with a signed manifest of what it says of itself. Its streams are as they were, and so is faststart.
 
-        Raises SigningError where the key, the KMS or the timestamp authority does not answer for half a minute.
+        Raises SigningError where the timestamp authority or the KMS is away for longer than the patience.
         """
-        for pause in (*_PAUSES, None):
+        deadline = time.monotonic() + self.patience_seconds
+        delay = _FIRST_DELAY
+        while True:
             try:
                 return self._signed(mp4, says)
-            except self._c2pa.C2paError as error:
-                if pause is None:
-                    raise SigningError(str(error)) from None
-                time.sleep(pause)
-        raise AssertionError
+            except SigningError as error:
+                if not error.may_pass or time.monotonic() + delay > deadline:
+                    raise
+                log.warning("%s.mp4 is not signed yet: %s; trying again", says["clip_id"], error)
+            time.sleep(delay * random.uniform(0.5, 1.0))  # so that a hundred workers do not come back at once
+            delay = min(2 * delay, _LONGEST_DELAY)
 
     def is_own(self, signature: Signature) -> bool:
         """Whether a signature holds, and its certificate is one of `trust`."""
@@ -106,22 +119,43 @@ class Signer:
 
     def _signed(self, mp4: bytes, says: Mapping[str, str]) -> bytes:
         out = io.BytesIO()
-        # One of each a call: they are cheap, and none is shared between threads.
-        with (
-            self._c2pa.Context.from_dict({"verify": {"verify_after_sign": False}}) as context,
-            self._native_signer() as signer,
-            self._c2pa.Builder(json.dumps(_manifest(says)), context) as builder,
-        ):
-            builder.sign(signer, "video/mp4", io.BytesIO(mp4), out)
+        raised: list[Exception] = []  # by the user's function; the library does not say it
+        try:
+            # One of each a call: they are cheap, and none is shared between threads.
+            with (
+                self._c2pa.Context.from_dict({"verify": {"verify_after_sign": False}}) as context,
+                self._native_signer(raised) as signer,
+                self._c2pa.Builder(json.dumps(_manifest(says)), context) as builder,
+            ):
+                builder.sign(signer, "video/mp4", io.BytesIO(mp4), out)
+        except self._c2pa.C2paError as error:
+            raise self._error(str(error), raised) from None
         return out.getvalue()
 
-    def _native_signer(self) -> Any:
+    def _error(self, error: str, raised: list[Exception]) -> SigningError:
+        """Why nothing was signed, with the name of whoever did not do its part."""
+        authority = self.settings.timestamp_authority
+        if raised:
+            return SigningError(f"credentials.signer: {self.settings.signer}: {in_a_line(raised[-1])}", may_pass=True)
+        if authority is not None and "http" in error.lower():  # nothing else is asked over the network
+            return SigningError(f"credentials.timestamp_authority: {authority} gives no time: {error}", may_pass=True)
+        return SigningError(f"credentials: {self.settings.certificate} cannot be signed with: {error}")
+
+    def _native_signer(self, raised: list[Exception]) -> Any:
         authority = self.settings.timestamp_authority
         if self._key is not None:
             info = self._c2pa.C2paSignerInfo(self._algorithm.encode(), self._chain, self._key, authority)
             return self._c2pa.Signer.from_info(info)
+
+        def call(data: bytes) -> bytes:
+            try:
+                return self._callback(data)
+            except Exception as error:  # of whatever service it asks
+                raised.append(error)
+                return b""  # no signature: the library makes an error of it
+
         algorithm = getattr(self._c2pa.C2paSigningAlg, self._algorithm.upper())
-        return self._c2pa.Signer.from_callback(self._callback, algorithm, self._chain.decode(), authority)
+        return self._c2pa.Signer.from_callback(call, algorithm, self._chain.decode(), authority)
 
     def _checked(self) -> str:
         """C2PA's name of the algorithm. Says what is wrong with certificate and key in words, where that is known."""
@@ -183,8 +217,8 @@ class Signer:
         mp4 = video.encode_mp4(np.full((1, 64, 64, 3), 128, np.uint8), 8)
         try:
             found = self.read(self._signed(mp4, {"clip_id": "a trial"}))
-        except self._c2pa.C2paError as error:
-            raise SettingsError(f"credentials: {self.settings.certificate} cannot be signed with: {error}") from None
+        except SigningError as error:
+            raise SettingsError(str(error)) from None
         if found is None or found.faults:
             why = ", ".join(found.faults) if found is not None else "nothing was signed"
             raise SettingsError(f"credentials: {self.settings.certificate}: what it signs does not hold: {why}")
@@ -196,7 +230,11 @@ class Signer:
 
 
 class SigningError(RuntimeError):
-    """A video could not be signed: the key, the KMS or the timestamp authority did not answer."""
+    """A video could not be signed. `may_pass` where somebody was asked who may answer in a minute: a KMS, say."""
+
+    def __init__(self, message: str, may_pass: bool = False):
+        super().__init__(message)
+        self.may_pass = may_pass
 
 
 def read(mp4: bytes, trust: str | None = None) -> Signature | None:

@@ -243,12 +243,17 @@ def _open(source: bytes | str | os.PathLike[str]) -> Iterator[tuple[Any, Any, in
         with av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as container:
             if not container.streams.video:
                 raise ValueError("the file has no video stream")
-            yield container, container.streams.video[0], size
+            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ValueError("not a readable video: it does not say how it is encoded")
+            yield container, stream, size
     except av.FFmpegError as error:
         raise ValueError(f"not a readable video: {error}") from error
 
 
 def _info(container: Any, stream: Any, size: int, frames: int) -> VideoInfo:
+    if stream.average_rate is None:
+        raise ValueError("not a readable video: it does not say how fast it is")
     context = stream.codec_context
     return VideoInfo(
         frames=frames,
@@ -280,15 +285,17 @@ def decode_mp4(source: bytes | str | os.PathLike[str]) -> tuple[Frame, VideoInfo
 
 
 def probe(source: bytes | str | os.PathLike[str], *, count: bool = False) -> VideoInfo:
-    """Read a video's header; with `count`, decode it all and report the frames that really came out.
+    """Read a video's header; with `count`, decode it all: there are as many frames as it says.
 
     Raises:
         ValueError: the file is no video, or (with `count`) is damaged.
         FileNotFoundError: no file at that path.
     """
     with _open(source) as (container, stream, size):
-        frames = sum(1 for _ in container.decode(stream)) if count else stream.frames
-        return _info(container, stream, size, frames)
+        info = _info(container, stream, size, stream.frames)
+        if count and (decoded := sum(1 for _ in container.decode(stream))) != info.frames:
+            raise ValueError(f"not a readable video: {decoded} of {info.frames} frames can be decoded")
+        return info
 
 
 def stream_sha256(source: bytes | str | os.PathLike[str]) -> str:

@@ -21,7 +21,7 @@ from flashvideo_ray.serve.api import create_app
 from flashvideo_ray.serve.scheduler import Scheduler
 from flashvideo_ray.serve.security import App, Message, Receive, Scope, Send, Tokens
 from flashvideo_ray.serve.service import Service
-from flashvideo_ray.serve.worker import Worker
+from flashvideo_ray.serve.worker import SCHEDULER, Worker
 from flashvideo_ray.settings import Frozen, Pool, Positive, Settings, SettingsError, Stage
 
 NAME = "flashvideo"
@@ -115,7 +115,7 @@ def bind(args: ServeSettings, settings: Settings, recipe: Mapping[str, Any]) -> 
         "ray_actor_options": {"num_cpus": 0},
         "graceful_shutdown_timeout_s": _STOP_SECONDS,
     }
-    scheduler = serve.deployment(name="scheduler", **light)(Scheduler).bind(
+    scheduler = serve.deployment(name=SCHEDULER, **light)(Scheduler).bind(
         args.output, settings, recipe, handles, args.queue_limit, args.refine_approved
     )
     return serve.deployment(name="api", **light)(Api).bind(args, settings, scheduler)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
-from flashvideo_ray.ledger.claim import Claim, ClaimedError, Identity
+from flashvideo_ray.ledger.claim import Claim, ClaimedError, ClaimLostError, Identity
 from flashvideo_ray.ledger.held_store import HeldStore
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
@@ -45,6 +45,13 @@ class RunWriter:
     def seconds(self) -> float:
         """See Permit. Rows that wait when the claim is lost are written under the next one."""
         return self._claim.seconds() if self._claim is not None else 0.0
+
+    def permitted(self) -> tuple[float, str]:
+        """For how many seconds the run is surely held; and why it is not held any more, or ''. For other processes."""
+        try:
+            return self.seconds(), "" if self.held else f"The service does not hold {self.store.url} any more."
+        except ClaimLostError as error:
+            return 0.0, str(error)
 
     async def take(self) -> bool:
         """Claim the run, unless it is held or was refused just now. Returns whether it is newly claimed."""

@@ -27,6 +27,7 @@ from ray.serve.handle import DeploymentHandle
 
 from flashvideo_ray.graph.stage_base import failed, given_up, row_schema
 from flashvideo_ray.ledger import requests
+from flashvideo_ray.ledger.claim import ClaimLostError, ClaimUnsureError
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.serve.queue import Reply, Submission, accepted, queue, row_of
 from flashvideo_ray.serve.run_writer import RETRY_SECONDS, RunWriter
@@ -37,6 +38,7 @@ from flashvideo_ray.settings import STAGES, Settings, Stage
 Kind = Literal["preview", "refine"]
 IDLE_SECONDS = 3.0  # without work, after which the claim is released
 _DIED = (RayActorError, WorkerCrashedError, ObjectLostError)
+_NOT_HELD = frozenset({ClaimLostError.__name__, ClaimUnsureError.__name__})  # what a worker may not write fails of
 log = logging.getLogger("ray.serve")
 
 
@@ -149,6 +151,10 @@ class Scheduler:
                 }  # fmt: skip
         return {"calls": found, "held": self.writer.blocked, "version": self._version}
 
+    async def permitted(self) -> tuple[float, str]:
+        """What the workers ask before they write: see `RunWriter.permitted`."""
+        return self.writer.permitted()
+
     async def close(self) -> None:
         """Stop, with the ledger written and the claim released. What was in flight is done again some day."""
         self._loop.cancel()
@@ -205,6 +211,8 @@ class Scheduler:
             passed = ("preview", "score", "rate") if call.kind == "refine" else ("refine",)
             for stage in (each for each in STAGES if each in self.handles and each not in passed):
                 row = await self._through(stage, row, call)
+                if row["error_class"] in _NOT_HELD:
+                    return  # it is still open, for whoever has the run now
                 if row["status"] == "failed":
                     break
             if call.kind == "refine" or (row["status"] == "failed" and row["preview"] is None):

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+from ray import serve
 
 from flashvideo_ray.graph import scoring, stages
 from flashvideo_ray.graph.events import Attempt, Begin
 from flashvideo_ray.graph.quota import Answer
 from flashvideo_ray.graph.stage_base import StageBase, row_schema
-from flashvideo_ray.ledger.patience import PatientStore
+from flashvideo_ray.ledger.held_store import AskedPermit, HeldStore
 from flashvideo_ray.settings import Settings, Stage
 
+SCHEDULER = "scheduler"  # the deployment that holds the run
+_ANSWER_SECONDS = 30.0
 Told = tuple[str, Any]
 """What a worker tells: `begin`, `step` with (done, total), `previewed` with ledger rows, and at the end `row`."""
 
 
 class Worker:
-    """One replica of one stage. It does one call at a time, so that a call whose process died died of itself."""
+    """One replica of one stage. It does one call at a time, so that a call whose process died died of itself.
+
+    It writes while the scheduler holds the run, as the stages of a batch job do while their job holds it.
+    """
 
     def __init__(self, stage: Stage, settings: Settings, output: str, fps: float, provenance: Mapping[str, str]):
         self.events = _LocalEvents()
-        store = PatientStore(output, settings.store_patience_seconds)
+        store = HeldStore(output, settings.store_patience_seconds, AskedPermit(_permitted))
         publishing: dict[str, Any] = {"store": store, "fps": fps, "provenance": provenance}
         fingerprints = json.loads(provenance["model_fingerprints"])
         made: dict[Stage, Callable[[], StageBase]] = {
@@ -36,6 +43,7 @@ class Worker:
             "refine": lambda: stages.Refine(settings, self.events, **publishing),
         }
         self.stage = made[stage]()
+        self._turn = threading.Lock()
 
     async def run(self, row: dict[str, Any], attempt: int) -> AsyncIterator[Told]:
         """Do the stage's part for one row of `row_schema`. `attempt` counts from 1."""
@@ -46,11 +54,12 @@ class Worker:
             loop.call_soon_threadsafe(told.put_nowait, what)
 
         def work() -> list[dict[str, Any]]:
-            self.events.start(attempt, tell)
-            try:
-                return self.stage(pa.Table.from_pylist([row], schema=row_schema())).to_pylist()
-            finally:
-                tell(None)
+            with self._turn:  # a call that nobody waits for any more may still be at its work
+                self.events.start(attempt, tell)
+                try:
+                    return self.stage(pa.Table.from_pylist([row], schema=row_schema())).to_pylist()
+                finally:
+                    tell(None)
 
         yield "begin", None
         working = asyncio.create_task(asyncio.to_thread(work))
@@ -58,6 +67,13 @@ class Worker:
             yield what
         [done] = await working
         yield "row", done
+
+
+def _permitted() -> tuple[float, str]:
+    """What the scheduler of this service says; see `AskedPermit`."""
+    scheduler = serve.get_deployment_handle(SCHEDULER)  # of the application that this replica belongs to
+    answer: tuple[float, str] = scheduler.permitted.remote().result(timeout_s=_ANSWER_SECONDS)
+    return answer
 
 
 class _LocalEvents:

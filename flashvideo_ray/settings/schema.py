@@ -447,7 +447,9 @@ class Settings(Frozen):
         10,
         description="in a row, of one stage and class of error; then its node is left out, or the job ends",
     )
-    store_patience_seconds: NonNegative = Field(600.0, description="how long a run waits for a store that is away")
+    store_patience_seconds: NonNegative = Field(
+        600.0, description="how long a run waits for a store, a timestamp authority or a KMS that is away"
+    )
     progress_seconds: Seconds = Field(15.0, description="between progress lines in a job's log")
 
     @classmethod

@@ -17,7 +17,8 @@ from support import ROOT, script, tiny_overrides, write_prompts
 from typer.testing import CliRunner
 
 from flashvideo_ray import Settings
-from flashvideo_ray.cli import app, run_job
+from flashvideo_ray.cli import app
+from flashvideo_ray.cli.outcome import run_job
 from flashvideo_ray.errors import JobError
 from flashvideo_ray.graph import checks, pipeline
 from flashvideo_ray.graph.health import Fault

@@ -68,6 +68,7 @@ def make_run(folder: Path, speeds: dict[str, tuple[int, int]], *overrides: str) 
                 "status": status,
                 "clip": clip_key(clip_id),
                 "sha256": str(number),
+                "stream_sha256": f"stream {number}",
                 "audit": status == "rejected",
             }
         )
@@ -110,6 +111,10 @@ def test_a_held_out_scorer_measures_both_ends_and_nothing_is_decoded_twice(tmp_p
     assert [(score.name, score.held_out, score.count) for score in first.scores][-1] == ("brightness", True, 7)
     for folder in ("previews", "clips"):
         shutil.rmtree(tmp_path / "run" / folder)
+    assert audit.audit(store, settings, [f"{__name__}.Brightness"]) == first
+    # Signed anew, a clip is another file, and the same clip.
+    rows = tables.read(store, "clips")
+    tables.supersede(store, "clips", tables.with_column(rows, "sha256", pa.array(["other"] * len(rows))))
     assert audit.audit(store, settings, [f"{__name__}.Brightness"]) == first
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import faulty
 import pytest
-from support import PROMPTS, script, short_lease, tiny_overrides, write_prompts
+from support import PROMPTS, at_a_terminal, ctrl_c, script, short_lease, tiny_overrides, write_prompts
 from tiny import save_model
 from typer.testing import CliRunner
 
@@ -134,27 +136,58 @@ STOPPED = "Stopped. What is done is in the ledger; the same command carries on."
 
 @pytest.mark.usefixtures("inline")
 def test_a_job_that_is_stopped_says_so_in_a_line_and_is_carried_on(tmp_path: Path, tiny_model: Path) -> None:
-    """By SIGTERM, as `ray job stop` does it; SIGKILL is in `test_chaos`."""
+    """By Ctrl-C, which all that it started get as well, and by SIGTERM (`ray job stop`); SIGKILL is in `test_chaos`."""
     prompts = write_prompts(tmp_path / "prompts.parquet", [f"a red circle moves left {n}" for n in range(16)])
     output, console = tmp_path / "run", tmp_path / "first.log"
     words = [word for override in tiny_overrides(tiny_model) for word in ("--set", override)]
     command = [script("flashvideo-ray"), "render", prompts, str(output), "-c", "nano", *words]
     with open(console, "wb") as log:
-        job = subprocess.Popen(command, stdout=log, stderr=log)
+        job = at_a_terminal(command, stdout=log, stderr=log)
     deadline = time.monotonic() + 200
-    while len([*output.glob("clips/*/*.mp4")]) < 3:
+    while len(clips(output)) < 3:
         assert time.monotonic() < deadline
         assert job.poll() is None, console.read_text()
         time.sleep(0.1)
     said = console.stat().st_size
-    job.send_signal(signal.SIGTERM)
+    ctrl_c(job)
     assert job.wait(30) == 1
     told = console.read_bytes()[said:].decode().splitlines()
     assert [line for line in told if " busy" not in line] == [STOPPED], told  # beside the last line of progress
-    stored = {path: path.stat().st_mtime_ns for path in output.glob("clips/*/*.mp4")}
+    stored = clips(output)
     assert 3 <= len(stored) < 16
+
+    with in_the_meantime(lambda: len(clips(output)) >= len(stored) + 3, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        again = CliRunner().invoke(app, command[1:])
+    assert (again.exit_code, again.output.splitlines()[-1]) == (1, STOPPED), again.output
+    assert stored.items() < clips(output).items()
+    stored = clips(output)
+    assert len(stored) < 16
 
     again = CliRunner().invoke(app, command[1:])
     assert again.exit_code == 0, again.output
     assert Counter(row["status"] for row in rows(output, "clips").values()) == {"rendered": 16}
-    assert {path: path.stat().st_mtime_ns for path in stored} == stored
+    assert stored.items() < clips(output).items()
+
+
+def clips(output: Path) -> dict[Path, int]:
+    """The clips that are stored, and when they were."""
+    return {path: path.stat().st_mtime_ns for path in output.glob("clips/*/*.mp4")}
+
+
+@contextmanager
+def in_the_meantime(come: Callable[[], bool], act: Callable[[], None]) -> Iterator[None]:
+    """Within it, do something when the time has come."""
+    over = threading.Event()
+
+    def wait() -> None:
+        while not over.wait(0.01):
+            if come():
+                return act()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

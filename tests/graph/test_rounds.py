@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
-from support import PROMPTS, tiny_overrides, write_prompts
+from support import PROMPTS, Days, tiny_overrides, write_prompts
 
 import flashvideo_ray
 from flashvideo_ray import Settings
@@ -43,3 +43,32 @@ def test_a_worker_that_cannot_begin_for_a_while_ends_no_job(
     with pytest.raises(ActorDiedError, match="No space left"):
         flashvideo_ray.render(prompts, str(tmp_path / "other"), settings)
     assert len(begun) == 3
+
+
+def test_the_last_rows_are_waited_for_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    days = Days()
+    monkeypatch.setattr(rounds, "time", days)
+
+    def flush() -> None:
+        if days.now < 100:
+            raise OSError("503")
+
+    rounds._insist(flush, 600.0)
+    assert 100 <= days.now < 130
+    assert 5 <= len(caplog.records) <= 20
+    with pytest.raises(OSError, match="503"):
+        rounds._insist(lambda: refuse(OSError("503")), 60.0)
+
+
+def test_rows_that_went_with_their_process_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    days = Days()
+    monkeypatch.setattr(rounds, "time", days)
+    with pytest.raises(ActorDiedError):
+        rounds._insist(lambda: refuse(ActorDiedError()), 600.0)
+    assert days.now == 0
+
+
+def refuse(error: Exception) -> None:
+    raise error

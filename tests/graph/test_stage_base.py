@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 
 from flashvideo_ray import Settings
 from flashvideo_ray.graph.health import Health
@@ -187,7 +188,15 @@ def test_a_load_in_vain_names_stage_node_and_cause(tmp_path: Path, monkeypatch: 
     assert (fault.stage, fault.cause) == ("preview", "OSError: the weights are not there yet")
 
 
-@pytest.mark.parametrize("error", [MemoryError("host"), type("OutOfMemoryError", (RuntimeError,), {})("card")])
+NO_MEMORY = [
+    MemoryError("the host's"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),  # of torch's own requests
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=["host", "torch", "driver", "library"])
 def test_a_call_that_ran_out_of_memory_is_tried_once_more(tmp_path: Path, error: Exception) -> None:
     tries: Counter[str] = Counter()
 

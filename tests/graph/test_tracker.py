@@ -13,6 +13,7 @@ from support import S3
 
 from flashvideo_ray.graph.events import Attempt
 from flashvideo_ray.graph.health import Worker
+from flashvideo_ray.graph.progress import pace
 from flashvideo_ray.graph.tracker import Tracker
 from flashvideo_ray.graph.tracker_actor import start_tracker, writing
 from flashvideo_ray.graph.tracker_client import TrackerClient
@@ -25,6 +26,19 @@ from flashvideo_ray.settings import LedgerSettings
 @pytest.fixture
 def tracker(tmp_path: Path) -> Tracker:
     return Tracker(Store(str(tmp_path)), tables.PREVIEWS, LedgerSettings())
+
+
+def test_a_clock_that_is_set_changes_no_count_of_seconds(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker.joined("refine", Worker("one", "node", "host"))
+    tracker.begin("refine", "a")
+    tracker.attempt("refine", "a", "process")
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # to another century
+    tracker.survived("refine", "a")
+    tracker.end("refine", "a", "rendered")
+    state = tracker.tick()["refine"]
+    assert 0 <= state.busy_seconds <= state.held_seconds < 60
+    assert state.rate > 0
+    assert pace(state, 1, clock())[1] == "0 s left"
 
 
 def preview_row(clip_id: str) -> dict[str, Any]:

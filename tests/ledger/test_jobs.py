@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import Days
 
 from flashvideo_ray import Settings
 from flashvideo_ray.ledger import jobs, run_file
 from flashvideo_ray.ledger.claim import ClaimLostError
+from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.verify import verify
 from flashvideo_ray.media import video
@@ -59,6 +61,25 @@ def test_a_job_is_in_the_table_from_its_beginning_and_says_how_it_ended(store: S
     jobs.merge(store)
     assert len(store.keys("ledger")) == 1
     assert jobs.read(store) == before
+
+
+def test_who_stops_a_job_waits_a_minute_for_a_store_that_is_away_and_no_longer(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = Days()
+    monkeypatch.setattr("flashvideo_ray.ledger.patience.time", days)
+
+    def away(*_: Any) -> None:
+        raise OSError("503")
+
+    def stopped_while_it_is_away() -> None:
+        with jobs.Record(PatientStore(store.url, 600.0), the_run(store), time.monotonic()):
+            monkeypatch.setattr(Store, "put", away)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped_while_it_is_away()
+    assert 30 <= days.now <= 60
 
 
 def test_jobs_of_a_run_that_has_only_a_summary_are_taken_up_once(store: Store) -> None:

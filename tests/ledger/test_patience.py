@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import S3
+from support import S3, Days
 
 from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store
@@ -59,3 +59,59 @@ def test_a_folder_without_the_right_to_write_is_final(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         PatientStore(str(tmp_path), 300.0).put("a/b", b"1")
     assert Store(str(tmp_path)).keys() == ["a"]
+
+
+class Answers(PatientStore):
+    """A store whose answers are told by the moment."""
+
+    def __init__(self, patience: float, answer: Callable[[float], Exception | None], days: Days):
+        super().__init__("memory://run", patience)
+        self._answer, self._days = answer, days
+
+    def ask(self) -> float:
+        """When it was answered well."""
+        return self._wait_for(self._once, "key")
+
+    def _once(self) -> float:
+        if (error := self._answer(self._days.now)) is not None:
+            raise error
+        return self._days.now
+
+
+@pytest.fixture
+def days(monkeypatch: pytest.MonkeyPatch) -> Days:
+    found = Days()
+    monkeypatch.setattr("flashvideo_ray.ledger.patience.time", found)
+    return found
+
+
+def test_a_refusal_before_an_absence_does_not_make_one_after_it_final(days: Days) -> None:
+    """As a store that ends gives them, and one that begins."""
+
+    def answer(now: float) -> Exception | None:
+        refuses, away = PermissionError("not now"), OSError(503, "away")
+        return refuses if now < 5 else away if now < 100 else refuses if now < 110 else None
+
+    assert 110 <= Answers(300.0, answer, days).ask() < 300
+    with pytest.raises(PermissionError):
+        Answers(300.0, lambda now: PermissionError("never"), days).ask()
+
+
+def test_credentials_that_cannot_be_read_for_a_moment_are_read_again(days: Days) -> None:
+    class Renewed(Answers):
+        def reconnect(self) -> None:
+            if days.now < 5:
+                raise OSError("the file is not there: it is being replaced")
+
+    assert Renewed(300.0, lambda now: PermissionError("expired") if now < 10 else None, days).ask() >= 10
+
+
+class CannotSayError(PermissionError):
+    def __str__(self) -> str:
+        raise RuntimeError("not even this")
+
+
+def test_an_error_that_cannot_be_shown_is_waited_for_like_others(days: Days) -> None:
+    assert Answers(300.0, lambda now: CannotSayError() if now < 10 else None, days).ask() >= 10
+    with pytest.raises(PermissionError, match="cannot be shown"):
+        Answers(300.0, lambda now: CannotSayError(), days).ask()

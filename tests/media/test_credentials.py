@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import json
 import re
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import c2pa
 import numpy as np
 import pytest
-from authority import Authority
+from authority import Authority, serve_time
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from support import ROOT
-from test_video import boxes
+from support import ROOT, boxes
 
 from flashvideo_ray import Settings
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph import checks
+from flashvideo_ray.graph.publishing import Publisher
+from flashvideo_ray.ledger.keys import clip_key
+from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.media import credentials, provenance, video
 from flashvideo_ray.settings import CredentialSettings, SettingsError
 
@@ -112,6 +117,11 @@ def wrong(authority: Authority, case: str, folder: Path) -> dict[str, Any]:
         "key for certificate": lambda: {**good, "certificate": good["key"]},
         "certificate for key": lambda: {**good, "key": good["certificate"]},
         "untrusted": lambda: {**good, "trust": str(Authority(folder / "b", "Somebody").root)},
+        "no time": lambda: {**good, "timestamp_authority": "http://127.0.0.1:9/time"},
+        "no vault": lambda: {
+            "certificate": good["certificate"],
+            "signer": "authority.in_a_vault_that_is_away",
+        },
         "no function": lambda: {"certificate": good["certificate"], "signer": "authority.nothing"},
         "signs with another": lambda: {"certificate": good["certificate"], "signer": "os.urandom"},
     }
@@ -132,8 +142,10 @@ def wrong(authority: Authority, case: str, folder: Path) -> dict[str, Any]:
         ("key for certificate", "credentials.certificate: .*clips.key: holds no certificates"),
         ("certificate for key", "credentials.key: .*clips.pem: holds no private key"),
         ("untrusted", "credentials.trust: .*root.pem: holds no certificate that .*clips.pem leads to"),
+        ("no time", "credentials.timestamp_authority: http://127.0.0.1:9/time gives no time: "),
+        ("no vault", "credentials.signer: authority.in_a_vault_that_is_away: ConnectionError: the vault is away"),
         ("no function", "credentials.signer: authority.nothing cannot be imported"),
-        ("signs with another", "credentials: .*clips.pem"),
+        ("signs with another", "credentials.signer: os.urandom: TypeError"),
     ],
 )
 def test_what_would_not_hold_is_refused_in_one_message_before_anything_is_started(
@@ -145,6 +157,61 @@ def test_what_would_not_hold_is_refused_in_one_message_before_anything_is_starte
     assert "\n" not in str(error.value)
     assert "-----" not in str(error.value)
     checks.check(settings, ("text", "preview", "score"))  # nothing would be signed there
+
+
+def test_a_signed_clip_holds_the_time_that_an_authority_confirms(authority: Authority, tmp_path: Path) -> None:
+    other = Authority(tmp_path, "Example Time")
+    both = tmp_path / "both.pem"
+    both.write_text(authority.root.read_text() + other.root.read_text())
+    ends = dt.datetime.now(dt.UTC).replace(microsecond=0) + dt.timedelta(seconds=3)
+    with serve_time(other) as url:
+        own = authority.issue("short", until=ends)
+        signed = signer(**own, timestamp_authority=url, trust=str(both)).sign(MP4, SAYS)
+        without = signer(**own).sign(MP4, SAYS)
+    found = credentials.read(signed, both.read_text())
+    assert found is not None
+    assert (found.holds, found.trusted) == (True, True)
+    assert found.timestamp is not None
+    assert dt.datetime.fromisoformat(found.timestamp) < ends
+    assert credentials.read(without, both.read_text()).timestamp is None  # type: ignore[union-attr]
+
+    # It is what a signature lives on when its certificate has expired.
+    while dt.datetime.now(dt.UTC) < ends + dt.timedelta(seconds=1):
+        time.sleep(0.1)
+    assert credentials.read(signed, both.read_text()).holds  # type: ignore[union-attr]
+    assert not credentials.read(without, both.read_text()).holds  # type: ignore[union-attr]
+    assert not credentials.read(signed, authority.root.read_text()).holds  # type: ignore[union-attr]
+
+
+def test_an_authority_that_is_away_is_waited_for_and_costs_no_clip(
+    authority: Authority, right: dict[str, Any], tmp_path: Path
+) -> None:
+    def publisher(url: str, patience: float) -> Publisher:
+        tree = {"credentials": {**right, "timestamp_authority": url}, "store_patience_seconds": patience}
+        made = Publisher(Settings.of_tree(tree), Store(str(tmp_path)), 8, {})
+        made.load(signed=True)
+        return made
+
+    one, other = ({"clip_id": name * 20, "prompt": "a star", "seed": 1} for name in "ab")
+    with serve_time(authority) as url:
+        hurried, patient = publisher(url, 0.0), publisher(url, 30.0)
+    with pytest.raises(credentials.SigningError, match=f"credentials.timestamp_authority: {url} gives no time"):
+        hurried.clip(clip_key(one["clip_id"]), one, FRAMES)
+    kept = Store(str(tmp_path)).get(clip_key(one["clip_id"]))
+    assert credentials.read(kept) is None
+
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(patient.clip, clip_key(other["clip_id"]), other, FRAMES)
+        time.sleep(0.1)
+        assert not waiting.done()
+        with serve_time(authority, int(url.rstrip("/").rpartition(":")[2])):
+            mp4s = [waiting.result(), *(hurried.published(clip_key(one["clip_id"]), one) or ())[:1]]
+    for mp4, row in zip(mp4s, (other, one), strict=True):
+        assert Store(str(tmp_path)).get(clip_key(row["clip_id"])) == mp4
+        found = credentials.read(mp4, authority.root.read_text())
+        assert found is not None
+        assert (found.holds, found.says["clip_id"], found.timestamp is None) == (True, row["clip_id"], False)
+    assert video.stream_sha256(mp4s[1]) == video.stream_sha256(kept)
 
 
 @pytest.mark.parametrize("name", ["certificate", "key", "trust"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +14,16 @@ import pyarrow as pa
 import pytest
 import yaml
 from ray.exceptions import TaskCancelledError
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeDeploySchema
 from starlette.responses import StreamingResponse
-from support import ROOT
+from support import ROOT, short_lease
 
 from flashvideo_ray.graph import remaining
-from flashvideo_ray.graph.stage_base import row_schema
+from flashvideo_ray.graph.recipe import recipe_of
+from flashvideo_ray.graph.stage_base import failed, row_schema
 from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
+from flashvideo_ray.ledger.claim import Claim, ClaimLostError, ClaimUnsureError, Identity
 from flashvideo_ray.ledger.decisions import Decision
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.tables import PREVIEWS, extended
@@ -27,12 +31,14 @@ from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.serve import local
 from flashvideo_ray.serve.app import ServeSettings, build, with_disconnects
 from flashvideo_ray.serve.events import WATCHERS, Hub, Watched
-from flashvideo_ray.serve.queue import queue
+from flashvideo_ray.serve.queue import Submission, queue
+from flashvideo_ray.serve.run_writer import RunWriter
+from flashvideo_ray.serve.scheduler import Scheduler
 from flashvideo_ray.serve.security import Guesses, Tokens
 from flashvideo_ray.serve.service import Service
 from flashvideo_ray.serve.snapshot import Filter, QueryError
 from flashvideo_ray.serve.state import RunState
-from flashvideo_ray.settings import LedgerSettings, SelectSettings, Settings, SettingsError
+from flashvideo_ray.settings import LedgerSettings, SelectSettings, Settings, SettingsError, Stage
 
 SCHEMA = extended(PREVIEWS, [pa.field("score_motion", pa.float64())])
 
@@ -214,6 +220,61 @@ def test_a_prompt_whose_text_was_edited_has_candidates_of_its_present_text_alone
     writer.append({**old, "status": "wanted"})  # the earlier text is back
     writer.flush()
     assert {c.clip_id: c.status for c in state.refresh().candidates.values()} == {clip_id(1): "previewed"}
+
+
+def test_workers_are_permitted_to_write_while_the_service_holds_the_run(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    writer = RunWriter(store, Settings.load("nano", short_lease(2)))
+    assert writer.permitted()[1]
+    assert asyncio.run(writer.take())
+    seconds, why = writer.permitted()
+    assert (0 < seconds <= 2, why) == (True, "")
+    taker = Identity(host="elsewhere", pid=7, user="ann", command="render a b")
+    with Claim(store, taker, takeover=True):
+        deadline = time.monotonic() + 60
+        while not (told := writer.permitted())[1]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert told[0] <= 0
+        assert "render a b" in told[1]
+        assert writer.lost()
+        assert writer.permitted()[1]
+
+
+@pytest.mark.parametrize("error", [ClaimLostError("taken"), ClaimUnsureError("not known")])
+def test_what_a_worker_may_not_write_is_open_still_and_not_failed(tmp_path: Path, error: Exception) -> None:
+    store, settings = Store(str(tmp_path)), Settings.load("nano")
+    tries: list[str] = []
+
+    class Closed(Scheduler):
+        def __del__(self) -> None:  # type: ignore[override]
+            """Only Serve awaits the other one."""
+
+    class Text:
+        """The handle of a stage whose worker hears of the claim before the scheduler does."""
+
+        @property
+        def run(self) -> Any:
+            return SimpleNamespace(remote=self._answers)
+
+        def options(self, **_: Any) -> Text:
+            return self
+
+        async def _answers(self, row: dict[str, Any], attempt: int) -> AsyncIterator[tuple[str, Any]]:
+            tries.append(row["clip_id"])
+            yield "row", failed(row, "text", error)
+
+    async def serve() -> None:
+        handles = cast(dict[Stage, DeploymentHandle], {"text": Text()})
+        scheduler = Closed(store.url, settings, recipe_of(settings), handles, 9, False)
+        [clip_id] = (await scheduler.submit(Submission("ann", ({"prompt": "a red star"},)))).clip_ids
+        async with asyncio.timeout(60):
+            while len(tries) < 2:
+                await asyncio.sleep(0.02)
+        await scheduler.close()
+        assert scheduler.state.refresh().candidates[clip_id].status == "queued"
+
+    asyncio.run(serve())
 
 
 def test_the_queue_waits_for_those_that_are_compared(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ import pytest
 import requests
 from ray import serve
 from serve_run import LIMIT, REJECTED, RENDERED, SIBLINGS, TOKENS, Served
-from support import free_ports, script, tiny_overrides
+from support import at_a_terminal, ctrl_c, free_ports, script, tiny_overrides
 
 from flashvideo_ray.graph import remaining
 from flashvideo_ray.graph.stage_base import row_schema
@@ -266,26 +265,35 @@ def test_work_waits_for_a_batch_job_and_can_be_cancelled(served: Served) -> None
 
 @pytest.mark.parametrize("stage", ["preview", "refine"])
 def test_a_replica_killed_in_the_middle_of_a_candidate(served: Served, stage: str) -> None:
-    client, scheduler = of(served), serve.get_deployment_handle("scheduler", app.NAME)
-
-    def midway() -> str | None:
-        """A new candidate in the middle of the stage, or None if it went through too fast to be seen there."""
-        prompt = {"prompt": "a blue star moves slowly", "seed": time.monotonic_ns()}
-        answer = client.post("prompts", json={"prompts": [prompt], "refine": True}).json()
-        clip_id = str(answer["items"][0]["clip_id"])
-        call: dict[str, Any] | None = {}
-        while call is not None:
-            call = scheduler.work.remote().result()["calls"].get(clip_id)
-            if call and call["stage"] == stage and 0 < call["done"] < call["total"]:
-                return clip_id
-            if call is None and client.candidate(clip_id)["status"] != "rendered":
-                call = {}  # between its preview and its clip
-        return None
-
-    clip_id = eventually(midway)
+    client = of(served)
+    clip_id = _midway(client, stage)
     _kill(stage)
     [candidate] = client.until([clip_id], "rendered", "failed")
     assert candidate["status"] == "rendered", candidate["error"]
+    rows = tables.read(served.store, "clips").to_pylist()
+    assert [row["status"] for row in rows if row["clip_id"] == clip_id] == ["rendered"]
+
+
+def test_a_service_whose_run_was_taken_writes_no_media_after_that_and_says_whose_it_is(served: Served) -> None:
+    client, taker = of(served), Identity(host="elsewhere", pid=7, user="ann", command="render a b")
+    clip_id = _midway(client, "preview")
+    [replica] = _replicas("preview")
+    replica.suspend()
+    try:
+        suspended = time.monotonic()
+        with Claim(served.store, taker, takeover=True):
+            eventually(lambda: "render a b" in (client.get("run").json()["waiting_for"] or ""))
+            time.sleep(max(0.0, suspended + 5.0 - time.monotonic()))  # for so long an answer about the claim is good
+            there = _media(served.store)
+            replica.resume()
+            # Nobody waits for its call any more; the next one gets its turn when that has come to its end.
+            row = {**dict.fromkeys(row_schema().names), "clip_id": clip_id, "status": "rejected"}
+            preview = serve.get_deployment_handle("preview", app.NAME).options(stream=True)
+            assert [what for what, _ in preview.run.remote(row, 1)] == ["begin", "row"]
+            assert _media(served.store) == there
+    finally:
+        replica.resume()
+    client.until([clip_id], "rendered")  # the run is free again
     rows = tables.read(served.store, "clips").to_pylist()
     assert [row["status"] for row in rows if row["clip_id"] == clip_id] == ["rendered"]
 
@@ -583,13 +591,12 @@ def test_ctrl_c_stops_the_command_and_what_was_asked_for_stays(tmp_path: Path, t
     overrides = [part for setting in tiny_overrides(tiny_model) for part in ("--set", setting)]
     command = [script("flashvideo-ray"), "serve", str(tmp_path / "run"), "--port", str(port)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
-    # What a shell starts in the background ignores Ctrl-C, and so does all that it starts.
-    stop = signal.SIGTERM if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else signal.SIGINT
-    with subprocess.Popen([*command, *overrides], env=environment, stdout=subprocess.PIPE, text=True) as process:
+    process = at_a_terminal([*command, *overrides], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    with process:
         assert process.stdout is not None
         try:
             address = f"http://127.0.0.1:{port}/"
-            said = next((line for line in process.stdout if address in line), None)
+            said = next((line for line in process.stdout if address.encode() in line), None)
             assert said is not None
             client = Client(address)
             me = client.get("me").json()
@@ -597,8 +604,12 @@ def test_ctrl_c_stops_the_command_and_what_was_asked_for_stays(tmp_path: Path, t
             assert not me["login_needed"]
             client.submit("a red star moves up")
         finally:
-            process.send_signal(stop)
-        assert process.wait(PATIENCE) == 0
+            ctrl_c(process)
+        told = process.stdout.read().decode().splitlines()
+        assert (process.wait(PATIENCE), told) == (
+            0,
+            ["Stopped. What was asked for is in the run; the same command carries on."],
+        )
     assert [row["prompt"] for row in _requests(Store(str(tmp_path / "run")))] == ["a red star moves up"]
 
 
@@ -621,13 +632,43 @@ def _event(lines: Iterator[str]) -> tuple[str, str, dict[str, Any]]:
     raise EOFError("the stream ended")
 
 
+def _midway(client: Client, stage: str) -> str:
+    """A new candidate that is in the middle of a stage; it is to be refined."""
+    scheduler = serve.get_deployment_handle("scheduler", app.NAME)
+
+    def midway() -> str | None:
+        """None if it went through too fast to be seen there."""
+        prompt = {"prompt": "a blue star moves slowly", "seed": time.monotonic_ns()}
+        answer = client.post("prompts", json={"prompts": [prompt], "refine": True}).json()
+        clip_id = str(answer["items"][0]["clip_id"])
+        call: dict[str, Any] | None = {}
+        while call is not None:
+            call = scheduler.work.remote().result()["calls"].get(clip_id)
+            if call and call["stage"] == stage and 0 < call["done"] < call["total"]:
+                return clip_id
+            if call is None and client.candidate(clip_id)["status"] != "rendered":
+                call = {}  # between its preview and its clip
+        return None
+
+    return str(eventually(midway))
+
+
+def _media(store: Store) -> dict[str, int]:
+    """The sizes of all previews, latents, clips and posters."""
+    return {key: size for folder in ("previews", "latents", "clips") for key, size in store.sizes(folder).items()}
+
+
 def _kill(deployment: str) -> None:
     """SIGKILL to the replicas of a deployment that this test's Ray runs."""
+    for process in _replicas(deployment):
+        process.kill()
+
+
+def _replicas(deployment: str) -> list[psutil.Process]:
     name = f"ServeReplica:{app.NAME}:{deployment}"
     found = [each for each in psutil.Process().children(recursive=True) if name in _title(each)]
     assert found, f"no replica of {deployment}"
-    for process in found:
-        process.kill()
+    return found
 
 
 def _title(process: psutil.Process) -> str:
