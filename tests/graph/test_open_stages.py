@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
-from support import PROMPTS, write_prompts
+from support import PROMPTS, script, short_lease, write_prompts
 
 import flashvideo_ray
 from flashvideo_ray import Settings
@@ -88,6 +93,56 @@ def test_frames_that_were_stored_before_a_kill_are_adopted_and_damaged_ones_draw
     paid = {row["latents"] for row in rows(output, "previews") if row["preview_seconds"] is not None}
     assert paid == {str(path.relative_to(output)) for path in (damaged, gone)}
     assert {path: path.read_bytes() for path in output.glob("*/*/*.m*")} == before
+
+
+@pytest.mark.usefixtures("inline")
+@pytest.mark.parametrize(("family", "size"), [("cogvideo", (48, 64)), ("ltx", (64, 96))])
+def test_any_video_to_video_pipeline_refines(
+    family: str, size: tuple[int, int], tmp_path: Path, pipelines: Folders
+) -> None:
+    prompts, output = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:2]), tmp_path / "run"
+    own = [f"height={size[0]}", f"width={size[1]}", "num_inference_steps=4", "call.max_sequence_length=16"]
+    own += ["call.strength=0.5", f"model={pipelines(family)}"]
+    settings = Settings.load("nano", [f"refine.{each}" for each in own])
+    assert flashvideo_ray.render(prompts, str(output), settings).total == {"rendered": 2}
+    clips = rows(output, "clips")
+    assert {(clip["frames"], clip["height"], clip["width"]) for clip in clips} == {(9, *size)}
+    first = {clip["prompt"]: clip["stream_sha256"] for clip in clips}
+    assert len({*first.values()}) == 2
+    # The same previews, refined once more by stage 2 alone, are the same clips.
+    again = tmp_path / "again"
+    shutil.copytree(output, again)
+    for path in (*again.glob("clips/*/*"), *again.glob("ledger/clips-*")):
+        path.unlink()
+    assert flashvideo_ray.refine(str(again), settings).total == {"rendered": 2}
+    assert {clip["prompt"]: clip["stream_sha256"] for clip in rows(again, "clips")} == first
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_killed_job_is_carried_on_with_what_it_had_paid_for(tmp_path: Path, pipelines: Folders) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet", [f"a red circle moves left {n}" for n in range(8)])
+    output, config = tmp_path / "run", tmp_path / "run.yaml"
+    settings = load(pipelines("wan"), "preview.num_inference_steps=8", *short_lease(2))
+    config.write_text(json.dumps(settings.model_dump(mode="json")))
+    command = [script("flashvideo-ray"), "render", prompts, str(output), "-c", str(config)]
+    with open(tmp_path / "first.log", "wb") as log:
+        job = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while len([*output.glob("latents/*/*.mkv")]) < 3:
+        assert time.monotonic() < deadline
+        assert job.poll() is None, (tmp_path / "first.log").read_text()
+        time.sleep(0.1)
+    started = psutil.Process(job.pid).children(recursive=True)
+    for process in (psutil.Process(job.pid), *started):  # the job and its Ray
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    job.wait()
+    stored = {path: path.stat().st_mtime_ns for path in output.glob("latents/*/*.mkv")}
+    assert 3 <= len(stored) <= 8
+
+    assert flashvideo_ray.render(prompts, str(output), settings).total == {"rendered": 8}
+    assert {path: path.stat().st_mtime_ns for path in stored} == stored
+    assert not verify(Store(str(output)), decode=True).findings
 
 
 def test_previews_that_stage_2_cannot_take_are_refused_before_anything_starts(
