@@ -159,7 +159,7 @@ def decode_lossless(data: bytes) -> tuple[Frame, VideoInfo]:
 
 
 def _digest(frames: Frame) -> str:
-    return hashlib.sha256(np.ascontiguousarray(frames)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(frames).data).hexdigest()
 
 
 class _Memory(io.RawIOBase):

@@ -51,7 +51,7 @@ def test_previews_of_another_family_are_scored_and_refined(
         assert preview["score_motion"] is not None
         # Stage 2 works in other latents: the preview's frames are kept, and not one of their pixels is lost.
         assert preview["latents"] == frames_key(preview["clip_id"])
-        kept = video.probe((output / preview["latents"]).read_bytes(), count=True)
+        _, kept = video.decode_lossless((output / preview["latents"]).read_bytes())
         assert (kept.codec, kept.frames, kept.height, kept.width) == ("ffv1", 9, 32, 64)
         assert (clip["frames"], clip["height"], clip["width"], clip["fps"]) == (9, 96, 192, fps)
     assert not verify(Store(str(output)), decode=True).findings
