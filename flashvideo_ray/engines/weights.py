@@ -12,10 +12,12 @@ import hashlib
 import json
 import logging
 import os
+import random
 import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +36,8 @@ _INDEX = "model_index.json"
 _CHUNK = 16 * 2**20
 _LARGE = 2**30  # bytes; reading fewer is not worth a word
 _TELL_SECONDS = 10.0
+_HUB_PAUSES = (5.0, 20.0, 60.0)  # seconds before the hub is asked again
+_TOO_OFTEN = 429
 
 log = logging.getLogger("flashvideo_ray")
 
@@ -178,17 +182,65 @@ def _is_component(value: Any) -> bool:
     return isinstance(value, list) and all(part is None or isinstance(part, str) for part in value)
 
 
-def _download(model: str, allow_patterns: list[str]) -> Path:
+def _download(model: str, allow_patterns: Sequence[str]) -> Path:
+    """Files of a hub model, as a folder. Raises ModelNotFoundError.
+
+    What a commit holds does not change: one process of a node asks the hub for it, and the others wait and take what is
+    there then. What a branch or tag stands for only the hub knows.
+    """
+    if not _COMMIT.search(model):
+        return _asked(model, allow_patterns)
+    from huggingface_hub import constants
+
+    name = _short(json.dumps([constants.HF_HUB_CACHE, model, *allow_patterns]))
+    brought = Path(platformdirs.user_cache_dir("flashvideo_ray")) / "hub" / f"{name}.json"
+    with _locked(brought.with_suffix(".lock")):
+        folder = _brought(brought)
+        if folder is None:
+            folder = _asked(model, allow_patterns)
+            held = (path for path in folder.rglob("*") if path.is_file())
+            names = [path.relative_to(folder).as_posix() for path in held]
+            of_these = [name for name in names if any(fnmatchcase(name, pattern) for pattern in allow_patterns)]
+            _save(brought, {"folder": str(folder), "files": json.dumps(of_these)})
+        return folder
+
+
+def _brought(note: Path) -> Path | None:
+    """The folder that a download left on this node, if all of its files are still there."""
+    try:
+        told = json.loads(note.read_text())
+        folder = Path(told["folder"])
+        return folder if all((folder / name).is_file() for name in json.loads(told["files"])) else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _asked(model: str, allow_patterns: Sequence[str]) -> Path:
+    """Ask the hub, with pauses where it says that it is asked too often."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name, _, revision = model.partition("@")
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=allow_patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelNotFoundError(
-            f"{model}: no such folder here, and the hub did not give it ({type(error).__name__}: {error})"
-        ) from error
+    for pause in (*_HUB_PAUSES, None):
+        try:
+            return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(allow_patterns)))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            if pause is None or not _is_too_often(error):
+                raise ModelNotFoundError(
+                    f"{model}: no such folder here, and the hub did not give it ({type(error).__name__}: {error})"
+                ) from error
+            log.warning("the hub is asked too often for %s; asking again in %g s", model, pause)
+            time.sleep(pause * random.uniform(1.0, 1.5))  # so that not all nodes come back at once
+    raise AssertionError
+
+
+def _is_too_often(error: BaseException | None) -> bool:
+    """Whether status 429 is at the bottom of an error."""
+    while error is not None:
+        if getattr(getattr(error, "response", None), "status_code", None) == _TOO_OFTEN:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _digests(files: Sequence[Path]) -> dict[Path, str]:

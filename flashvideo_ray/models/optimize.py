@@ -251,7 +251,8 @@ def _set_attention(transformer: Any, attention: str) -> None:
     finally:
         # diffusers also makes it the choice of every other network of the process, which nobody has asked for.
         _AttentionBackendRegistry.set_active_backend(before)
-    processors = [module.processor for module in transformer.modules() if hasattr(module, "processor")]
+    modules = [module for block in blocks(transformer) for module in block.modules()]
+    processors = [module.processor for module in modules if hasattr(module, "processor")]
     chosen = {getattr(processor, "_attention_backend", None) for processor in processors}
     if chosen != {AttentionBackendName(attention)}:
         raise OptionError(f"attention: the processors of this network ignore {attention}")
