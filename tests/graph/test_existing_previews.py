@@ -29,8 +29,8 @@ SIZE = 9, 48, 64
 ASKED = ["video.fps=8", "preview.num_frames=9", "preview.height=48", "preview.width=64"]
 
 
-def load(*overrides: str) -> Settings:
-    return Settings.load("nano", [*ASKED, "ledger.flush_seconds=0.5", *overrides])
+def load(refiner: Path | str, *overrides: str) -> Settings:
+    return Settings.load("nano", [*ASKED, f"refine.model={refiner}", "ledger.flush_seconds=0.5", *overrides])
 
 
 def rows(output: Path, table: tables.Table) -> list[dict[str, Any]]:
@@ -67,7 +67,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
 @pytest.mark.usefixtures("inline")
 def test_previews_that_exist_are_scored_selected_and_refined_and_those_that_are_not_fail_by_name(
-    tmp_path: Path, served: tuple[Path, str]
+    tmp_path: Path, served: tuple[Path, str], tiny_model: Path
 ) -> None:
     folder, address = served
     for number in range(12):
@@ -80,7 +80,7 @@ def test_previews_that_exist_are_scored_selected_and_refined_and_those_that_are_
     texts = [PROMPTS[0]] * 3 + [f"{PROMPTS[1]} {number}" for number in range(9)]
     output = tmp_path / "run"
     table = write_prompts(tmp_path / "prompts.parquet", texts, preview_url=urls)
-    best = load("select.rank=motion", "select.keep=1")
+    best = load(tiny_model, "select.rank=motion", "select.keep=1")
     result = flashvideo_ray.render(table, str(output), best)
     assert result.total == {"rendered": 7, "rejected": 2, "failed": 3}
     assert result.exit_status == 3
@@ -94,7 +94,7 @@ def test_previews_that_exist_are_scored_selected_and_refined_and_those_that_are_
         assert row["score_motion"] is not None
     assert [previews[url]["candidate"] for url in urls[:3]] == [0, 1, 2]
     assert [clips[url]["status"] for url in urls[:3]] == ["rejected", "rejected", "rendered"]
-    assert {(row["height"], row["width"]) for row in clips.values() if row["status"] == "rendered"} == {(192, 256)}
+    assert {(row["height"], row["width"]) for row in clips.values() if row["status"] == "rendered"} == {(64, 96)}
     errors = {url: clips[url]["error"] for url in urls if clips[url]["status"] == "failed"}
     assert errors.keys() == {urls[3], urls[7], urls[11]}
     assert errors[urls[7]] == f"{urls[7]}: height is 32, and preview.height asks for 48"
@@ -113,17 +113,17 @@ def test_previews_that_exist_are_scored_selected_and_refined_and_those_that_are_
 
 
 @pytest.mark.usefixtures("inline")
-def test_a_file_that_is_another_when_it_is_needed_again_fails_by_name(tmp_path: Path) -> None:
+def test_a_file_that_is_another_when_it_is_needed_again_fails_by_name(tmp_path: Path, tiny_model: Path) -> None:
     urls = [str(tmp_path / f"{number}.mp4") for number in range(2)]
     for url in urls:
         Path(url).write_bytes(clip(1))
     table = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:2], preview_url=urls)
-    output, strict = tmp_path / "run", load("select.require=motion>1000")
+    output, strict = tmp_path / "run", load(tiny_model, "select.require=motion>1000")
     assert flashvideo_ray.render(table, str(output), strict).total == {"rejected": 2}
     store = Store(str(output))
     prune.prune(store, prune.plan(store, ["previews"]))  # the frames are not kept, and another rule needs them
     Path(urls[1]).write_bytes(clip(3))
-    assert flashvideo_ray.render(table, str(output), load()).total == {"rendered": 1, "failed": 1}
+    assert flashvideo_ray.render(table, str(output), load(tiny_model)).total == {"rendered": 1, "failed": 1}
     [failed] = [row for row in rows(output, "clips") if row["status"] == "failed"]
     assert failed["error_class"] == "PreviewChangedError"
     assert failed["error"].startswith(f"{urls[1]}: it is not the file any more")
@@ -164,10 +164,12 @@ def test_settings_that_would_draw_others_are_refused(tmp_path: Path) -> None:
         ("video.fps=null", "video.fps: set how many frames a second"),
     ):
         with pytest.raises(SettingsError, match=message):
-            flashvideo_ray.render(table, str(tmp_path / "run"), load("select.keep=1", "select.rank=motion", override))
+            flashvideo_ray.render(
+                table, str(tmp_path / "run"), load("nano", "select.keep=1", "select.rank=motion", override)
+            )
     plain = write_prompts(tmp_path / "plain.parquet", PROMPTS[:1])
     with pytest.raises(SettingsError, match=r"preview\.model: existing takes previews from a column preview_url"):
-        flashvideo_ray.render(plain, str(tmp_path / "run"), load("preview.model=existing"))
+        flashvideo_ray.render(plain, str(tmp_path / "run"), load("nano", "preview.model=existing"))
 
 
 def test_resampled_frames_are_those_nearest_in_time(tmp_path: Path) -> None:

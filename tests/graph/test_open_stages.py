@@ -31,7 +31,7 @@ Folders = Callable[[str], Path]
 
 def load(folder: Path, *overrides: str, refine: str = "nano") -> Settings:
     small = ["height=32", "width=64", "num_frames=9", "num_inference_steps=2", "call.max_sequence_length=16"]
-    clip = ["refine.height=96", "refine.width=192"] if refine == "nano" else []
+    clip = ["refine.height=96", "refine.width=192", "refine.num_inference_steps=2"] if refine == "nano" else []
     own = [f"preview.model={folder}", *(f"preview.{each}" for each in small), f"refine.model={refine}", *clip]
     return Settings.load("nano", [*own, "ledger.flush_seconds=0.5", *overrides])
 
