@@ -1,20 +1,28 @@
-"""The service that tests over HTTP and in the browser share: its run holds ten thousand candidates of a batch job."""
+"""The service that tests over HTTP and in the browser share, as the command starts it.
+
+Its run holds ten thousand candidates of a batch job.
+"""
 
 from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import ray
 import torch
+from authority import Authority
 from PIL import Image
-from support import free_ports, tiny_overrides
+from support import at_a_terminal, ctrl_c, free_ports, script, tiny_overrides
 
 from flashvideo_ray.graph import remaining
 from flashvideo_ray.graph.stage_base import row_schema
@@ -38,27 +46,42 @@ NOTES = {
     "preview": "denoised with guidance apart for want of memory",
     "clip": "decoded in 2x4 tiles for want of memory",
 }
+PATIENCE = 240.0  # seconds, on a busy machine
 LIMIT = 40  # candidates that may wait
 TOKENS = {role: f"{role}-0123456789abcdef" for role in ("viewer", "reviewer", "operator")}
 
 
 @dataclass
 class Served:
-    """A running service and its run."""
+    """A running `flashvideo-ray serve`, its run, and what it says to the terminal."""
 
     address: str
     store: Store
     options: ServeSettings
-    said: list[str] = field(default_factory=list)
-    """What was said while it started."""
+    root: str
+    """The certificate, in PEM, that its previews and clips are signed under."""
+    process: subprocess.Popen[bytes]
+    terminal: Path
+
+    @property
+    def said(self) -> str:
+        return self.terminal.read_text()
+
+    def ctrl_c(self) -> int:
+        """What a terminal sends, to the command and all that it started; its exit status."""
+        ray.shutdown()  # this process's own connection
+        ctrl_c(self.process)
+        return self.process.wait(PATIENCE)
 
 
 @contextmanager
 def serving(folder: Path, tiny_model: Path) -> Iterator[Served]:
-    """Fill a run and serve it."""
+    """Fill a run and serve it. This process is connected to the service's Ray meanwhile."""
     people = [f"{role}:{role}'s name:{token}" for role, token in TOKENS.items()]
     people.append("reviewer:another reviewer's name:another-0123456789abcdef")
     (folder / "tokens").write_text("\n".join(people))
+    authority = Authority(folder / "authority")
+    own = {**authority.issue(), "previews": "true"}
     options = ServeSettings(
         output=str(folder / "run"),
         set=(
@@ -66,6 +89,7 @@ def serving(folder: Path, tiny_model: Path) -> Iterator[Served]:
             "preview.num_inference_steps=60",
             "refine.num_inference_steps=40",
             "select.require=motion >= 0",
+            *(f"credentials.{name}={value}" for name, value in own.items()),
         ),
         token_file=str(folder / "tokens"),
         hosts=local.hosts("127.0.0.1", []),
@@ -74,11 +98,35 @@ def serving(folder: Path, tiny_model: Path) -> Iterator[Served]:
     settings, recipe = app.load_run(options)
     app.open_run(options.output, settings, recipe)
     fill(folder / "run", settings)
-    ray.shutdown()  # the one that other tests share: the service starts its own
+    ray.shutdown()  # the one that other tests share
     [port] = free_ports(1)
-    said: list[str] = []
-    with local.running(options, port=port, say=said.append) as address:
-        yield Served(address, Store(options.output), options, said)
+    command = [script("flashvideo-ray"), "serve", options.output, f"--port={port}", f"--queue-limit={LIMIT}"]
+    command += [f"--token-file={options.token_file}", *(f"--set={setting}" for setting in options.set)]
+    terminal = folder / "terminal"
+    with open(terminal, "wb") as out:
+        # Without a token of its own, so that this process can connect to its Ray.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_AUTH_MODE": "disabled"}
+        process = at_a_terminal(command, env=environment, stdout=out, stderr=out)
+        root = authority.root.read_text()
+        served = Served(f"http://127.0.0.1:{port}/", Store(options.output), options, root, process, terminal)
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while served.address not in served.said:
+                assert process.poll() is None, served.said
+                assert time.monotonic() < deadline, served.said
+                time.sleep(0.2)
+            ray.init(_ray_of(process), logging_level="warning")
+            yield served
+        finally:
+            if process.poll() is None:
+                served.ctrl_c()
+
+
+def _ray_of(process: subprocess.Popen[bytes]) -> str:
+    """The address of the Ray that a process started, as its raylet was told it."""
+    option = "--gcs-address="
+    started = psutil.Process(process.pid).children(recursive=True)
+    return next(word.removeprefix(option) for each in started for word in each.cmdline() if word.startswith(option))
 
 
 def fill(run: Path, settings: Settings) -> None:

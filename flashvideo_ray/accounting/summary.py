@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashvideo_ray.scorers import columns
-from flashvideo_ray.selection.rules import reasons_without_numbers
+from flashvideo_ray.selection.survivors import reasons_without_numbers
 
 STAGES = {
     "text": "previews", "preview": "previews", "score": "previews", "rate": "previews",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from flashvideo_ray.cli import converting, exporting, judging, keeping, looking, rendering, serving
+from flashvideo_ray.cli import converting, exporting, maintenance, rendering, reporting, selecting, serving
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Two-stage video rendering on Ray."
@@ -17,17 +17,17 @@ for command in (
     rendering.render,
     rendering.preview,
     rendering.refine,
-    judging.select,
-    judging.score,
-    keeping.prune,
-    looking.status,
-    looking.list_,
-    looking.report,
-    looking.plan,
-    judging.audit,
-    keeping.verify,
-    looking.inspect,
-    keeping.compact,
+    selecting.select,
+    selecting.score,
+    maintenance.prune,
+    reporting.status,
+    reporting.list_,
+    reporting.report,
+    reporting.plan,
+    selecting.audit,
+    maintenance.verify,
+    reporting.inspect,
+    maintenance.compact,
     exporting.export,
     converting.convert,
     rendering.demo,

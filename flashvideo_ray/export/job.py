@@ -17,6 +17,7 @@ from flashvideo_ray.export.options import SUFFIX, ExportError, Options
 from flashvideo_ray.export.samples import Found
 from flashvideo_ray.export.writing import ShardWriter, media_key
 from flashvideo_ray.graph import candidates, finish
+from flashvideo_ray.graph.standing import Standing
 from flashvideo_ray.ledger import run_file
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.patience import PatientStore
@@ -98,6 +99,7 @@ def export(
     run_file.check_writable(target)
     sizes = source.sizes(options.media_of) if options.has_media else {}
     found = _found(candidates.read(source, settings), options, settings, sizes)
+    formats.check_columns(options.format, found.rows.schema)
     if not found.rows.num_rows and place.recipe() is None:
         raise ExportError(f"{source.url}: nothing to export: {_why_nothing(found)}")
     with Claim(target, Identity.of_this_process(), takeover=takeover) as claim:
@@ -133,7 +135,7 @@ def export(
             run=run,
             source=source.url,
             settings=settings,
-            summary=finish.summary_of(source, settings, *finish.present(source, settings)),
+            summary=finish.summary_of(source, settings, Standing.read(source, settings)),
             options=options,
             schema=schema,
             found=found,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashvideo_ray.graph import finish
+from flashvideo_ray.graph.standing import Standing
 from flashvideo_ray.ledger import decisions, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.texts import Texts
@@ -22,7 +22,8 @@ def read(store: Store, settings: Settings) -> pa.Table:
     All columns of both tables; what the clips table says goes first. `decision` is `approved` or `rejected` by a
     person, `decided_by` who it was.
     """
-    previews, clips = finish.present(store, settings)
+    now = Standing.read(store, settings)
+    previews, clips = now.previews, now.clips
     known = previews["clip_id"].combine_chunks()
     ids = pa.concat_arrays(
         [known, clips.filter(pc.invert(pc.is_in(clips["clip_id"], known)))["clip_id"].combine_chunks()]

@@ -17,7 +17,7 @@ from flashvideo_ray.graph.stage_base import row_schema
 from flashvideo_ray.media import video
 from flashvideo_ray.media.credentials import Signer
 from flashvideo_ray.scorers import columns
-from flashvideo_ray.selection.rules import check_rules
+from flashvideo_ray.selection.survivors import check_rules
 from flashvideo_ray.settings import STAGES, PreviewSettings, Settings, SettingsError, Stage
 
 MOST_CANDIDATES = 1_000_000  # of a run; the driver holds them all

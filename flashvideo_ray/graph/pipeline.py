@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from flashvideo_ray.graph.job import Job, RunResult, run_job
 from flashvideo_ray.graph.quota import Quota
 from flashvideo_ray.graph.recipe import about, recipe_of, sizes, with_added_scorers
 from flashvideo_ray.graph.remaining import Until
+from flashvideo_ray.graph.rounds import stages_of
 from flashvideo_ray.graph.shared_cards import SharedCards
 from flashvideo_ray.graph.stage_base import PAYLOAD, row_schema
 from flashvideo_ray.graph.tracker_client import TrackerClient
@@ -24,7 +25,7 @@ from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.media import provenance
 from flashvideo_ray.scorers import columns
-from flashvideo_ray.settings import STAGES, Settings
+from flashvideo_ray.settings import STAGES, Settings, Stage
 
 __all__ = ["RunResult", "build_graph", "preview", "refine", "render"]
 
@@ -79,7 +80,9 @@ def render(
         more = partial(candidates, settings.candidates, settings.select.draw)
         return remaining.next_work(run, table, schema, settings, until, again, more, relabel)
 
-    job = Job(store, settings, recipe, about(settings, table.num_rows), next_work, extra, takeover, retry, quota)
+    needed = stages_of(settings, until, previews=True)
+    told = about(settings, table.num_rows)
+    job = Job(store, settings, recipe, told, needed, next_work, extra, takeover, retry, quota)
     return run_job(job, build_graph, started)
 
 
@@ -139,7 +142,8 @@ def refine(
         return remaining.next_work(run, None, row_schema(extra), settings, retry=again)
 
     record = {"settings": settings.model_dump(mode="json"), "sizes": sizes(settings)}
-    job = Job(store, settings, recipe, record, next_work, extra, takeover, retry, quota)
+    needed = stages_of(settings, "refine", previews=False)
+    job = Job(store, settings, recipe, record, needed, next_work, extra, takeover, retry, quota)
     return run_job(job, build_graph, started)
 
 
@@ -149,10 +153,13 @@ def build_graph(
     settings: Settings,
     recipe: Mapping[str, Any],
     events: TrackerClient,
-    until: Until,
+    needed: Sequence[Stage],
     cards: SharedCards,
 ) -> ray.data.Dataset:
-    """The graph. Rows have the schema of `row_schema` and never leave the dataset, whatever becomes of them."""
+    """The graph. Rows have the schema of `row_schema` and never leave the dataset, whatever becomes of them.
+
+    `needed` are the stages that a row needs: no others are opened.
+    """
     pools = settings.pools
     text = {"settings": settings, "events": events, "fingerprints": recipe["fingerprints"]}
     common = {"settings": settings, "events": events, "store": store}
@@ -161,21 +168,22 @@ def build_graph(
     # A block is the unit of streaming: with one row in each, the first clip is done while previews are being made.
     # At first a row holds all candidates with the same text, which is encoded once, for the stages that are to come.
     ds = cluster.dataset_of(bundled(rows, "prompt"))
-    readers = ("preview",) if until == "preview" else ("preview", "refine")
+    readers = [stage for stage in needed if stage in ("preview", "refine")]
     ds = ds.map_batches(
         stages.EncodeTexts,
         fn_constructor_kwargs={**text, "readers": readers},
         **cluster.map_options(pools.text, same_rows=False, cards=cards.next_of("text")),
     )
 
-    # Rows that already have a preview pass through these.
-    ds = ds.map_batches(
-        fetching.Fetch if settings.preview.model == engines.EXISTING else stages.Preview,
-        fn_constructor_kwargs={**text, "store": store},
-        **cluster.map_options(pools.preview, calls=cluster.PUBLISHING_CALLS, cards=cards.next_of("preview")),
-    )
+    # Rows that already have a preview pass through these, if others need them.
+    if "preview" in needed:
+        ds = ds.map_batches(
+            fetching.Fetch if settings.preview.model == engines.EXISTING else stages.Preview,
+            fn_constructor_kwargs={**text, "store": store},
+            **cluster.map_options(pools.preview, calls=cluster.PUBLISHING_CALLS, cards=cards.next_of("preview")),
+        )
     # Candidates of one prompt leave the last of the scoring stages together, when all of them are judged.
-    for name in settings.score.stages:
+    for name in (stage for stage in settings.score.stages if stage in needed):
         ds = ds.map_batches(
             scoring.Rate if name == "rate" else scoring.Score,
             fn_constructor_kwargs=publishing,
@@ -183,7 +191,7 @@ def build_graph(
                 getattr(pools, name), same_rows=name != settings.score.stages[-1], cards=cards.next_of(name)
             ),
         )
-    if until == "preview":
+    if "refine" not in needed:
         return ds.drop_columns(list(PAYLOAD), **cluster.GLUE)
 
     # Only survivors cost anything here. 1080p frames stay in the actor: what leaves it is an MP4, for the store.

@@ -42,6 +42,11 @@ class Work:
     rendered: int
     without_latents: int = 0
 
+    @property
+    def previews(self) -> bool:
+        """Whether a row needs a preview."""
+        return "open" in self.rows["status"].unique().to_pylist()
+
     def __bool__(self) -> bool:
         return bool(self.rows.num_rows or self.decided.num_rows or self.news)
 

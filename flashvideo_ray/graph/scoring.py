@@ -22,7 +22,7 @@ from flashvideo_ray.ledger.keys import poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.scorers import columns
 from flashvideo_ray.scorers.panel import Panel
-from flashvideo_ray.selection.rules import select
+from flashvideo_ray.selection.survivors import select
 from flashvideo_ray.settings import SelectSettings, Settings, Stage
 
 

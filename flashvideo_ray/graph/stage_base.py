@@ -69,6 +69,22 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def _card_answers() -> bool:
+    """Whether the card of this process, if it has one, still does what it is asked.
+
+    After some errors (an illegal access, a failed assertion in a kernel) all calls of the process fail, and those of
+    another one do not.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return True
+    try:
+        torch.cuda.synchronize()
+    except Exception:  # each kind of card has its own
+        return False
+    return True
+
+
 def _keep_traceback(error: Exception, name: str) -> str:
     """Where on this host it is kept, in words; nothing where it cannot be."""
     with suppress(Exception):  # a disk that is full, an error that cannot be shown
@@ -94,9 +110,10 @@ class TimeLimitError(RuntimeError):
 
 def given_up(deaths: int, over_seconds: float | None) -> Exception:
     """Why a candidate on which the process died so often is not tried again; `over_seconds` where that was its time."""
+    times = "once" if deaths == 1 else f"{deaths} times"
     if over_seconds is not None:
-        return TimeLimitError(f"{deaths} times over {over_seconds:g} s")
-    return AttemptsError(f"the process died {deaths} times on this candidate")
+        return TimeLimitError(f"{times} over {over_seconds:g} s")
+    return AttemptsError(f"the process died {times} on this candidate")
 
 
 def failed(row: Mapping[str, Any], stage: Stage, error: BaseException) -> dict[str, Any]:
@@ -160,7 +177,8 @@ class StageBase(ABC):
         """The part of a call that has the device to itself, within the pool's time limit.
 
         If the process dies in here, it dies of this row, and the row is not tried more than `max_attempts` times. The
-        calls beside it are only bystanders. The row gets the seconds, for what becomes of it after: they are paid for.
+        calls beside it are only bystanders. A process that has lost its card to an error ends itself. The row gets the
+        seconds, for what becomes of it after: they are paid for.
         """
         with self._turn:  # marked before the device is free, so that it waits for no answer; in the order of the marks
             attempt = self.events.attempt(self.name, row["clip_id"])
@@ -176,6 +194,12 @@ class StageBase(ABC):
                 started = time.perf_counter()
                 try:
                     yield
+                except Exception as error:
+                    if not _card_answers():
+                        self._log_error(error, row["clip_id"])
+                        say(f"{self.name}: the card does nothing more for this process, which ends")
+                        os._exit(1)
+                    raise
                 finally:
                     row[f"{self.name}_seconds"] = time.perf_counter() - started
             finally:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashvideo_ray.ledger import tables
-from flashvideo_ray.selection.rules import Opinion, audited, select
+from flashvideo_ray.selection.survivors import Opinion, audited, select
 from flashvideo_ray.settings import Settings
 
 _KNOWN = {"clip_id": pa.string(), "id": pa.string(), "candidate": pa.int32(), "scorer_errors": pa.string()}
@@ -22,7 +22,7 @@ def table_of(rows: Sequence[Mapping[str, Any]], scores: Iterable[str]) -> pa.Tab
 
 
 def verdicts(previews: pa.Table, settings: Settings, people: Mapping[str, Opinion] | None = None) -> pa.Table:
-    """Ask selection about previews, as `selection.rules.select` takes them.
+    """Ask selection about previews, as `selection.survivors.select` takes them.
 
     Returns, in their order, `status`, `reason` and `rank`; for those that are out `stage`, and `audit` where they are
     refined all the same; for those that failed for want of a score `error_class` and `error`.

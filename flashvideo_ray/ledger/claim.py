@@ -34,6 +34,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -71,7 +72,9 @@ class Identity(BaseModel):
     user: str
     command: str
     ray_job: str | None = None
-    pids: str | None = None  # which pids this one is among: those of a machine, or of a container on it
+    pids: str | None = (
+        None  # which pids this one is among: those of a machine since it started, or of a container on it
+    )
 
     @classmethod
     def of_this_process(cls, ray_job: str | None = None) -> Self:
@@ -265,7 +268,11 @@ class Claim:
         return True
 
     def _release(self) -> None:
-        if not self._expired() and self._is_newest():
+        if self.lost.is_set():
+            with suppress(Exception):  # a renewal may have been under way while another job came, and cleaned
+                if self._highest() > self.generation:
+                    self.store.delete(_lease_key(self.generation))
+        elif not self._expired() and self._is_newest():
             self.store.put(_lease_key(self.generation), self._statement(released=True))
             self._clean()
 
@@ -360,9 +367,12 @@ def _name(lease: Lease | None) -> str:
 
 
 def _pids() -> str | None:
-    """The pid namespace of this process on Linux; elsewhere nothing is concluded from a pid."""
+    """The machine since its start, and the pid namespace, on Linux; elsewhere nothing is concluded from a pid.
+
+    The namespace alone has the same number on all machines, and their names need not differ.
+    """
     try:
-        return os.readlink("/proc/self/ns/pid")
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return None
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from flashvideo_ray.ledger import parquet_log
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.selection.rules import Opinion
+from flashvideo_ray.selection.survivors import Opinion
 
 Word = Literal["approved", "rejected", "cleared"]
 PREFIX = "decisions/decisions-"

@@ -1,5 +1,7 @@
 """Tables in Parquet parts that are only added: written, read as one, and merged while others read and write.
 
+Many small parts are merged by who writes them (`writer`), and all of them at the end of a job (`merge`).
+
 A part is an object named `<prefix><stamp>-<random>.parquet`; its rows have a key (`clip_id` in all tables but that of
 jobs), a `status` and `at`. The newest row of a key counts.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -44,11 +46,13 @@ class Compaction:
     superseded: int
 
 
-def write(store: Store, stem: str, rows: pa.Table) -> None:
-    """Write one part; parts are read in the order of their stems."""
+def write(store: Store, stem: str, rows: pa.Table) -> str:
+    """Write one part, and return its key; parts are read in the order of their stems."""
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd")
-    store.put(f"{stem}-{uuid.uuid4().hex[:8]}.parquet", sink.getvalue().to_pybytes())
+    part = f"{stem}-{uuid.uuid4().hex[:8]}.parquet"
+    store.put(part, sink.getvalue().to_pybytes())
+    return part
 
 
 def read_all(
@@ -150,13 +154,38 @@ def merge(store: Store, prefix: str, part_rows: int, key: str = KEY) -> Compacti
     starts = range(0, rows.num_rows, part_rows)
     if len(keys) <= len(starts) and rows.num_rows == total:
         return Compaction(len(keys), len(keys), total, 0)
-    # In the order of names they stand where the last of the old ones stood: before any that was added meanwhile.
-    stem = keys[-1].rpartition("-")[0]
     for start in starts:
-        write(store, stem, rows.slice(start, part_rows))
+        write(store, _stem_of(keys[-1]), rows.slice(start, part_rows))
+    _delete(store, keys)
+    return Compaction(len(keys), len(starts), rows.num_rows, total - rows.num_rows)
+
+
+def merge_some(store: Store, keys: Sequence[str]) -> str | None:
+    """Write the newest rows of these parts, of one writer, into one, then delete them; its key.
+
+    Parts that are gone were merged by somebody else; None if all are. Raises DamagedPartError, and changes nothing, if
+    one of the others cannot be read.
+    """
+    with _pool(store) as pool:
+        found = [part for part in pool.map(partial(_read, store, KEY, None), [(key, 0) for key in keys]) if part]
+    for part in found:
+        if isinstance(part, DamagedPartError):
+            raise part
+    if not found:
+        return None
+    merged = write(store, _stem_of(keys[-1]), newest(found, keep_open=True))
+    _delete(store, keys)
+    return merged
+
+
+def _stem_of(key: str) -> str:
+    """In the order of names what is merged stands where the last old part stood: before any that was added since."""
+    return key.rpartition("-")[0]
+
+
+def _delete(store: Store, keys: Sequence[str]) -> None:
     with _pool(store) as pool:
         list(pool.map(store.delete, keys))
-    return Compaction(len(keys), len(starts), rows.num_rows, total - rows.num_rows)
 
 
 def _pool(store: Store) -> ThreadPoolExecutor:

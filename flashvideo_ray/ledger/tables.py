@@ -119,6 +119,11 @@ def read(
     return rows if wanted is None else rows.select([name for name in wanted if name in rows.column_names])
 
 
+def parts(store: Store) -> frozenset[str]:
+    """The names of all that decides what is left to do: parts of the ledger, and what people decided."""
+    return frozenset([*store.keys("ledger"), *store.keys("decisions")])
+
+
 def supersede(store: Store, table: Table, rows: pa.Table) -> None:
     """Write other versions of rows that `read` gave; each is newer than the one it was by a millisecond."""
     if rows.num_rows:

@@ -59,6 +59,10 @@ class Texts:
         """The rows of present texts."""
         return table.filter(self.holds(table)) if self.changed else table
 
+    def earlier(self, table: pa.Table) -> pa.Table:
+        """The rows of texts that prompts had before."""
+        return table.filter(pc.invert(self.holds(table))) if self.changed else table.slice(0, 0)
+
 
 def unrecorded(job: pa.Table, *ledger: pa.Table) -> pa.Table:
     """The candidates of a job that its run's table `candidates` has to be told of, as rows of it.

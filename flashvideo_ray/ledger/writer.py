@@ -1,4 +1,8 @@
-"""Rows on their way into the ledger: collected, and written as parts."""
+"""Rows on their way into the ledger: collected, written as parts, and small parts merged on the way.
+
+A preview in fifteen seconds makes nearly every part one of a single row. So of `_FEW` parts of a writer one is made, of
+as many of those one again, and so on up to `_PART_ROWS` rows: a hundred thousand parts leave some tens.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,16 @@ from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.tables import Table, stem
 from flashvideo_ray.settings import LedgerSettings
 
+_FEW = 32
+_PART_ROWS = 100_000
+
 
 class Writer:
     """Collects rows and writes them as Parquet parts, when someone calls `flush_if_due` or `flush`.
 
     Safe to use from several threads. A part is written whole or not at all; rows that could not be written stay for the
-    next flush, and the store's error is raised to its caller.
+    next flush, and the store's error is raised to its caller. So is that of a merge, which a later flush tries again:
+    rows are durable before it, and readers see them once, whenever it is cut short.
     """
 
     def __init__(self, store: Store, table: Table, schema: pa.Schema, settings: LedgerSettings):
@@ -30,6 +38,8 @@ class Writer:
         self._rows: list[dict[str, Any]] = []
         self._oldest = 0.0
         self._lock = threading.Lock()
+        self._levels: list[list[tuple[str, int]]] = []  # parts of this writer, with their rows, by how often merged
+        self._merging = threading.Lock()
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row to those that the next flush writes; columns that the schema does not have are left out."""
@@ -62,8 +72,24 @@ class Writer:
         if not rows:
             return
         try:
-            parquet_log.write(self.store, stem(self.table), pa.Table.from_pylist(rows, schema=self.schema))
+            part = parquet_log.write(self.store, stem(self.table), pa.Table.from_pylist(rows, schema=self.schema))
         except BaseException:
             with self._lock:
                 self._rows = rows + self._rows
             raise
+        with self._merging:
+            self._add(part, len(rows))
+
+    def _add(self, part: str, rows: int, level: int = 0) -> None:
+        if rows >= _PART_ROWS:
+            return
+        if level == len(self._levels):
+            self._levels.append([])
+        parts = self._levels[level]
+        parts.append((part, rows))
+        if len(parts) >= _FEW:
+            merged = parquet_log.merge_some(self.store, [key for key, _ in parts])
+            count = sum(rows for _, rows in parts)
+            parts.clear()
+            if merged is not None:
+                self._add(merged, count, level + 1)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from flashvideo_ray.errors import Teller
 from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
 from flashvideo_ray.ledger.claim import Claim, ClaimedError, ClaimLostError, Identity
 from flashvideo_ray.ledger.held_store import HeldStore
@@ -36,6 +37,7 @@ class RunWriter:
         self._claim: Claim | None = None
         self._not_before = 0.0
         self._flushing = asyncio.Lock()
+        self._trouble = Teller(lambda line: log.warning("ledger not written, trying again: %s", line))
 
     @property
     def held(self) -> bool:
@@ -101,9 +103,10 @@ class RunWriter:
         while True:
             try:
                 async with self._flushing:
-                    return await asyncio.to_thread(self._flush)
+                    await asyncio.to_thread(self._flush)
+                return self._trouble.well()
             except Exception as error:  # each store has its own
-                log.warning("ledger not written, trying again: %s: %s", type(error).__name__, error)
+                self._trouble.tell(error)
             await asyncio.sleep(RETRY_SECONDS)
 
     def _flush(self) -> None:

@@ -25,6 +25,7 @@ from ray.exceptions import (
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from flashvideo_ray.errors import Teller
 from flashvideo_ray.graph.stage_base import failed, given_up, row_schema
 from flashvideo_ray.ledger import requests
 from flashvideo_ray.ledger.claim import ClaimLostError, ClaimUnsureError
@@ -169,11 +170,13 @@ class Scheduler:
     # The loop ---------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
+        trouble = Teller(lambda line: log.warning("scheduler: %s; trying again", line))
         while True:
             try:
                 await self._turn()
+                trouble.well()
             except Exception as error:  # a store that is away, say: the next turn tries again
-                log.warning("scheduler: %s: %s; trying again", type(error).__name__, error)
+                trouble.tell(error)
             self._wake.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self.state.look_seconds)

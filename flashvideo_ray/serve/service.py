@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from flashvideo_ray import engines
 from flashvideo_ray.accounting import billing
+from flashvideo_ray.errors import Teller
 from flashvideo_ray.ledger import decisions, run_file
 from flashvideo_ray.ledger.keys import clip_key, poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
@@ -300,11 +301,13 @@ class Service:
     # Keeping up -------------------------------------------------------------------------------------------------
 
     async def _again(self, act: Callable[[], Awaitable[None]], seconds: float) -> None:
+        trouble = Teller(lambda line: log.warning("api: %s; trying again", line))
         while True:
             try:
                 await act()
+                trouble.well()
             except Exception as error:  # the store is away, or the scheduler is being replaced
-                log.warning("api: %s: %s; trying again", type(error).__name__, error)
+                trouble.tell(error)
             await asyncio.sleep(seconds)
 
     async def _look(self) -> None:

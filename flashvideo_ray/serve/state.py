@@ -17,7 +17,7 @@ from flashvideo_ray.graph.verdicts import table_of
 from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.scorers import columns
-from flashvideo_ray.selection.rules import select
+from flashvideo_ray.selection.survivors import select
 from flashvideo_ray.serve.snapshot import Candidate, Snapshot
 from flashvideo_ray.settings import Settings
 

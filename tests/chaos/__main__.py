@@ -36,7 +36,6 @@ FEWER = {"preview": 2, "refine": 1}
 SHORT = ("preview worker killed", "refine worker killed", "driver killed", "S3 server killed", "second job started")
 SHORT += (
     "disk full",
-    "store away longer than the lease",
     "access denied",
     "NaN",
     "exception",
@@ -202,7 +201,7 @@ def main() -> int:
         "kinds": list(SHORT if options.short else KINDS),
         "lease": 6.0 if options.short else Settings().ledger.lease_seconds,
         "kills": 1 if options.short else 20,
-        "candidates": 30 if options.short else 100 if options.what == "kills" else 200,
+        "candidates": 20 if options.short else 100 if options.what == "kills" else 200,
     }
     for name, value in defaults.items():
         if getattr(options, name) is None:

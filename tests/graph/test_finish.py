@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from support import PROMPTS, short_lease, tiny_overrides, write_prompts
 from typer.testing import CliRunner
 
+import flashvideo_ray
 from flashvideo_ray import Settings
 from flashvideo_ray.accounting import terminal
 from flashvideo_ray.cli import app
+from flashvideo_ray.graph import finish
 from flashvideo_ray.graph.recipe import with_added_scorers
 from flashvideo_ray.ledger import decisions, jobs, run_file, tables
 from flashvideo_ray.ledger.keys import latents_key
@@ -64,6 +68,24 @@ def counted(store: Store) -> dict[str, int]:
 def summary(store: Store) -> dict[str, Any]:
     command("report", store.url)
     return dict(json.loads(store.get("summary.json")))
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_report_that_takes_longer_than_the_lease_is_written_all_the_same(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    present = finish.present
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(1.5)
+        return present(*arguments)
+
+    monkeypatch.setattr(finish, "present", slowly)
+    prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:1])
+    settings = Settings.load("nano", [*tiny_overrides(tiny_model), *short_lease(1)])
+    result = flashvideo_ray.preview(prompts, str(tmp_path / "run"), settings)
+    assert (result.exit_status, result.total) == (0, {"previewed": 1})
+    assert Store(result.output).exists("summary.json")
 
 
 def test_after_select_status_report_and_bill_say_what_the_ledger_says(store: Store) -> None:

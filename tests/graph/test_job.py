@@ -8,6 +8,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ PROMPTS = [
     "a small red circle slides slowly to the left across a plain grey background",
     "a large blue square moves to the right on a white background",
 ]
+AS_IN_THE_README = ("--config", "nano", "--set", "progress_seconds=2")
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +48,25 @@ def head(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
         yield clients
 
 
-def render(head: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return submit(head, "python", "jobs/render.py", *arguments)
+Job = Future[subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def jobs(head: dict[str, str], s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Job]]:
+    """Two jobs that are submitted at the same time: one whose prompts are there, and one whose are not."""
+    prompts = tmp_path_factory.mktemp("in") / "prompts.parquet"
+    pq.write_table(pa.table({"prompt": PROMPTS, "id": [*"ab"]}), prompts)
+    Store(f"s3://{s3.bucket}").put("in/prompts.parquet", prompts.read_bytes())
+    with ThreadPoolExecutor() as pool:
+
+        def submitted(prompts: str, output: str, *others: str) -> Job:
+            where = ("--prompts", f"s3://{s3.bucket}/{prompts}", "--output", f"s3://{s3.bucket}/{output}")
+            return pool.submit(submit, head, "python", "jobs/render.py", *where, *others)
+
+        yield {
+            "right": submitted("in/prompts.parquet", "run1", *AS_IN_THE_README),
+            "wrong": submitted("absent.parquet", "run2"),
+        }
 
 
 def contents(store: Store) -> set[str]:
@@ -55,14 +74,8 @@ def contents(store: Store) -> set[str]:
     return set(store.keys()) - set(store.keys("claims"))
 
 
-def test_a_submitted_job_renders_into_the_bucket(head: dict[str, str], s3: S3, tmp_path: Path) -> None:
-    pq.write_table(pa.table({"prompt": PROMPTS, "id": [*"ab"]}), tmp_path / "prompts.parquet")
-    Store(f"s3://{s3.bucket}").put("in/prompts.parquet", (tmp_path / "prompts.parquet").read_bytes())
-    arguments = (
-        *("--prompts", f"s3://{s3.bucket}/in/prompts.parquet", "--output", f"s3://{s3.bucket}/run1"),
-        *("--config", "nano", "--set", "progress_seconds=2"),
-    )
-    job = render(head, *arguments)
+def test_a_submitted_job_renders_into_the_bucket(jobs: dict[str, Job], s3: S3) -> None:
+    job = jobs["right"].result()
     assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-3000:]
     assert "SUCCEEDED" in job.stdout.upper() or "succeeded" in job.stdout
 
@@ -82,13 +95,14 @@ def test_a_submitted_job_renders_into_the_bucket(head: dict[str, str], s3: S3, t
     assert contents(store) == named | others
 
     # Whoever asks for the same again, from wherever: there is nothing to do.
-    again = CliRunner().invoke(app, ["render", arguments[1], arguments[3], *arguments[4:]])
+    prompts, output = f"s3://{s3.bucket}/in/prompts.parquet", f"s3://{s3.bucket}/run1"
+    again = CliRunner().invoke(app, ["render", prompts, output, *AS_IN_THE_README])
     assert (again.exit_code, "Nothing to do" in again.output) == (0, True), again.output
     assert contents(store) == named | others
 
 
-def test_a_job_with_wrong_input_says_so_and_writes_nothing(head: dict[str, str], s3: S3) -> None:
-    job = render(head, "--prompts", f"s3://{s3.bucket}/absent.parquet", "--output", f"s3://{s3.bucket}/run2")
+def test_a_job_with_wrong_input_says_so_and_writes_nothing(jobs: dict[str, Job], s3: S3) -> None:
+    job = jobs["wrong"].result()
     assert job.returncode == 1  # what `ray job submit` makes of any failure; the job itself ended with 2
     assert "absent.parquet: no such file" in job.stdout
     assert "exit code 2" in job.stdout

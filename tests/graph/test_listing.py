@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import write_prompts
+from support import ROOT, write_prompts
 from typer.testing import CliRunner
 
 from flashvideo_ray import Settings
@@ -43,7 +45,6 @@ def store(tmp_path: Path, wanted: pa.Table) -> Store:
     store, settings = Store(str(tmp_path / "run")), Settings.load("nano", ["candidates=3", "select.require=motion > 2"])
     run_file.open_run(store, {"seed": 0}, {"settings": settings.model_dump(mode="json"), "candidates": 9})
     extra = [pa.field("mood", pa.string())]
-    asked = Writer(store, "candidates", tables.CANDIDATES, settings.ledger)
     previews = Writer(
         store,
         "previews",
@@ -51,6 +52,10 @@ def store(tmp_path: Path, wanted: pa.Table) -> Store:
         settings.ledger,
     )
     clips = Writer(store, "clips", tables.extended(tables.CLIPS, extra), settings.ledger)
+    known = [name for name in tables.CANDIDATES.names if name in wanted.column_names]
+    all_at_once = wanted.select(known).append_column("status", pa.array(["wanted"] * wanted.num_rows))
+    all_at_once = all_at_once.append_column("at", pa.nulls(wanted.num_rows))  # the writer knows
+    Writer(store, "candidates", tables.CANDIDATES, settings.ledger).write(all_at_once)
     rows = wanted.to_pylist()
     ends: list[dict[str, Any]] = [
         {"status": "rendered", "bytes": 1_500_000, "clip": "c"},
@@ -59,8 +64,6 @@ def store(tmp_path: Path, wanted: pa.Table) -> Store:
         {"status": "failed", "stage": "preview", "error_class": "OSError", "error": "no disk"},
     ]
     for number, row in enumerate(rows):
-        known = {name: row[name] for name in tables.CANDIDATES.names if name in row}
-        asked.append({**known, "status": "wanted"})
         if number < 3:
             previews.append(
                 {
@@ -71,7 +74,7 @@ def store(tmp_path: Path, wanted: pa.Table) -> Store:
             )
         if number < 4:
             clips.append({**row, **ends[number]})
-    for writer in (asked, previews, clips):
+    for writer in (previews, clips):
         writer.flush()
     decisions.write(store, [Decision(rows[0]["clip_id"], "approved", "ann")])
     return store
@@ -128,6 +131,21 @@ def test_what_is_submitted_again_makes_the_same_candidates(store: Store, wanted:
     made = candidates(prompts, 3, STAGE1, "f00d")
     assert made.to_pylist() == wanted.take(pa.array(range(1, 6))).select(made.column_names).to_pylist()
     assert pq.read_schema(again).names == ["id", "prompt", "negative_prompt", "seed", "candidate", "mood"]
+
+
+def test_the_commands_of_the_docs_list(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path(store.path()).rename("runs/mine")
+    docs = (ROOT / "docs" / "prompts.md").read_text()
+    commands = [
+        shlex.split(line, comments=True) for line in re.findall("^flashvideo-ray (list .*)$", docs, re.MULTILINE)
+    ]
+    assert len(commands) >= 5
+    for command in commands:
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, (command, done.output)
+    assert read_prompts("failed.parquet")["prompt"].to_pylist() == ["a cat"]
 
 
 def test_what_cannot_be_listed_is_said(store: Store, tmp_path: Path) -> None:

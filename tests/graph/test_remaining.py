@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from flashvideo_ray import Settings, prompts
 from flashvideo_ray.cli import app
-from flashvideo_ray.graph import finish, labels, reselect
+from flashvideo_ray.graph import labels, reselect
 from flashvideo_ray.graph.audit import AuditError, audit
 from flashvideo_ray.graph.remaining import Work, next_work
 from flashvideo_ray.graph.stage_base import row_schema
+from flashvideo_ray.graph.standing import Standing
 from flashvideo_ray.identity import candidates
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.store import Store
@@ -96,7 +97,12 @@ def test_candidates_compete_with_those_of_the_same_text_alone(store: Store) -> N
         assert found.rendered == 0
     selection = reselect.reselect(store, BEST_OF_TWO)
     assert (selection.previews, selection.survivors, selection.admitted, selection.spared) == (4, 2, 2, 0)
-    assert finish.standing(store, BEST_OF_TWO, 4) == {"previewed": 2, "rejected": 2, "open": 0, "earlier text": 2}
+    assert Standing.read(store, BEST_OF_TWO).counts(4) == {
+        "previewed": 2,
+        "rejected": 2,
+        "open": 0,
+        "earlier text": 2,
+    }
     assert "earlier text │ 2" in CliRunner().invoke(app, ["status", store.url]).output
 
     with pytest.raises(AuditError):  # the one that was rendered is not compared with those of another text
@@ -127,7 +133,7 @@ def test_another_negative_prompt_is_another_prompt(store: Store) -> None:
     made(store, new, 1.0, 2.0)
     assert survivors(work(store, None)) == [("a red circle", 1)]
     assert survivors(work(store, asked({**RED, "negative_prompt": ""}))) == [("a red circle", 0)]  # the first one
-    assert finish.standing(store, BEST_OF_TWO, 2)["earlier text"] == 2
+    assert Standing.read(store, BEST_OF_TWO).counts(2)["earlier text"] == 2
 
 
 def test_a_job_that_was_stopped_at_once_has_changed_which_text_counts(store: Store) -> None:
@@ -136,9 +142,9 @@ def test_a_job_that_was_stopped_at_once_has_changed_which_text_counts(store: Sto
     made(store, old, 9.0, 8.0)
     work(store, new).news.write(store)
     assert survivors(work(store, None)) == []
-    assert finish.standing(store, BEST_OF_TWO, 4) == {"open": 4, "earlier text": 2}
+    assert Standing.read(store, BEST_OF_TWO).counts(4) == {"open": 4, "earlier text": 2}
     made(store, new, 1.0)
-    assert finish.standing(store, BEST_OF_TWO, 4) == {"previewed": 1, "open": 3, "earlier text": 2}
+    assert Standing.read(store, BEST_OF_TWO).counts(4) == {"previewed": 1, "open": 3, "earlier text": 2}
 
 
 def test_an_earlier_text_that_comes_back_counts_again(store: Store) -> None:
@@ -160,20 +166,20 @@ def test_several_files_may_fill_one_run(store: Store) -> None:
     made(store, first, 9.0, 8.0)
     made(store, second, 5.0)
     assert survivors(work(store, None)) == [("a red circle", 0), ("a star", 0)]
-    assert finish.standing(store, BEST_OF_TWO, 2) == {"previewed": 3, "open": 1}
+    assert Standing.read(store, BEST_OF_TWO).counts(2) == {"previewed": 3, "open": 1}
 
 
 def test_in_a_run_of_an_earlier_version_the_newest_row_tells_the_text(store: Store) -> None:
     made(store, asked(RED), 9.0, 8.0)
     made(store, asked(BLUE), 1.0, 2.0)
     assert survivors(work(store, None)) == [("a blue circle", 1)]
-    assert finish.standing(store, BEST_OF_TWO, 4) == {"previewed": 2, "open": 2, "earlier text": 2}
+    assert Standing.read(store, BEST_OF_TWO).counts(4) == {"previewed": 2, "open": 2, "earlier text": 2}
 
 
 def test_seeds_that_are_not_asked_for_any_more_are_not_open(store: Store) -> None:
     for seed in (1, 7):
         work(store, asked({**RED, "seed": seed})).news.write(store)
-    assert finish.standing(store, BEST_OF_TWO, 2) == {"open": 2}
+    assert Standing.read(store, BEST_OF_TWO).counts(2) == {"open": 2}
 
 
 def test_a_clock_that_is_behind_does_not_bring_the_earlier_text_back(store: Store) -> None:
@@ -182,7 +188,7 @@ def test_a_clock_that_is_behind_does_not_bring_the_earlier_text_back(store: Stor
     ahead = pa.array([at + 3_600_000 for at in rows["at"].cast(pa.int64()).to_pylist()], rows.schema.field("at").type)
     tables.supersede(store, "previews", rows.set_column(rows.schema.get_field_index("at"), "at", ahead))
     work(store, asked(BLUE)).news.write(store)
-    assert finish.standing(store, BEST_OF_TWO, 2) == {"open": 2, "earlier text": 1}
+    assert Standing.read(store, BEST_OF_TWO).counts(2) == {"open": 2, "earlier text": 1}
 
 
 @pytest.mark.parametrize("first", ["values", "nothing"])
@@ -231,7 +237,7 @@ def test_relabel_writes_the_new_labels_and_no_prompt_wins_twice(store: Store) ->
     found = work(store, new)  # nothing to be refused any more
     assert survivors(found) == []
     assert {row["candidate"] for row in found.decided.to_pylist()} == {1}
-    assert finish.standing(store, BEST_OF_TWO, 2)["rendered"] == 1
+    assert Standing.read(store, BEST_OF_TWO).counts(2)["rendered"] == 1
 
 
 def test_ids_may_change_places(store: Store) -> None:
@@ -242,4 +248,4 @@ def test_ids_may_change_places(store: Store) -> None:
     assert {(row["id"], row["prompt"]) for row in tables.read(store, "previews").to_pylist()} == {
         ("y", "a red circle"), ("x", "a star"),
     }  # fmt: skip
-    assert finish.standing(store, BEST_OF_TWO, 4) == {"previewed": 4, "open": 0}
+    assert Standing.read(store, BEST_OF_TWO).counts(4) == {"previewed": 4, "open": 0}

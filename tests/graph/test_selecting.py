@@ -27,16 +27,16 @@ def load(model: Path, *overrides: str) -> Settings:
     return Settings.load("nano", [*tiny_overrides(model), *overrides])
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("inline")
 def test_the_best_candidate_of_each_prompt_is_refined(tmp_path: Path, tiny_model: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:3], id=[*"abc"])
     output = tmp_path / "run"
-    best = ["candidates=3", "select.rank=motion", "pools.text.size=2"]
+    best = ["candidates=3", "select.rank=motion"]
     result = flashvideo_ray.render(prompts, str(output), load(tiny_model, *best, "select.keep=1", "select.audit=0.5"))
 
     assert result.ended == {"rendered": 3, "rejected": 6}
     previews, clips = rows(output, "previews"), rows(output, "clips")
-    assert sum(row["text_seconds"] is not None for row in previews) == 3  # each text once, whichever actor had it
+    assert sum(row["text_seconds"] is not None for row in previews) == 3  # each text once
     for prompt in "abc":
         motions = {row["clip_id"]: row["score_motion"] for row in previews if row["id"] == prompt}
         [rendered] = [row["clip_id"] for row in clips if row["id"] == prompt and row["status"] == "rendered"]

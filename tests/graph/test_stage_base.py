@@ -242,3 +242,29 @@ def test_a_call_over_its_time_limit_ends_its_process_even_if_nobody_can_be_told(
     command = [sys.executable, "-c", _OVERDUE, str(Path(__file__).parent), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (1, "too long\n"), done.stderr
+
+
+class EndedError(BaseException):
+    """This process."""
+
+
+def test_a_process_that_has_lost_its_card_ends_instead_of_failing_whatever_it_gets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some errors a card does nothing more for a process, and everything for the next one."""
+
+    def fails(*_: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def end(status: int) -> None:
+        raise EndedError
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    stage = Doing(fails, tmp_path)
+    [row] = stage(batch("a")).to_pylist()
+    assert (row["status"], row["error_class"]) == ("failed", "AcceleratorError")
+    monkeypatch.setattr(torch.cuda, "synchronize", fails)
+    with pytest.raises(EndedError):
+        stage(batch("b"))

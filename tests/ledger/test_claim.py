@@ -164,6 +164,19 @@ def test_a_job_of_this_machine_that_was_killed_is_succeeded_at_once(tmp_path: Pa
         assert claim.generation == 2
 
 
+def test_a_job_of_another_machine_that_has_the_same_name_is_not_taken_for_dead(tmp_path: Path) -> None:
+    """The numbers of all machines' own pid namespaces are alike, and names such as `localhost` or `node01` often."""
+    process = PROCESSES.Process(target=time.sleep, args=(0,))
+    process.start()
+    process.join()
+    own = Identity.of_this_process().model_copy(update={"pid": process.pid})
+    assert own.is_known_dead()
+    there = own.model_copy(update={"pids": os.readlink("/proc/self/ns/pid")})
+    assert not there.is_known_dead()
+    with Claim(Store(str(tmp_path)), there), pytest.raises(ClaimedError), Claim(Store(str(tmp_path)), ME):
+        pass
+
+
 def test_one_of_many_that_start_together_wins(store: Store, start: StartJobs) -> None:
     *jobs, late = start(store, 4, 9)
     first = the_winner(jobs, generation=1)
@@ -205,7 +218,7 @@ def test_a_job_that_wakes_up_too_late_touches_nothing(tmp_path: Path, start: Sta
         holder.signal(signal.SIGCONT)
         assert holder.says().startswith("ClaimLostError")
         claim.check()
-        assert {key.partition(".")[0] for key in store.keys("claims")} == {"claims/000002"}
+        until(lambda: {key.partition(".")[0] for key in store.keys("claims")} == {"claims/000002"})
         assert holder.claims().startswith("ClaimedError")
 
 

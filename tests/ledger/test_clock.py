@@ -14,7 +14,7 @@ from flashvideo_ray.ledger.clock import Clock
 from flashvideo_ray.ledger.decisions import Decision
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
-from flashvideo_ray.selection.rules import Opinion
+from flashvideo_ray.selection.survivors import Opinion
 from flashvideo_ray.settings import LedgerSettings
 
 

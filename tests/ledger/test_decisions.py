@@ -5,7 +5,7 @@ from pathlib import Path
 from flashvideo_ray.ledger import decisions
 from flashvideo_ray.ledger.decisions import Decision
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.selection.rules import Opinion
+from flashvideo_ray.selection.survivors import Opinion
 
 
 def test_the_last_decision_on_a_preview_counts(tmp_path: Path) -> None:

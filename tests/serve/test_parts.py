@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from ray.serve.schema import ServeDeploySchema
 from starlette.responses import StreamingResponse
 from support import ROOT, short_lease
 
+from flashvideo_ray.errors import Teller
 from flashvideo_ray.graph import remaining
 from flashvideo_ray.graph.recipe import recipe_of
 from flashvideo_ray.graph.stage_base import failed, row_schema
@@ -34,7 +36,7 @@ from flashvideo_ray.serve.events import WATCHERS, Hub, Watched
 from flashvideo_ray.serve.queue import Submission, queue
 from flashvideo_ray.serve.run_writer import RunWriter
 from flashvideo_ray.serve.scheduler import Scheduler
-from flashvideo_ray.serve.security import Guesses, Tokens
+from flashvideo_ray.serve.security import Guard, Guesses, Tokens
 from flashvideo_ray.serve.service import Service
 from flashvideo_ray.serve.snapshot import Filter, QueryError
 from flashvideo_ray.serve.state import RunState
@@ -277,6 +279,39 @@ def test_what_a_worker_may_not_write_is_open_still_and_not_failed(tmp_path: Path
     asyncio.run(serve())
 
 
+def test_what_goes_wrong_again_and_again_is_told_of_with_growing_pauses(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store that is away, a part of the ledger that is damaged: looked at twice a second, all night."""
+    tries = 0
+
+    async def away() -> None:
+        nonlocal tries
+        tries += 1
+        raise OSError("503")
+
+    async def watch() -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(Service._again(cast(Any, None), away, 0.001), 1.0)
+
+    asyncio.run(watch())
+    assert tries > 20
+    assert 1 <= len(caplog.records) <= 2
+
+
+def test_an_error_is_told_of_at_once_where_it_is_another_or_all_was_well_before() -> None:
+    now, told = 0.0, []
+    teller = Teller(told.append, lambda: now)
+    for second in range(200):
+        now = float(second)
+        teller.tell(OSError("503"))
+    assert 5 <= len(told) <= 10
+    teller.tell(PermissionError("403"))
+    teller.well()
+    teller.tell(PermissionError("403"))
+    assert told[-2:] == ["PermissionError: 403"] * 2
+
+
 def test_the_queue_waits_for_those_that_are_compared(tmp_path: Path) -> None:
     store, select = Store(str(tmp_path)), SelectSettings(rank="motion", keep=1)
     state = RunState(store, Settings.load("nano", ["select.rank=motion", "select.keep=1"]))
@@ -378,6 +413,21 @@ def test_bound_to_other_machines_it_does_not_start_without_tokens(
     with pytest.raises(SettingsError, match="no tokens"):
         build(options)
     assert not (tmp_path / "run").exists()
+
+
+def test_without_tokens_whoever_reaches_it_is_an_operator_with_a_name() -> None:
+    async def who(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["caller"])
+
+    async def nothing(message: Any = None) -> None: ...
+
+    seen: list[Any] = []
+    asyncio.run(
+        Guard(who, Tokens.load(None, {}))(  # type: ignore[arg-type]
+            {"type": "http", "method": "GET", "path": "/api/v1/me", "headers": []}, nothing, nothing
+        )
+    )
+    assert (seen[0].role, bool(seen[0].name)) == ("operator", True)
 
 
 def test_a_page_that_is_closed_ends_its_stream_and_nothing_else() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashvideo_ray.expressions.rules import RuleError
-from flashvideo_ray.selection.rules import Opinion, audited, check_rules, reasons_without_numbers, select
+from flashvideo_ray.selection.survivors import Opinion, audited, check_rules, reasons_without_numbers, select
 from flashvideo_ray.settings import SelectSettings
 
 

@@ -29,11 +29,12 @@ def status(output: OutputArgument) -> None:
 
     def show() -> None:
         from flashvideo_ray.graph import finish
+        from flashvideo_ray.graph.standing import Standing
         from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
         run = existing_run(store)
-        counts = finish.standing(store, finish.settings_of(store, run), run["candidates"])
+        counts = Standing.read(store, finish.settings_of(store, run)).counts(run["candidates"])
         console.print(store.url, markup=False, soft_wrap=True)
         table = Table("status", "candidates")
         for name, count in counts.items():
