@@ -83,6 +83,11 @@ def embeddings(cls: type[Any]) -> tuple[str, ...]:
     return names if len(names) == len(items) and {*names} <= call.keys() and required <= {"prompt"} else ()
 
 
+def guides_apart(cls: type[Any]) -> bool:
+    """Whether a call evaluates the two branches of guidance one after the other, in contexts that it names so."""
+    return 'cache_context("uncond"' in inspect.getsource(cls.__call__)
+
+
 def is_text(component: str) -> bool:
     """Whether a component is there for `encode_prompt`, by its name."""
     return component.startswith(("text_encoder", "tokenizer"))

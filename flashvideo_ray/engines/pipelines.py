@@ -92,15 +92,11 @@ class Pipeline:
 
     def on_negative_prompts(self) -> str | None:
         """See Engine."""
-        name, told = self._class.__name__, self.arguments()
+        name = self._class.__name__
         if not {"negative_prompt", "negative_prompt_embeds"} & self._call.keys():
             return f"{name} takes none"
-        if "true_cfg_scale" in told:
-            return (
-                None if told["true_cfg_scale"] > 1 else f"{name} heeds them with {self.stage}.call.true_cfg_scale > 1"
-            )
-        scale = self._sizes().get("guidance_scale")
-        return f"{name} heeds them with {self.stage}.guidance_scale > 1" if scale is not None and scale <= 1 else None
+        key = "call.true_cfg_scale" if "true_cfg_scale" in self._call else "guidance_scale"
+        return None if self._guides() else f"{name} heeds them with {self.stage}.{key} > 1"
 
     def fingerprint(self) -> str:
         """See Engine."""
@@ -152,6 +148,13 @@ class Pipeline:
             if _is_free(key) and one.default is not inspect.Parameter.empty
         }
         return {**stated, **self._own.call}
+
+    def _guides(self) -> bool:
+        """Whether guidance evaluates the network twice in a step. Where a scale is its own, the other is embedded."""
+        scale = {**self._sizes(), **self.arguments()}.get(
+            "true_cfg_scale" if "true_cfg_scale" in self._call else "guidance_scale"
+        )
+        return scale is None or scale > 1
 
     def _told(self) -> dict[str, Any]:
         """What each call is told beside text and noise, by the names of the signature."""
@@ -241,7 +244,18 @@ class Pipeline:
         found = []
         if own.adapters and not hasattr(self._class, "load_lora_weights"):
             found.append(f"{self.stage}.adapters: diffusers loads none into {name}; leave them out")
-        if own.optimize != OptimizeSettings():
+        cache = own.optimize.cache
+        if (
+            cache is not None
+            and cache.name == "pyramid_attention"
+            and self._guides()
+            and pipeline_class.guides_apart(self._class)
+        ):
+            found.append(
+                f"{self.stage}.optimize.cache: {name} evaluates the branches of guidance one after the other, and "
+                "pyramid_attention would give one the other's attention; leave it out"
+            )
+        elif own.optimize != OptimizeSettings():
             options = own.optimize.model_dump()
             steps = self._sizes().get("num_inference_steps")
             try:

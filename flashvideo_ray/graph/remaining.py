@@ -174,7 +174,7 @@ def _grouped(fresh: pa.Table, context: pa.Table, together: bool) -> pa.Table:
 
 def _with_digests(fresh: pa.Table, previews: pa.Table) -> pa.Table:
     """Open candidates, with the digest of the file that was fetched for them before, if one was."""
-    if "preview_sha256" not in previews.column_names:
+    if "preview_sha256" not in previews.column_names or not fresh.num_rows:
         return fresh
     at = pc.index_in(fresh["clip_id"], previews["clip_id"].combine_chunks())
     return fresh.append_column("preview_sha256", previews["preview_sha256"].take(at))

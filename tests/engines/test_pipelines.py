@@ -16,6 +16,7 @@ from flashvideo_ray import engines
 from flashvideo_ray.engines import families, loading
 from flashvideo_ray.engines.engine import Text
 from flashvideo_ray.engines.weights import ModelNotFoundError
+from flashvideo_ray.models.optimize import weight_bytes
 from flashvideo_ray.settings import Settings
 
 Folders = Callable[[str], Path]
@@ -81,6 +82,41 @@ def test_sizes_and_lengths_that_do_not_fit_are_refused_with_those_that_do(pipeli
     # What no factor tells, the pipeline's own check does.
     [line] = problems(pipelines("ltx"), height=48)
     assert line.startswith("preview: LTXPipeline refuses: `height` and `width` have to be divisible by 32")
+
+
+@pytest.mark.parametrize(
+    ("family", "option", "refusal"),
+    [
+        ("wan", {"compile": True}, None),
+        ("cogvideo", {"compile": True}, "compile: diffusers names no blocks of CogVideoXTransformer3DModel to compile"),
+        ("hunyuan_video", {"attention": "native"}, None),
+        ("cogvideo", {"attention": "native"}, "attention: the processors of this network ignore native"),
+        ("ltx", {"quantization": "fp8"}, None),
+        ("ltx", {"cache": {"name": "first_block", "options": {"threshold": 0.1}}}, None),
+        ("ltx", {"cache": {"name": "pyramid_attention", "options": {}}}, None),
+        ("wan", {"cache": {"name": "pyramid_attention", "options": {}}}, "cache: WanPipeline evaluates the branches"),
+    ],
+)
+def test_options_that_would_do_nothing_or_harm_are_refused(
+    family: str, option: dict[str, Any], refusal: str | None, pipelines: Folders
+) -> None:
+    found = problems(pipelines(family), num_inference_steps=20, optimize=option)
+    assert len(found) == (refusal is not None)
+    assert all(line.startswith(f"preview.optimize.{refusal}") for line in found)
+
+
+def test_a_cache_and_smaller_weights_do_less(pipelines: Folders) -> None:
+    def drawn(**optimize: Any) -> tuple[int, int]:
+        engine = engines.of(settings_for(pipelines("ltx"), num_inference_steps=6, optimize=optimize), "preview")
+        model, encoder, worked = engine.load_preview(), engine.load_text(), []
+        network = model._pipe.transformer
+        network.transformer_blocks[1].attn1.to_q.register_forward_hook(lambda *_: worked.append(1))
+        model.sample(Text(RED, None, encoder.encode(RED), encoder.encode("")), 7, lambda *_: None)
+        return len(worked), weight_bytes(network)
+
+    calls, size = drawn()
+    assert drawn(cache={"name": "first_block", "options": {"threshold": 0.5}})[0] < calls == 6
+    assert drawn(quantization="fp8")[1] < size / 2
 
 
 def test_a_setting_that_the_pipeline_has_not_is_refused(pipelines: Folders) -> None:

@@ -31,7 +31,7 @@ Folders = Callable[[str], Path]
 
 def load(folder: Path, *overrides: str, refine: str = "nano") -> Settings:
     small = ["height=32", "width=64", "num_frames=9", "num_inference_steps=2", "call.max_sequence_length=16"]
-    clip = ["refine.height=96", "refine.width=192", "refine.num_inference_steps=2"] if refine == "nano" else []
+    clip = ["refine.height=48", "refine.width=96", "refine.num_inference_steps=2"] if refine == "nano" else []
     own = [f"preview.model={folder}", *(f"preview.{each}" for each in small), f"refine.model={refine}", *clip]
     return Settings.load("nano", [*own, "ledger.flush_seconds=0.5", *overrides])
 
@@ -53,7 +53,7 @@ def test_previews_of_another_family_are_scored_and_refined(
         assert preview["latents"] == frames_key(preview["clip_id"])
         _, kept = video.decode_lossless((output / preview["latents"]).read_bytes())
         assert (kept.codec, kept.frames, kept.height, kept.width) == ("ffv1", 9, 32, 64)
-        assert (clip["frames"], clip["height"], clip["width"], clip["fps"]) == (9, 96, 192, fps)
+        assert (clip["frames"], clip["height"], clip["width"], clip["fps"]) == (9, 48, 96, fps)
     assert not verify(Store(str(output)), decode=True).findings
 
 
@@ -153,8 +153,8 @@ def test_previews_that_stage_2_cannot_take_are_refused_before_anything_starts(
     with pytest.raises(SettingsError, match=r"cannot refine .* a video of 13 frames cannot be decoded; 8k \+ 1 can"):
         flashvideo_ray.render(prompts, str(tmp_path / "run"), settings)
     for override, why in (
-        ("preview.height=128", "128x64 is larger than the clip of 96x192"),
-        ("preview.width=32", "32x32 would be stretched to the clip's 96x192"),
+        ("preview.height=128", "128x64 is larger than the clip of 48x96"),
+        ("preview.width=32", "32x32 would be stretched to the clip's 48x96"),
     ):
         with pytest.raises(SettingsError, match=f"refine.model: nano cannot refine what .* makes: {why}"):
             flashvideo_ray.render(prompts, str(tmp_path / "run"), load(pipelines("wan"), override))
