@@ -17,16 +17,23 @@ from flashvideo_ray.settings import ScorerSettings, Settings
 log = logging.getLogger("flashvideo_ray")
 
 
-def recipe_of(settings: Settings) -> dict[str, Any]:
-    """What a run has exactly one of. Models stand in it by fingerprint: where their files are does not matter."""
+def recipe_of(settings: Settings, fingerprints: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What a run has exactly one of. Models stand in it by fingerprint: where their files are does not matter.
+
+    Those are read from the models' files unless they are given.
+    """
     recipe = settings.recipe()
-    fingerprints: dict[str, str] = {}
-    stage: ModelStage
-    for stage in ("preview", "refine"):
-        fingerprints[stage] = engines.of(settings, stage).fingerprint()
+    if fingerprints is None:
+        fingerprints = _fingerprints(settings)
+    return {**recipe, "fps": engines.fps_of(settings), "fingerprints": dict(fingerprints)}
+
+
+def _fingerprints(settings: Settings) -> dict[str, str]:
+    stages: tuple[ModelStage, ...] = ("preview", "refine")
+    found: dict[str, str] = {stage: engines.of(settings, stage).fingerprint() for stage in stages}
     if engines.text_readers(settings)["refine"] == "refine":  # another one than stage 1's
-        fingerprints["refine_text"] = engines.of(settings, "refine").text_fingerprint()
-    return {**recipe, "fps": engines.fps_of(settings), "fingerprints": fingerprints}
+        found["refine_text"] = engines.of(settings, "refine").text_fingerprint()
+    return found
 
 
 def sizes(settings: Settings) -> dict[str, dict[str, list[int | None]]]:
@@ -49,11 +56,14 @@ def about(settings: Settings, candidates: int) -> dict[str, Any]:
         "sizes": sizes(settings),
         "candidates": candidates,
         "command": shlex.join(sys.argv),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("flashvideo-ray", "ray", "torch", "diffusers", "transformers")},
-        },
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what decides how things come out."""
+    packages = ("flashvideo-ray", "ray", "torch", "diffusers", "transformers")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def with_added_scorers(settings: Settings, run: Mapping[str, Any] | None) -> Settings:
