@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from flashvideo_ray.engines.weights import Source
     from flashvideo_ray.settings import PreviewSettings, RefineSettings
 
 StepTold = Callable[[int, int], None]
@@ -140,6 +141,9 @@ class Engine(Protocol):
 
     def on_negative_prompts(self) -> str | None:
         """What becomes of negative prompts, in words, where they do not do what one expects of them."""
+
+    def source(self) -> Source | None:
+        """Where its weights are from; None where it has none. Raises ModelNotFoundError."""
 
     def fingerprint(self) -> str:
         """A hex digest of its weights and configuration: equal content, equal digest. Raises ModelNotFoundError."""

@@ -45,6 +45,9 @@ class Existing:
         """See Engine."""
         return None
 
+    def source(self) -> None:
+        """See Engine. It has none."""
+
     def fingerprint(self) -> str:
         """See Engine."""
         return "existing"

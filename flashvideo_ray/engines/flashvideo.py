@@ -111,6 +111,10 @@ class FlashVideo:
         """See Engine. Its own unconditional embedding is all zeros (paper §3.2)."""
         return "this model was trained without any"
 
+    def source(self) -> weights.Source:
+        """See Engine."""
+        return weights.Source(self._model, self.stage, self._own.adapters)
+
     def fingerprint(self) -> str:
         """See Engine."""
         return weights.fingerprint(self._model, self.stage, self._own.adapters)

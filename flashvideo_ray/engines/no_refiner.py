@@ -46,6 +46,9 @@ class NoRefiner:
         """See Engine."""
         return None
 
+    def source(self) -> None:
+        """See Engine. It has none."""
+
     def fingerprint(self) -> str:
         """See Engine."""
         return "none"

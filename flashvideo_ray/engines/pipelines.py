@@ -98,6 +98,10 @@ class Pipeline:
         key = "call.true_cfg_scale" if "true_cfg_scale" in self._call else "guidance_scale"
         return None if self._guides() else f"{name} heeds them with {self.stage}.{key} > 1"
 
+    def source(self) -> weights.Source:
+        """See Engine."""
+        return weights.Source(self._model, "", self._own.adapters, self._class.__name__)
+
     def fingerprint(self) -> str:
         """See Engine."""
         return weights.fingerprint(self._model, "", self._own.adapters, cls=self._class.__name__)

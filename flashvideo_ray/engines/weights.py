@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
@@ -145,23 +146,35 @@ def fingerprint(
     return _short("\n".join([own, *merged]))
 
 
-def fingerprint_at_hand(model: str, stage: ModelStage, adapters: Sequence[AdapterSettings] = ()) -> str | None:
+@dataclass(frozen=True)
+class Source:
+    """Where an engine's weights are from: what `fingerprint` takes."""
+
+    model: str
+    part: Part
+    adapters: tuple[AdapterSettings, ...] = ()
+    cls: str = ""
+
+
+def fingerprint_at_hand(source: Source) -> str | None:
     """`fingerprint`, or None where gigabytes would have to be read for it, because nothing has read them here yet."""
-    if _local(model) is not None:
-        files = [path for path in locate(model, stage).rglob("*") if path.is_file() and not path.name.startswith(".")]
+    if _local(source.model) is not None:
+        folder = locate(source.model, source.part)
+        files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
         known = _remembered(_digest_cache())
         if sum(path.stat().st_size for path in files if _identity(path) not in known) > _LARGE:
             return None
-    return fingerprint(model, stage, adapters)
+    return fingerprint(source.model, source.part, source.adapters, cls=source.cls)
 
 
-def folder_here(model: str, stage: ModelStage) -> Path | None:
-    """The folder of one stage; None for a hub model of which this machine has nothing yet. Nothing is downloaded.
+def folder_here(source: Source) -> Path | None:
+    """The folder of a pipeline; None for a hub model of which this machine has nothing yet. Nothing is downloaded.
 
     Raises ModelNotFoundError.
     """
+    model, part = source.model, source.part
     if _local(model) is not None:
-        return locate(model, stage)
+        return locate(model, part)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -170,7 +183,7 @@ def folder_here(model: str, stage: ModelStage) -> Path | None:
         folder = Path(snapshot_download(name, revision=revision or None, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    return folder / stage if (folder / stage / "model_index.json").is_file() else None
+    return folder / part if (folder / part / _INDEX).is_file() else None
 
 
 def _short(text: str) -> str:
