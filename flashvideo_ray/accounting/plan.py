@@ -134,7 +134,7 @@ def plan(
         billing.mean_cost([lines["refine"]])
         or billing.line("refine", lines["refine"].device, seconds["refine"], 1, settings).cost
     )
-    fits = _fits(settings, card_memory or {}, card)
+    fits = fits_of(settings, card_memory or {}, card)
     ratio, balanced_size = _balance(settings, seconds, (clips + audited) / candidates if candidates else rate)
     return Plan(
         prompts=prompts,
@@ -308,7 +308,11 @@ def _core_price(settings: Settings) -> float | None:
     return None if found is None else found.on_demand
 
 
-def _fits(settings: Settings, given: Mapping[str, float], card: Card) -> list[estimates.Fit]:
+def fits_of(settings: Settings, given: Mapping[str, float], card: Card) -> list[estimates.Fit]:
+    """Whether each stage with a model fits its card: of so many GiB as is `given` by stage, or as its pool's type says.
+
+    Stages whose cards nothing is known of are left out. Raises PlanError for what is no stage, ModelNotFoundError.
+    """
     stages: tuple[weights.ModelStage, ...] = ("preview", "refine")
     _check_stages(given, "--card-memory", stages)
     found = []

@@ -130,6 +130,34 @@ def fingerprint(model: str, stage: ModelStage, adapters: Sequence[AdapterSetting
     return _short("\n".join([own, *merged]))
 
 
+def fingerprint_at_hand(model: str, stage: ModelStage, adapters: Sequence[AdapterSettings] = ()) -> str | None:
+    """`fingerprint`, or None where gigabytes would have to be read for it, because nothing has read them here yet."""
+    if _local(model) is not None:
+        files = [path for path in locate(model, stage).rglob("*") if path.is_file() and not path.name.startswith(".")]
+        known = _remembered(_digest_cache())
+        if sum(path.stat().st_size for path in files if _identity(path) not in known) > _LARGE:
+            return None
+    return fingerprint(model, stage, adapters)
+
+
+def folder_here(model: str, stage: ModelStage) -> Path | None:
+    """The folder of one stage; None for a hub model of which this machine has nothing yet. Nothing is downloaded.
+
+    Raises ModelNotFoundError.
+    """
+    if _local(model) is not None:
+        return locate(model, stage)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    name, _, revision = model.partition("@")
+    try:
+        folder = Path(snapshot_download(name, revision=revision or None, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder / stage if (folder / stage / "model_index.json").is_file() else None
+
+
 def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -182,13 +210,10 @@ def _digests(files: Sequence[Path]) -> dict[Path, str]:
 
     One process of a node reads, the others wait for what it finds.
     """
-    cache = Path(platformdirs.user_cache_dir("flashvideo_ray")) / "digests.json"
+    cache = _digest_cache()
     keys = {path: _identity(path) for path in files}
     with _locked(cache.with_suffix(".lock")):
-        try:
-            known: dict[str, str] = json.loads(cache.read_text())
-        except (OSError, ValueError):
-            known = {}
+        known = _remembered(cache)
         fresh = [path for path in files if keys[path] not in known]
         reading = _Reading(fresh)
         for path in fresh:
@@ -196,6 +221,17 @@ def _digests(files: Sequence[Path]) -> dict[Path, str]:
         if fresh:
             _save(cache, known)
     return {path: known[keys[path]] for path in files}
+
+
+def _digest_cache() -> Path:
+    return Path(platformdirs.user_cache_dir("flashvideo_ray")) / "digests.json"
+
+
+def _remembered(cache: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(cache.read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
 def _identity(path: Path) -> str:

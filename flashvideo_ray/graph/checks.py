@@ -44,8 +44,8 @@ def check(settings: Settings, stages: Collection[Stage] = STAGES) -> Settings:
         wrong = [line for stage in _MODELS for line in engines.of(settings, stage).problems()]
         problems += map(SettingsError, wrong)
         if not wrong:
-            problems += _problems_of(lambda: _check_handover(settings))
-            problems += _problems_of(lambda: _check_video(settings, stages))
+            problems += _problems_of(lambda: check_handover(settings))
+            problems += _problems_of(lambda: check_video(settings, stages))
     if problems:
         raise problems[0] if len(problems) == 1 else SettingsError("\n".join(map(str, problems)))
     if models:
@@ -83,9 +83,14 @@ def check_scoring(settings: Settings) -> None:
 
 def check_credentials(settings: Settings, stages: Collection[Stage]) -> None:
     """Raise SettingsError if videos that these stages publish are to be signed and cannot be, here."""
+    if settings.credentials is not None and signs(settings, stages):
+        Signer(settings.credentials)
+
+
+def signs(settings: Settings, stages: Collection[Stage]) -> bool:
+    """Whether one of these stages signs what it publishes."""
     own = settings.credentials
-    if own is not None and ("refine" in stages or (own.previews and "preview" in stages)):
-        Signer(own)
+    return own is not None and ("refine" in stages or (own.previews and "preview" in stages))
 
 
 def check_count(prompts: int, settings: Settings) -> None:
@@ -105,7 +110,7 @@ def _problems_of(check_: Callable[[], None]) -> Iterator[InputError]:
         yield error
 
 
-def _check_handover(settings: Settings) -> None:
+def check_handover(settings: Settings) -> None:
     """Raise SettingsError if stage 2 cannot take what stage 1 makes."""
     made, taken = (engines.of(settings, stage).describe() for stage in _MODELS)
     if made.latent_space != taken.latent_space:
@@ -115,7 +120,7 @@ def _check_handover(settings: Settings) -> None:
         )
 
 
-def _check_video(settings: Settings, stages: Collection[Stage]) -> None:
+def check_video(settings: Settings, stages: Collection[Stage]) -> None:
     """Raise SettingsError if clips cannot be encoded so, as far as it can be known here: see `cluster.try_encoder`."""
     from flashvideo_ray.graph import cluster
 

@@ -17,15 +17,17 @@ from flashvideo_ray.settings import ScorerSettings, Settings
 log = logging.getLogger("flashvideo_ray")
 
 
-def recipe_of(settings: Settings) -> dict[str, Any]:
-    """What a run has exactly one of. Models stand in it by fingerprint: where their files are does not matter."""
+def recipe_of(settings: Settings, fingerprints: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What a run has exactly one of. Models stand in it by fingerprint: where their files are does not matter.
+
+    Those are read from the models' files unless they are given.
+    """
     recipe = settings.recipe()
-    fingerprints = {}
-    stage: ModelStage
-    for stage in ("preview", "refine"):
-        fingerprints[stage] = engines.of(settings, stage).fingerprint()
+    stages: tuple[ModelStage, ...] = ("preview", "refine")
+    if fingerprints is None:
+        fingerprints = {stage: engines.of(settings, stage).fingerprint() for stage in stages}
     fps = engines.of(settings, "preview").describe().fps
-    return {**recipe, "fps": fps, "fingerprints": fingerprints}
+    return {**recipe, "fps": fps, "fingerprints": dict(fingerprints)}
 
 
 def sizes(settings: Settings) -> dict[str, dict[str, list[int]]]:
@@ -45,11 +47,14 @@ def about(settings: Settings, candidates: int) -> dict[str, Any]:
         "sizes": sizes(settings),
         "candidates": candidates,
         "command": shlex.join(sys.argv),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("flashvideo-ray", "ray", "torch", "diffusers", "transformers")},
-        },
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what decides how things come out."""
+    packages = ("flashvideo-ray", "ray", "torch", "diffusers", "transformers")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def with_added_scorers(settings: Settings, run: Mapping[str, Any] | None) -> Settings:

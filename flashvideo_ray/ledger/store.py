@@ -113,6 +113,15 @@ class Store:
         except FileNotFoundError:
             return False
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether `create` is exact here, as far as the kind of the store tells; see there."""
+        return self.is_local or bool(self._protocols & CONDITIONAL_PUT)
+
+    @property
+    def _protocols(self) -> set[str]:
+        return {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
+
     def _create(self, key: str, data: bytes) -> None:
         path = self.path(key)
         self._may_write()
@@ -123,8 +132,7 @@ class Store:
                 except OSError as error:
                     if error.errno not in NO_HARD_LINKS:
                         raise
-        protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
-        if protocols & CONDITIONAL_PUT:
+        if self._protocols & CONDITIONAL_PUT:
             self.fs.pipe_file(path, data, mode="create")
         elif not self.exists(key):
             self.put(key, data)

@@ -339,6 +339,7 @@ def test_wrong_input_ends_with_one_line_before_anything_is_written(built: Store,
     dest = tmp_path / "dataset"
     for words, told in (
         (["--split", "train=0.9"], "add up to 0.9"),
+        (["--split", "all=1"], "call all splits together `all`"),
         (["--shard-size", "many"], "--shard-size many"),
         (["--caption", "titel"], "--caption titel"),
         (["--where", "motion >"], "cannot read the filter"),
