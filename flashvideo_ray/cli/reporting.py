@@ -25,8 +25,22 @@ from flashvideo_ray.graph.console import without_false_alarms
 from flashvideo_ray.settings import Settings
 
 
-def status(output: OutputArgument) -> None:
+def status(
+    output: OutputArgument,
+    exit_status: Annotated[
+        bool, typer.Option("--exit-status", help="Say nothing, and end as the last job of the run did.")
+    ] = False,
+) -> None:
     """How far a run is, from its ledger."""
+
+    def last() -> int:
+        from flashvideo_ray.graph import ending
+        from flashvideo_ray.ledger.store import Store
+
+        return ending.exit_status(Store(output))
+
+    if exit_status:
+        raise typer.Exit(guarded(last))
 
     def show() -> None:
         from flashvideo_ray.graph import finish

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashvideo_ray.graph import cluster, finish, remaining
+from flashvideo_ray.graph import cluster, ending, finish, remaining
 from flashvideo_ray.graph.health import Fault
 from flashvideo_ray.graph.quota import Quota
 from flashvideo_ray.graph.rounds import Graph, Rounds, gate_of
@@ -75,6 +75,7 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
         with Claim(job.store, identity, lease, job.takeover, patience) as claim:
             # From here on the job waits for a store that is away, and writes nothing while it may be another's run.
             job = replace(job, store=held_store.under(claim))
+            job.store.delete(ending.FILE)  # it tells of the job before
             if tables.parts(job.store) != before:  # another job has worked on the run until just now
                 work = _wanted(job)
             run = run_file.open_run(job.store, job.recipe, job.about)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import ray.data
 
 from flashvideo_ray import engines, identity, prompts
-from flashvideo_ray.graph import checks, cluster, fetching, finish, labels, remaining, scoring, stages
+from flashvideo_ray.graph import checks, cluster, ending, fetching, finish, labels, remaining, scoring, stages
 from flashvideo_ray.graph.bundles import bundled
 from flashvideo_ray.graph.job import Job, RunResult, run_job
 from flashvideo_ray.graph.quota import Quota
@@ -54,10 +54,27 @@ def render(
     Raises an InputError of its kind (PromptError, SettingsError, RuleError, ModelNotFoundError, RecipeError,
     PlacementError, ClaimedError) before anything is started.
     """
+    settings = settings or Settings()
+    with ending.told(output, settings) as end:
+        end.result = _render(prompt_url, output, settings, until, retry, takeover, quota, relabel, only)
+    return end.result
+
+
+def _render(
+    prompt_url: str,
+    output: str,
+    settings: Settings,
+    until: Until,
+    retry: str | None,
+    takeover: bool,
+    quota: Quota | None,
+    relabel: bool,
+    only: str | None,
+) -> RunResult:
     started = time.monotonic()
     store = Store(output)
     checks.check_retry(retry)
-    settings = with_added_scorers(settings or Settings(), run_file.read_run(store))
+    settings = with_added_scorers(settings, run_file.read_run(store))
     rows = checks.read_prompts(prompt_url, settings, only)
     settings = checks.with_previews(settings, rows)
     settings = checks.check(settings, [s for s in STAGES if s != "refine" or until == "refine"])
@@ -130,7 +147,22 @@ def refine(
     run = run_file.read_run(store)
     if run is None:
         raise run_file.NoRunError(f"{output}: no run here (no run.json); start one with render or preview")
-    settings = with_added_scorers(settings or finish.settings_of(store, run), run)
+    settings = settings or finish.settings_of(store, run)
+    with ending.told(output, settings) as end:
+        end.result = _refine(store, run, settings, retry, takeover, quota, started)
+    return end.result
+
+
+def _refine(
+    store: Store,
+    run: Mapping[str, Any],
+    settings: Settings,
+    retry: str | None,
+    takeover: bool,
+    quota: Quota | None,
+    started: float,
+) -> RunResult:
+    settings = with_added_scorers(settings, run)
     settings = checks.check(settings, ("text", "refine"))
     recipe = recipe_of(settings)
     run_file.check_recipe(store, recipe)

@@ -20,11 +20,13 @@ from flashvideo_ray.errors import JobError, in_a_line
 from flashvideo_ray.graph import cluster
 from flashvideo_ray.graph.health import Fault, Health
 from flashvideo_ray.graph.heartbeat import Heartbeat, used
+from flashvideo_ray.graph.notice import Notifier, Watch
 from flashvideo_ray.graph.placement import Placement
 from flashvideo_ray.graph.progress import Progress
 from flashvideo_ray.graph.quota import Gate, Quota
 from flashvideo_ray.graph.remaining import Until, Work, context_rows
 from flashvideo_ray.graph.shared_cards import SharedCards
+from flashvideo_ray.graph.tracker import StageState
 from flashvideo_ray.graph.tracker_actor import start_tracker, writing
 from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import jobs, tables
@@ -157,7 +159,10 @@ class Rounds:
         cards = SharedCards(settings.pools, stages, cluster.needs)
         progress = Progress(settings, _totals(work, settings.select.keep), stages)
         placement = Placement(settings.pools, stages, settings.placement_patience_seconds)
-        heartbeat = Heartbeat(self.claim, tracker, clips, progress, self.ended, self.record, placement)
+        watch = Watch(settings.notify, Notifier(settings.notify, store.url))
+        heartbeat = Heartbeat(
+            self.claim, tracker, clips, progress, self.ended, self.record, placement, watch, self._spent
+        )
         over, last_patience, self._broke_off = None, LAST_SECONDS, False
         try:
             with cluster.data_context(), progress, heartbeat, cards:
@@ -193,6 +198,11 @@ class Rounds:
                 last.callback(lambda: self.record.used(used(ray.get(tracker.tick.remote()))))
         self.claim.check()
         return over[0] if over is not None else None
+
+    def _spent(self, states: Mapping[Stage, StageState]) -> tuple[float, str] | None:
+        if self.quota is None:
+            return None
+        return self.quota.spent(self.settings.pools, {stage: state.held_seconds for stage, state in states.items()})
 
     def _wait_for_start(self, error: RayError) -> None:
         """Wait if a worker could not begin, for reasons of Ray's or of its host's such as a full disk; else raise.

@@ -11,7 +11,7 @@ import io
 import os
 import struct
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -331,6 +331,17 @@ def poster_jpeg(frames: Frame, *, max_side: int = 640, quality: int = 85) -> byt
         raise ValueError("no frames to make a poster of")
     spread = np.unique(np.linspace(0, len(frames) - 1, num=9).round().astype(int))
     return _jpeg(_shrink(frames[max(spread, key=lambda index: _detail(frames[index]))], max_side), quality)
+
+
+def contact_sheet(posters: Sequence[bytes], *, width: int = 960, quality: int = 80) -> bytes:
+    """One JPEG of up to nine others, three in a row, each scaled to a third of `width` pixels."""
+    side = width // 3
+    pictures = [Image.open(io.BytesIO(poster)).convert("RGB") for poster in posters[:9]]
+    height = max(round(picture.height * side / picture.width) for picture in pictures)
+    sheet = Image.new("RGB", (min(3, len(pictures)) * side, -(-len(pictures) // 3) * height))
+    for number, picture in enumerate(pictures):
+        sheet.paste(picture.resize((side, height)), (number % 3 * side, number // 3 * height))
+    return _jpeg(sheet, quality)
 
 
 def _shrink(frame: Frame, max_side: int) -> Image.Image:

@@ -418,6 +418,31 @@ class Prices(Frozen):
     devices: dict[str, DevicePrice] = {}
 
 
+class NotifySettings(Frozen):
+    """Who is told when a job ends, stands still, fails or has nearly spent its budget. May be changed at any time."""
+
+    url: str | None = Field(None, description="JSON is posted there; `env:NAME` for a variable that holds it")
+    command: str | None = Field(None, description="or a shell command that gets the JSON on its standard input")
+    stall_seconds: Seconds = Field(1800.0, description="without a call that ends; then it is a stall")
+    failure_rate: Annotated[Real, Field(ge=0, le=1)] = Field(
+        0.2, description="share of this job's candidates that failed, once 20 have ended"
+    )
+    budget_share: Annotated[Real, Field(gt=0, le=1)] = Field(0.9, description="of `--budget` that is spent")
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://", "env:")):
+            raise ValueError("is a URL that begins with http:// or https://, or env:NAME")
+        return value
+
+    @model_validator(mode="after")
+    def _somebody_is_told(self) -> Self:
+        if (self.url is None) == (self.command is None):
+            raise ValueError("needs a url or a command, and one of them alone")
+        return self
+
+
 class Settings(Frozen):
     """Everything that one run is told."""
 
@@ -451,6 +476,7 @@ class Settings(Frozen):
         600.0, description="how long a run waits for a store, a timestamp authority or a KMS that is away"
     )
     progress_seconds: Seconds = Field(15.0, description="between progress lines in a job's log")
+    notify: NotifySettings | None = Field(None, description="null: nobody is told")
 
     @classmethod
     def load(cls, source: str | Path | None = None, overrides: Sequence[str] = ()) -> Self:
