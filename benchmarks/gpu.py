@@ -29,7 +29,7 @@ from gpu_bench import Bench, Result
 from gpu_loop import loop
 from gpu_models import attention, ceilings, compiling, encoders, golden, memory, offload, stage_times
 from gpu_page import page
-from gpu_sharing import sharing
+from gpu_sharing import pacing, sharing
 from gpu_text import text
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[Result]]] = {
@@ -86,8 +86,8 @@ def main() -> int:
     parser.add_argument("--page", type=Path, help="write the JSON as a page here, and measure only named sections")
     arguments = parser.parse_args()
     gc.freeze()  # what is imported stays: memory is freed often, and each time all of it would be looked through
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench.here(arguments.tiny, Path(folder))
+    with pacing(arguments.tiny) as pace, tempfile.TemporaryDirectory() as folder:
+        bench = Bench.here(arguments.tiny, Path(folder), pace=pace)
         measured = json.loads(arguments.results.read_text()) if arguments.results.is_file() else {}
         names = arguments.section or ([] if arguments.page else list(SECTIONS))
         if names and not bench.card and not bench.tiny:

@@ -25,6 +25,10 @@ Stage = Literal["preview", "refine"]
 TEXT_TOKENS = 226
 
 
+def _nobody(processes: int) -> float:
+    raise RuntimeError(f"nobody has begun {processes} processes")
+
+
 @dataclass(frozen=True)
 class Result:
     """One figure. `passed` is None where there is no gate, or where only a card could pass it."""
@@ -44,12 +48,15 @@ class Bench:
     tiny: bool
     device: torch.device
     folder: Path
+    pace: Callable[[int], float] = _nobody
+    """See `gpu_sharing.pacing`."""
     models: dict[Stage, Any] = field(default_factory=dict)
 
     @classmethod
-    def here(cls, tiny: bool, folder: Path) -> Self:
+    def here(cls, tiny: bool, folder: Path, **others: Any) -> Self:
         """On this machine's card, if it has one and a trial does not want the CPU."""
-        return cls(tiny, torch.device("cuda" if torch.cuda.is_available() and not tiny else "cpu"), folder)
+        device = torch.device("cuda" if torch.cuda.is_available() and not tiny else "cpu")
+        return cls(tiny, device, folder, **others)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -182,7 +189,8 @@ class Bench:
         """One evaluation of the network, with both branches of guidance or one."""
         transformer = self.pipe(stage).transformer
         latents = self.latents(stage).to(self.dtype).expand(batch, -1, -1, -1, -1)
-        text = transformer.project_text(self.embeds(stage).to(self.device)).expand(batch, -1, -1)
+        # A copy, as the pipelines have it: another layout would be compiled for by itself.
+        text = transformer.project_text(self.embeds(stage).to(self.device)).repeat(batch, 1, 1)
         times = torch.full((batch,), 500.0, device=self.device)
         told = torch.tensor(675.0, device=self.device) if stage == "refine" else None
 
@@ -193,8 +201,8 @@ class Bench:
         return run
 
     def seconds(self, call: Callable[[], Any], repeats: int = 3, warm: bool = False) -> float:
-        """Median wall seconds of a call that has run once before; `warm` says that it has."""
-        if not warm:
+        """Median wall seconds of a call that has run once before; `warm` says that it has, or a trial need not."""
+        if not (warm or self.tiny):
             call()
         taken = []
         for _ in range(1 if self.tiny else repeats):

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 _LONGEST_PAUSE = 60.0  # seconds
 
+_FILE_SYSTEMS = {"hf": "hf", "gs": "gcs", "gcs": "gcs"}  # by protocol, the extra that brings what reads it
+
 
 class InputError(ValueError):
     """The input or the settings are wrong; nothing was started. The message says what to do (exit status 2)."""
@@ -23,6 +25,13 @@ def message_of(error: BaseException) -> str:
     except Exception:  # of a library that fails even in saying what failed
         text = "an error that cannot be shown"
     return text.encode(errors="backslashreplace").decode()
+
+
+def no_file_system(url: str, error: Exception) -> str:
+    """Why a place cannot be reached whose protocol nothing here knows, and what to install."""
+    extra = _FILE_SYSTEMS.get(url.partition("://")[0])
+    hint = f"pip install 'flashvideo-ray[{extra}]'" if extra else str(error)
+    return f"{url}: what reads such places is not installed: {hint}"
 
 
 def in_a_line(error: BaseException) -> str:

@@ -7,10 +7,17 @@ rows by the ledger's `Writer`, videos by `encode_mp4`.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import re
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from support import ROOT
 
 from flashvideo_ray import identity
 from flashvideo_ray.graph import recipe, remaining
@@ -43,6 +50,20 @@ def build(store: Store) -> None:
 def grow(store: Store, more: int = 20) -> None:
     """So many further prompts, and as many clips."""
     _add(store, Settings.load("nano", list(SETTINGS)), range(1000, 1000 + more))
+
+
+def docs_module(name: str, dataset: Path) -> ModuleType:
+    """A block of code of docs/datasets.md, by the comment on its first line, as a module of its own."""
+    docs = (ROOT / "docs" / "datasets.md").read_text()
+    [code] = re.findall(rf"```python\n(# {name}:.*?)```", docs, re.DOTALL)
+    file = Path(tempfile.mkdtemp(dir=dataset.parent)) / f"{name.replace('-', '_')}.py"
+    file.write_text(f"DATASET = {str(dataset)!r}\n{code}")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _add(store: Store, settings: Settings, numbers: range) -> None:

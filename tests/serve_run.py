@@ -20,6 +20,7 @@ import psutil
 import pyarrow as pa
 import ray
 import torch
+from authority import Authority
 from PIL import Image
 from support import at_a_terminal, ctrl_c, free_ports, script, tiny_overrides
 
@@ -57,6 +58,8 @@ class Served:
     address: str
     store: Store
     options: ServeSettings
+    root: str
+    """The certificate, in PEM, that its previews and clips are signed under."""
     process: subprocess.Popen[bytes]
     terminal: Path
 
@@ -77,6 +80,8 @@ def serving(folder: Path, tiny_model: Path) -> Iterator[Served]:
     people = [f"{role}:{role}'s name:{token}" for role, token in TOKENS.items()]
     people.append("reviewer:another reviewer's name:another-0123456789abcdef")
     (folder / "tokens").write_text("\n".join(people))
+    authority = Authority(folder / "authority")
+    own = {**authority.issue(), "previews": "true"}
     options = ServeSettings(
         output=str(folder / "run"),
         set=(
@@ -84,6 +89,7 @@ def serving(folder: Path, tiny_model: Path) -> Iterator[Served]:
             "preview.num_inference_steps=60",
             "refine.num_inference_steps=40",
             "select.require=motion >= 0",
+            *(f"credentials.{name}={value}" for name, value in own.items()),
         ),
         token_file=str(folder / "tokens"),
         hosts=local.hosts("127.0.0.1", []),
@@ -101,7 +107,8 @@ def serving(folder: Path, tiny_model: Path) -> Iterator[Served]:
         # Without a token of its own, so that this process can connect to its Ray.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_AUTH_MODE": "disabled"}
         process = at_a_terminal(command, env=environment, stdout=out, stderr=out)
-        served = Served(f"http://127.0.0.1:{port}/", Store(options.output), options, process, terminal)
+        root = authority.root.read_text()
+        served = Served(f"http://127.0.0.1:{port}/", Store(options.output), options, root, process, terminal)
         try:
             deadline = time.monotonic() + PATIENCE
             while served.address not in served.said:

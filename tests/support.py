@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +101,18 @@ class S3:
         self.process.kill()
         self.process.wait()
 
-    @contextmanager
-    def denied(self) -> Iterator[None]:
+    def denied(self) -> AbstractContextManager[None]:
         """While this lasts, the keys are wrong: every request is answered 403."""
+        return self._keys_changed('"secret"', '"another"')
+
+    def read_only(self) -> AbstractContextManager[None]:
+        """While this lasts, the keys may look at everything, and write nothing."""
+        return self._keys_changed('"Admin", "Read", "List", "Tagging", "Write"', '"Read", "List"')
+
+    @contextmanager
+    def _keys_changed(self, old: str, new: str) -> Iterator[None]:
         right = self._keys.read_text()
-        self._keys.write_text(right.replace('"secret"', '"another"'))
+        self._keys.write_text(right.replace(old, new))
         self.process.send_signal(signal.SIGHUP)  # it reads its keys again
         try:
             yield

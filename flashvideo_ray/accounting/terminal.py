@@ -258,6 +258,15 @@ def inspection_lines(found: Inspection) -> Iterator[str]:
         yield f"The same again:\n{found.command}"
 
 
+def finding_lines(findings: Sequence[tuple[str, str, str, str, str]]) -> Iterator[str]:
+    """What `doctor` found: level, where, about what, message, and what mends it on a line of its own."""
+    width = max((len(level) for level, *_ in findings), default=0)
+    for level, where, about, message, mend in findings:
+        yield f"{level:<{width}}  {where}: {about}: {message}"
+        if mend:
+            yield f"{'':<{width}}  → {mend}"
+
+
 def print_lines(console: Console, lines: Iterator[str]) -> None:
     """Lines as they are: no markup, no breaks."""
     for line in lines:

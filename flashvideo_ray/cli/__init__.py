@@ -24,6 +24,7 @@ for command in (
     reporting.list_,
     reporting.report,
     reporting.plan,
+    reporting.doctor,
     selecting.audit,
     maintenance.verify,
     reporting.inspect,

@@ -21,11 +21,26 @@ from flashvideo_ray.cli.options import (
 )
 from flashvideo_ray.cli.outcome import console, guarded
 from flashvideo_ray.cli.runs import columns_as_overrides, existing_run
+from flashvideo_ray.graph.console import without_false_alarms
 from flashvideo_ray.settings import Settings
 
 
-def status(output: OutputArgument) -> None:
+def status(
+    output: OutputArgument,
+    exit_status: Annotated[
+        bool, typer.Option("--exit-status", help="Say nothing, and end as the last job of the run did.")
+    ] = False,
+) -> None:
     """How far a run is, from its ledger."""
+
+    def last() -> int:
+        from flashvideo_ray.graph import ending
+        from flashvideo_ray.ledger.store import Store
+
+        return ending.exit_status(Store(output))
+
+    if exit_status:
+        raise typer.Exit(guarded(last))
 
     def show() -> None:
         from flashvideo_ray.graph import finish
@@ -155,6 +170,30 @@ def plan(
         return 0 if all(fit.fits for fit in found.fits) else 2
 
     raise typer.Exit(guarded(predict))
+
+
+def doctor(
+    output: Annotated[str | None, typer.Argument(help="Where a run is to go, or is.")] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Can this machine, cluster, store and model do the job? A line for each thing, within a minute.
+
+    Status 1 if something is broken. Nothing is rendered.
+    """
+
+    def look() -> int:
+        from flashvideo_ray.accounting import terminal
+        from flashvideo_ray.graph import doctor as examining
+
+        settings = Settings.load(config, set_ or [])
+        with without_false_alarms(), console.status("looking"):
+            found = examining.examine(settings, output)
+        lines = [(line.level, line.where, line.about, line.message, line.mend) for line in found]
+        terminal.print_lines(console, terminal.finding_lines(lines))
+        return 1 if any(line.level == "broken" for line in found) else 0
+
+    raise typer.Exit(guarded(look))
 
 
 def inspect(

@@ -19,6 +19,15 @@ from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings
 
 _READERS = {"webdataset": "webdataset", "jsonl": "json"}  # as the Hub calls formats; parquet otherwise
+# The Hub's names of licenses that are for data; it takes no other text, but `other` with a name.
+_LICENSES = frozenset(
+    {
+        *("apache-2.0", "mit", "openrail", "odc-by", "odbl", "pddl", "cc0-1.0", "unknown", "unlicense"),
+        *("cdla-sharing-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0"),
+        *("cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0"),
+        *("cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0"),
+    }
+)
 _MODEL_KEYS = ("preview", "refine")
 _FUNNEL = ("rendered", "rejected", "failed", "skipped", "previewed", "approved")
 
@@ -94,17 +103,24 @@ def _front_matter(facts: Facts) -> dict[str, Any]:
     suffix = SUFFIX[facts.options.format]
     there = set(facts.index["split"].to_pylist())
     files = [{"split": name, "path": f"data/{name}-*.{suffix}"} for name in facts.options.splits if name in there]
-    stated = {"license": facts.options.license} if facts.options.license else {}
     # The types of tar shards stand here: `datasets` would take them from a few rows.
     is_tar = facts.options.format == "webdataset"
     types = {"dataset_info": {"features": formats.tar_features(facts.schema)}} if is_tar else {}
     return {
-        **stated,
+        **_license(facts.options.license),
         **types,
         "task_categories": ["text-to-video"],
         "tags": ["synthetic", "video", "flashvideo_ray"],
         "configs": [{"config_name": "default", "data_files": files}],
     }
+
+
+def _license(stated: str | None) -> dict[str, str]:
+    """As the Hub has it."""
+    if stated is None:
+        return {}
+    name = stated.lower()
+    return {"license": name} if name in _LICENSES else {"license": "other", "license_name": stated}
 
 
 def _splits(facts: Facts) -> Iterator[tuple[str, str, int]]:

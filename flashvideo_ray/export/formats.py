@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flashvideo_ray.export.options import ExportError, Format
+from flashvideo_ray.export.options import EMBEDS, ExportError, Format
 
 EXTRA = "pip install 'flashvideo-ray[export]'"
 _TAR_BLOCK = 512
@@ -45,6 +45,22 @@ def check_libraries(kind: Format) -> None:
             __import__(needed)
         except ImportError as error:
             raise ExportError(f"--format {kind} needs the library {needed} ({error}); {EXTRA}") from None
+
+
+def check_columns(kind: Format, schema: pa.Schema) -> None:
+    """Raise ExportError for a column that `datasets`, which reads the formats with videos in them, has no type for."""
+    if kind not in EMBEDS:
+        return
+    from datasets import Features
+
+    for field in schema:
+        try:
+            Features.from_arrow_schema(pa.schema([field.remove_metadata()]))
+        except ValueError as error:
+            raise ExportError(
+                f"the column {field.name} is {field.type}, and `datasets` has no type for it; leave it out of the "
+                f"prompts, or export --format parquet ({error})"
+            ) from None
 
 
 def encode(kind: Format, rows: pa.Table, columns: Sequence[str], videos: Sequence[Video]) -> bytes:

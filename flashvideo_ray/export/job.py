@@ -99,6 +99,7 @@ def export(
     run_file.check_writable(target)
     sizes = source.sizes(options.media_of) if options.has_media else {}
     found = _found(candidates.read(source, settings), options, settings, sizes)
+    formats.check_columns(options.format, found.rows.schema)
     if not found.rows.num_rows and place.recipe() is None:
         raise ExportError(f"{source.url}: nothing to export: {_why_nothing(found)}")
     with Claim(target, Identity.of_this_process(), takeover=takeover) as claim:

@@ -87,6 +87,8 @@ def parse_splits(text: str) -> dict[str, float]:
             value = float(share) if equals else math.nan
         except ValueError:
             value = math.nan
+        if name == "all":
+            raise ExportError(f"--split {text}: readers call all splits together `all`; give it another name")
         if not _SPLIT.fullmatch(name) or not 0 < value <= 1 or name in shares:
             raise ExportError(f"--split {text}: write names with shares that add up to 1, such as train=0.9,val=0.1")
         shares[name] = value

@@ -87,8 +87,9 @@ def _usable(
     verdicts = select(candidates, judging).select(["status", "rank"]).to_pylist()
     captions, wanted = caption_of(candidates, options), meets(candidates, options)
     usable, gaps = [], Counter[str]()
-    own = (name for name in (*_OF_PROMPT, *_OF_SIDE, *_SAID, *scores, key, "sha256", *own_columns(candidates)))
-    rows = candidates.select([name for name in dict.fromkeys(own) if name in candidates.column_names])
+    shown = {name: name for name in (*_OF_PROMPT, *_OF_SIDE, *_SAID, *scores, key, "sha256")} | own_columns(candidates)
+    rows = candidates.select([name for name in shown if name in candidates.column_names])
+    rows = rows.rename_columns([shown[name] for name in rows.column_names])
     for row, verdict, caption, is_wanted in zip(rows.to_pylist(), verdicts, captions, wanted, strict=True):
         if not is_wanted:
             continue
@@ -171,5 +172,5 @@ def _columns(found: list[Row], candidates: pa.Table, options: Options) -> pa.Tab
     place = rows.schema.get_field_index("caption") + 1
     rows = rows.add_column(place, "split", splits_of(rows["prompt"], options))
     for name, shown in own.items():
-        rows = rows.append_column(shown, pa.array([pair[name] for pair in found], types[name]))
+        rows = rows.append_column(shown, pa.array([pair[shown] for pair in found], types[name]))
     return rows

@@ -22,7 +22,8 @@ _LEDGER = frozenset({*tables.PREVIEWS.names, *tables.CLIPS.names, "decision", "d
 _CANDIDATE = ("clip_id", "id", "prompt", "negative_prompt", "caption", "split", "seed", "candidate", "status")
 _SAID = ("decision", "decided_by", "rank")
 _OF_CLIPS = ("frames", "height", "width", "fps", "bytes", "sha256", "stream_sha256")
-RESERVED = frozenset({"caption", "split", "video", "pair_id", "decided", "margin", "chosen", "rejected"})
+_SIDES = ("chosen_", "rejected_")
+RESERVED = frozenset({"caption", "split", "video", "pair_id", "decided", "margin", "meets_rules", "chosen", "rejected"})
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,12 @@ def samples(candidates: pa.Table, options: Options, sizes: Mapping[str, int] | N
         why[row["clip_id"]] = reason
         if gap is not None:
             gaps[gap] = gaps.get(gap, 0) + 1
-    rows = candidates.append_column("_caption", pa.array(caption, pa.string())).take(pa.array(keep, pa.int64()))
+    keep.sort(key=candidates["clip_id"].to_pylist().__getitem__)
+    captions = pa.array([caption[number] for number in keep], pa.string())
     sha256 = "sha256" if options.media_of == "clips" else None
     return Found(
         key="clip_id",
-        rows=_columns(rows.sort_by("clip_id"), options),
+        rows=_columns(candidates.take(pa.array(keep, pa.int64())), captions, options),
         media=(Medium("video", key, sha256),),
         why=why,
         otherwise="no candidate of the run's present prompts",
@@ -113,7 +115,13 @@ def caption_of(candidates: pa.Table, options: Options) -> list[str | None]:
 
 def own_columns(candidates: pa.Table) -> dict[str, str]:
     """The prompt file's own columns, and what each is called in the dataset, which has names of its own."""
-    return {name: f"prompt_{name}" if name in RESERVED else name for name in carried(candidates)}
+    names, shown = carried(candidates), {}
+    for name in names:
+        other = name
+        while other in RESERVED or other.startswith(_SIDES) or (other != name and other in names):
+            other = f"prompt_{other}"
+        shown[name] = other
+    return shown
 
 
 def score_columns(candidates: pa.Table) -> list[str]:
@@ -129,15 +137,11 @@ def splits_of(prompts: pa.ChunkedArray, options: Options) -> pa.Array:
     return pa.array([known[text] for text in prompts.to_pylist()], pa.string())
 
 
-def _columns(rows: pa.Table, options: Options) -> pa.Table:
-    chosen: dict[str, pa.ChunkedArray | pa.Array] = {}
-    own = own_columns(rows.drop_columns(["_caption"]))
-    rows = rows.append_column("_split", splits_of(rows["prompt"], options))
-    named = {"caption": "_caption", "split": "_split"}
+def _columns(rows: pa.Table, captions: pa.Array, options: Options) -> pa.Table:
+    made = {"caption": captions, "split": splits_of(rows["prompt"], options)}
     of_media = (*(_OF_CLIPS if options.media_of == "clips" else ()), KEY_OF[options.media_of])
+    chosen: dict[str, pa.ChunkedArray | pa.Array] = {}
     for name in (*_CANDIDATE, *_SAID, *score_columns(rows), *of_media):
-        if named.get(name, name) in rows.column_names:
-            chosen[name] = rows[named.get(name, name)]
-    for name, shown in own.items():
-        chosen[shown] = rows[name]
-    return pa.table(chosen)
+        if name in made or name in rows.column_names:
+            chosen[name] = made[name] if name in made else rows[name]
+    return pa.table({**chosen, **{shown: rows[name] for name, shown in own_columns(rows).items()}})

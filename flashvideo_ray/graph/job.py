@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashvideo_ray.graph import cluster, finish, remaining
+from flashvideo_ray.graph import cluster, ending, finish, remaining
 from flashvideo_ray.graph.health import Fault
 from flashvideo_ray.graph.quota import Quota
-from flashvideo_ray.graph.rounds import Graph, Rounds, gate_of, stages_of
+from flashvideo_ray.graph.rounds import Graph, Rounds, gate_of
 from flashvideo_ray.ledger import held_store, jobs, prune, run_file, tables
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.settings import Settings
+from flashvideo_ray.settings import Settings, Stage
 
 _KEPT = frozenset({"latents", "previews"})
 
@@ -48,6 +48,7 @@ class Job:
     settings: Settings
     recipe: Mapping[str, Any]
     about: Mapping[str, Any]
+    stages: tuple[Stage, ...]  # that it may come to need
     next_work: Callable[[Store, str | None], remaining.Work]  # takes the run's store and what is to be retried
     extra: list[pa.Field]
     takeover: bool
@@ -66,13 +67,15 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
     if work:
         run_file.check_writable(job.store)
         if work.rows.num_rows:
-            cluster.connect(job.settings.pools, stages_of(job.settings, "refine"))
-            cluster.try_encoder(job.settings)
+            cluster.connect(job.settings.pools, job.stages)
+            if "refine" in job.stages:
+                cluster.try_encoder(job.settings)
         identity = Identity.of_this_process()
         lease, patience = job.settings.ledger.lease_seconds, job.settings.store_patience_seconds
         with Claim(job.store, identity, lease, job.takeover, patience) as claim:
             # From here on the job waits for a store that is away, and writes nothing while it may be another's run.
             job = replace(job, store=held_store.under(claim))
+            job.store.delete(ending.FILE)  # it tells of the job before
             if tables.parts(job.store) != before:  # another job has worked on the run until just now
                 work = _wanted(job)
             run = run_file.open_run(job.store, job.recipe, job.about)

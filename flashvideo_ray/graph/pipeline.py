@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import ray.data
 
-from flashvideo_ray import identity, prompts
-from flashvideo_ray.graph import checks, cluster, finish, labels, remaining, scoring, stages
+from flashvideo_ray import engines, identity, prompts
+from flashvideo_ray.graph import checks, cluster, ending, fetching, finish, labels, remaining, scoring, stages
 from flashvideo_ray.graph.bundles import bundled
 from flashvideo_ray.graph.job import Job, RunResult, run_job
 from flashvideo_ray.graph.quota import Quota
 from flashvideo_ray.graph.recipe import about, recipe_of, sizes, with_added_scorers
 from flashvideo_ray.graph.remaining import Until
+from flashvideo_ray.graph.rounds import stages_of
 from flashvideo_ray.graph.shared_cards import SharedCards
 from flashvideo_ray.graph.stage_base import PAYLOAD, row_schema
 from flashvideo_ray.graph.tracker_client import TrackerClient
@@ -24,7 +25,7 @@ from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.media import provenance
 from flashvideo_ray.scorers import columns
-from flashvideo_ray.settings import STAGES, Settings
+from flashvideo_ray.settings import STAGES, Settings, Stage
 
 __all__ = ["RunResult", "build_graph", "preview", "refine", "render"]
 
@@ -53,13 +54,31 @@ def render(
     Raises an InputError of its kind (PromptError, SettingsError, RuleError, ModelNotFoundError, RecipeError,
     PlacementError, ClaimedError) before anything is started.
     """
+    settings = settings or Settings()
+    with ending.told(output, settings) as end:
+        end.result = _render(prompt_url, output, settings, until, retry, takeover, quota, relabel, only)
+    return end.result
+
+
+def _render(
+    prompt_url: str,
+    output: str,
+    settings: Settings,
+    until: Until,
+    retry: str | None,
+    takeover: bool,
+    quota: Quota | None,
+    relabel: bool,
+    only: str | None,
+) -> RunResult:
     started = time.monotonic()
     store = Store(output)
     checks.check_retry(retry)
-    settings = with_added_scorers(settings or Settings(), run_file.read_run(store))
+    settings = with_added_scorers(settings, run_file.read_run(store))
+    rows = checks.read_prompts(prompt_url, settings, only)
+    settings = checks.with_previews(settings, rows)
     settings = checks.check(settings, [s for s in STAGES if s != "refine" or until == "refine"])
     recipe = recipe_of(settings)
-    rows = checks.read_prompts(prompt_url, settings, only)
     if prompts.CANDIDATE not in rows.column_names:  # else each row is one, of a run that held them
         checks.check_count(rows.num_rows, settings)
     checks.warn_of_prompts(rows, settings)
@@ -78,7 +97,9 @@ def render(
         more = partial(candidates, settings.candidates, settings.select.draw)
         return remaining.next_work(run, table, schema, settings, until, again, more, relabel)
 
-    job = Job(store, settings, recipe, about(settings, table.num_rows), next_work, extra, takeover, retry, quota)
+    needed = stages_of(settings, until, previews=True)
+    told = about(settings, table.num_rows)
+    job = Job(store, settings, recipe, told, needed, next_work, extra, takeover, retry, quota)
     return run_job(job, build_graph, started)
 
 
@@ -126,7 +147,22 @@ def refine(
     run = run_file.read_run(store)
     if run is None:
         raise run_file.NoRunError(f"{output}: no run here (no run.json); start one with render or preview")
-    settings = with_added_scorers(settings or finish.settings_of(store, run), run)
+    settings = settings or finish.settings_of(store, run)
+    with ending.told(output, settings) as end:
+        end.result = _refine(store, run, settings, retry, takeover, quota, started)
+    return end.result
+
+
+def _refine(
+    store: Store,
+    run: Mapping[str, Any],
+    settings: Settings,
+    retry: str | None,
+    takeover: bool,
+    quota: Quota | None,
+    started: float,
+) -> RunResult:
+    settings = with_added_scorers(settings, run)
     settings = checks.check(settings, ("text", "refine"))
     recipe = recipe_of(settings)
     run_file.check_recipe(store, recipe)
@@ -138,7 +174,8 @@ def refine(
         return remaining.next_work(run, None, row_schema(extra), settings, retry=again)
 
     record = {"settings": settings.model_dump(mode="json"), "sizes": sizes(settings)}
-    job = Job(store, settings, recipe, record, next_work, extra, takeover, retry, quota)
+    needed = stages_of(settings, "refine", previews=False)
+    job = Job(store, settings, recipe, record, needed, next_work, extra, takeover, retry, quota)
     return run_job(job, build_graph, started)
 
 
@@ -148,10 +185,13 @@ def build_graph(
     settings: Settings,
     recipe: Mapping[str, Any],
     events: TrackerClient,
-    until: Until,
+    needed: Sequence[Stage],
     cards: SharedCards,
 ) -> ray.data.Dataset:
-    """The graph. Rows have the schema of `row_schema` and never leave the dataset, whatever becomes of them."""
+    """The graph. Rows have the schema of `row_schema` and never leave the dataset, whatever becomes of them.
+
+    `needed` are the stages that a row needs: no others are opened.
+    """
     pools = settings.pools
     text = {"settings": settings, "events": events, "fingerprints": recipe["fingerprints"]}
     common = {"settings": settings, "events": events, "store": store}
@@ -160,21 +200,22 @@ def build_graph(
     # A block is the unit of streaming: with one row in each, the first clip is done while previews are being made.
     # At first a row holds all candidates with the same text, which is encoded once, for the stages that are to come.
     ds = cluster.dataset_of(bundled(rows, "prompt"))
-    readers = ("preview",) if until == "preview" else ("preview", "refine")
+    readers = [stage for stage in needed if stage in ("preview", "refine")]
     ds = ds.map_batches(
         stages.EncodeTexts,
         fn_constructor_kwargs={**text, "readers": readers},
         **cluster.map_options(pools.text, same_rows=False, cards=cards.next_of("text")),
     )
 
-    # Rows that already have a preview pass through these.
-    ds = ds.map_batches(
-        stages.Preview,
-        fn_constructor_kwargs={**text, "store": store},
-        **cluster.map_options(pools.preview, calls=cluster.PUBLISHING_CALLS, cards=cards.next_of("preview")),
-    )
+    # Rows that already have a preview pass through these, if others need them.
+    if "preview" in needed:
+        ds = ds.map_batches(
+            fetching.Fetch if settings.preview.model == engines.EXISTING else stages.Preview,
+            fn_constructor_kwargs={**text, "store": store},
+            **cluster.map_options(pools.preview, calls=cluster.PUBLISHING_CALLS, cards=cards.next_of("preview")),
+        )
     # Candidates of one prompt leave the last of the scoring stages together, when all of them are judged.
-    for name in settings.score.stages:
+    for name in (stage for stage in settings.score.stages if stage in needed):
         ds = ds.map_batches(
             scoring.Rate if name == "rate" else scoring.Score,
             fn_constructor_kwargs=publishing,
@@ -182,7 +223,7 @@ def build_graph(
                 getattr(pools, name), same_rows=name != settings.score.stages[-1], cards=cards.next_of(name)
             ),
         )
-    if until == "preview":
+    if "refine" not in needed:
         return ds.drop_columns(list(PAYLOAD), **cluster.GLUE)
 
     # Only survivors cost anything here. 1080p frames stay in the actor: what leaves it is an MP4, for the store.

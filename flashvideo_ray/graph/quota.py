@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Self
 
 from flashvideo_ray.errors import InputError
-from flashvideo_ray.settings import Pools, Stage
+from flashvideo_ray.settings import Pool, Pools, Stage
 
 Answer = Literal["go", "wait", "stop"]
 
@@ -39,6 +39,18 @@ class Quota:
         if found is None or not 0 < float(found[1]) <= 1e9:
             raise QuotaError(f"--budget {budget!r}: write it like '200 gpu-hours', or '8 cpu-hours'")
         return cls(accept, float(found[1]), "gpu" if found[2] == "gpu" else "cpu")
+
+    def spent(self, pools: Pools, held_seconds: Mapping[Stage, float]) -> tuple[float, str] | None:
+        """The share of the budget that actors have held, and the budget in words; None without one."""
+        if self.hours is None:
+            return None
+        hours = sum(seconds * units(getattr(pools, stage), self.unit) for stage, seconds in held_seconds.items()) / 3600
+        return hours / self.hours, f"{self.hours:g} {self.unit}-hours"
+
+
+def units(pool: Pool, unit: Literal["gpu", "cpu"]) -> float:
+    """What an actor of the pool holds: cards, or cores."""
+    return pool.num_gpus if unit == "gpu" else pool.cores
 
 
 class Gate:
@@ -70,9 +82,8 @@ class Gate:
 
     def joined(self, stage: Stage, actor: str) -> None:
         """An actor of the stage has come and holds its card until the job ends, also while its process is replaced."""
-        pool = getattr(self._pools, stage)
-        units = pool.num_gpus if self._quota.unit == "gpu" else pool.cores
-        self._actors.setdefault((stage, actor), (self._clock(), units))
+        held = units(getattr(self._pools, stage), self._quota.unit)
+        self._actors.setdefault((stage, actor), (self._clock(), held))
 
     def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:
         """Whether a call of `preview` or `refine` may begin; it is to ask again after `wait`."""

@@ -17,19 +17,30 @@ from flashvideo_ray.settings import ScorerSettings, Settings
 log = logging.getLogger("flashvideo_ray")
 
 
-def recipe_of(settings: Settings) -> dict[str, Any]:
-    """What a run has exactly one of. Models stand in it by fingerprint: where their files are does not matter."""
+def recipe_of(settings: Settings, fingerprints: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What a run has exactly one of. Models stand in it by fingerprint: where their files are does not matter.
+
+    Those are read from the models' files unless they are given.
+    """
     recipe = settings.recipe()
-    fingerprints = {}
-    stage: ModelStage
-    for stage in ("preview", "refine"):
-        fingerprints[stage] = engines.of(settings, stage).fingerprint()
-    fps = engines.of(settings, "preview").describe().fps
-    return {**recipe, "fps": fps, "fingerprints": fingerprints}
+    if fingerprints is None:
+        fingerprints = _fingerprints(settings)
+    return {**recipe, "fps": engines.fps_of(settings), "fingerprints": dict(fingerprints)}
 
 
-def sizes(settings: Settings) -> dict[str, dict[str, list[int]]]:
-    """Height and width of each stage, as asked and as they come out: what is asked for is rounded down to a grid."""
+def _fingerprints(settings: Settings) -> dict[str, str]:
+    stages: tuple[ModelStage, ...] = ("preview", "refine")
+    found: dict[str, str] = {stage: engines.of(settings, stage).fingerprint() for stage in stages}
+    if engines.text_readers(settings)["refine"] == "refine":  # another one than stage 1's
+        found["refine_text"] = engines.of(settings, "refine").text_fingerprint()
+    return found
+
+
+def sizes(settings: Settings) -> dict[str, dict[str, list[int | None]]]:
+    """Height and width of each stage, as asked and as they come out: what is asked for is rounded down to a grid.
+
+    None: as they are given.
+    """
     found = {}
     stage: ModelStage
     for stage in ("preview", "refine"):
@@ -45,11 +56,14 @@ def about(settings: Settings, candidates: int) -> dict[str, Any]:
         "sizes": sizes(settings),
         "candidates": candidates,
         "command": shlex.join(sys.argv),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("flashvideo-ray", "ray", "torch", "diffusers", "transformers")},
-        },
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what decides how things come out."""
+    packages = ("flashvideo-ray", "ray", "torch", "diffusers", "transformers")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def with_added_scorers(settings: Settings, run: Mapping[str, Any] | None) -> Settings:

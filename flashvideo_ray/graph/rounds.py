@@ -20,11 +20,13 @@ from flashvideo_ray.errors import JobError, in_a_line
 from flashvideo_ray.graph import cluster
 from flashvideo_ray.graph.health import Fault, Health
 from flashvideo_ray.graph.heartbeat import Heartbeat, used
+from flashvideo_ray.graph.notice import Notifier, Watch
 from flashvideo_ray.graph.placement import Placement
 from flashvideo_ray.graph.progress import Progress
 from flashvideo_ray.graph.quota import Gate, Quota
 from flashvideo_ray.graph.remaining import Until, Work, context_rows
 from flashvideo_ray.graph.shared_cards import SharedCards
+from flashvideo_ray.graph.tracker import StageState
 from flashvideo_ray.graph.tracker_actor import start_tracker, writing
 from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import jobs, tables
@@ -40,8 +42,10 @@ _START_PAUSES = (5.0, 15.0, 60.0)  # before the next round, where a worker's pro
 
 log = logging.getLogger("flashvideo_ray")
 
-Graph = Callable[[pa.Table, Store, Settings, Mapping[str, Any], TrackerClient, Until, SharedCards], ray.data.Dataset]
-"""What makes the graph: `pipeline.build_graph`."""
+Graph = Callable[
+    [pa.Table, Store, Settings, Mapping[str, Any], TrackerClient, Sequence[Stage], SharedCards], ray.data.Dataset
+]
+"""What makes the graph, of the stages that its rows need: `pipeline.build_graph`."""
 
 
 class Rounds:
@@ -145,21 +149,24 @@ class Rounds:
         Returns why the job has enough, or None if all rows came out. Those that did are added to `came`.
         """
         settings, store = cluster.without(self.settings, self.left_out), self.store
-        pools = stages_of(settings, work.until)
+        stages = stages_of(settings, work.until, work.previews)
         # The ledger's rows wait in memory when the store is away; only what the stages put and get must wait there.
         held = HeldStore(store.url, 0.0, self.claim, store.clock)
         clips = Writer(held, "clips", tables.extended(tables.CLIPS, self.extra), settings.ledger)
         tracker = self._start_tracker(work, settings, gate)
         events = TrackerClient(tracker, ray.get, gate is not None, cluster.here)
         patient = HeldStore(store.url, settings.store_patience_seconds, events)
-        cards = SharedCards(settings.pools, pools, cluster.needs)
-        progress = Progress(settings, _totals(work, settings.select.keep), pools)
-        placement = Placement(settings.pools, pools, settings.placement_patience_seconds)
-        heartbeat = Heartbeat(self.claim, tracker, clips, progress, self.ended, self.record, placement)
+        cards = SharedCards(settings.pools, stages, cluster.needs)
+        progress = Progress(settings, _totals(work, settings.select.keep), stages)
+        placement = Placement(settings.pools, stages, settings.placement_patience_seconds)
+        watch = Watch(settings.notify, Notifier(settings.notify, store.url))
+        heartbeat = Heartbeat(
+            self.claim, tracker, clips, progress, self.ended, self.record, placement, watch, self._spent
+        )
         over, last_patience, self._broke_off = None, LAST_SECONDS, False
         try:
             with cluster.data_context(), progress, heartbeat, cards:
-                dataset = self.graph(work.rows, patient, settings, self.recipe, events, work.until, cards)
+                dataset = self.graph(work.rows, patient, settings, self.recipe, events, stages, cards)
                 self._collect(dataset, clips, tracker, heartbeat, came)
                 del dataset  # Ray Data gives its actors back
                 over = ray.get(tracker.over.remote())
@@ -191,6 +198,11 @@ class Rounds:
                 last.callback(lambda: self.record.used(used(ray.get(tracker.tick.remote()))))
         self.claim.check()
         return over[0] if over is not None else None
+
+    def _spent(self, states: Mapping[Stage, StageState]) -> tuple[float, str] | None:
+        if self.quota is None:
+            return None
+        return self.quota.spent(self.settings.pools, {stage: state.held_seconds for stage, state in states.items()})
 
     def _wait_for_start(self, error: RayError, anew: bool) -> None:
         """Wait if a worker could not begin, for reasons of Ray's or of its host's such as a full disk; else raise.
@@ -244,10 +256,11 @@ class Rounds:
                 break
 
 
-def stages_of(settings: Settings, until: Until) -> tuple[Stage, ...]:
-    """The stages that a graph has."""
-    absent = {"rate"} - set(settings.score.stages) | ({"refine"} if until == "preview" else set())
-    return tuple(stage for stage in STAGES if stage not in absent)
+def stages_of(settings: Settings, until: Until, previews: bool) -> tuple[Stage, ...]:
+    """The stages that a graph has; `previews` says whether some are still to be made."""
+    wanted = {"text", *(("preview", *settings.score.stages) if previews else ())}
+    wanted |= {"refine"} if until == "refine" else set()
+    return tuple(stage for stage in STAGES if stage in wanted)
 
 
 def gate_of(work: Work, settings: Settings, quota: Quota | None) -> Gate | None:

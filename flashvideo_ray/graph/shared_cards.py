@@ -26,46 +26,50 @@ class Unit:
 
     stages: tuple[Stage, ...]
     pool: Pool
+    shares: bool = False
+    """Whether they have a whole card, however little of it they ask for."""
 
 
 def units(pools: Pools, stages: Sequence[Stage]) -> list[Unit]:
-    """What there is to place: pools by themselves, and the cards that are shared, alike ones as one pool."""
+    """What there is to place: pools by themselves, and the cards that are shared, alike ones as one pool.
+
+    What is beside a pool that is not among the stages has such a pool's cards all the same.
+    """
     found = []
-    for stage in stages:
-        pool: Pool = getattr(pools, stage)
-        if pool.beside is not None and pool.beside in stages:
+    for host in dict.fromkeys(getattr(pools, stage).beside or stage for stage in stages):
+        if not pools.guests(host):
+            found.append(Unit((host,), getattr(pools, host)))
             continue
-        if not pools.guests(stage):
-            found.append(Unit((stage,), pool))
-            continue
-        guests = [guest for guest in pools.guests(stage) if guest in stages]
+        members = [stage for stage in (host, *pools.guests(host)) if stage in stages]
+        most = max(getattr(pools, stage).size for stage in members)
         cards = Counter(
-            (stage, *(guest for guest in guests if getattr(pools, guest).size > number)) for number in range(pool.size)
+            tuple(stage for stage in members if getattr(pools, stage).size > number) for number in range(most)
         )
-        found += [Unit(members, _together(pools, members, size)) for members, size in cards.items()]
+        found += [Unit(own, _together(pools, host, own, size), shares=True) for own, size in cards.items()]
     return found
 
 
-def _together(pools: Pools, members: Sequence[Stage], size: int) -> Pool:
-    """A whole card, and what else the members ask for."""
-    host, *guests = (getattr(pools, stage) for stage in members)
+def _together(pools: Pools, host: Stage, members: Sequence[Stage], size: int) -> Pool:
+    """A whole card where the host's are, and what else the members ask for."""
+    own: list[Pool] = [getattr(pools, stage) for stage in members]
     resources = Counter[str]()
-    for pool in (host, *guests):
+    for pool in own:
         resources.update(pool.resources)
     asked = {
-        "num_cpus": sum(pool.num_cpus for pool in (host, *guests)),
+        "num_cpus": sum(pool.num_cpus for pool in own),
         "num_gpus": 1,
-        "memory_gib": sum(pool.memory_gib or 0 for pool in (host, *guests)) or None,
+        "memory_gib": sum(pool.memory_gib or 0 for pool in own) or None,
         "resources": dict(resources),
     }
-    return host.model_copy(update={"size": size, "beside": None, **asked})
+    card: Pool = getattr(pools, host)
+    return card.model_copy(update={"size": size, "beside": None, **asked})
 
 
 class SharedCards:
     """Reserves the shared cards of a graph's pools while it runs: a card that is not there yet is waited for."""
 
     def __init__(self, pools: Pools, stages: Sequence[Stage], needs: Callable[[Pool], dict[str, float]]):
-        self._units = [unit for unit in units(pools, stages) if pools.guests(unit.stages[0])]
+        self._units = [unit for unit in units(pools, stages) if unit.shares]
         self._needs = needs
         self._cards: dict[Stage, list[PlacementGroup]] = {}
         self._all: list[PlacementGroup] = []

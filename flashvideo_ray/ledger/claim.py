@@ -214,7 +214,7 @@ class Claim:
         # Also an unreadable one, as a machine that lost its power can leave: a living holder will soon write it anew.
         lease_seconds = (lease or self.lease).lease_seconds
         log.warning("%s: the claim of %s looks lapsed; watching it before taking over", self.store.url, _name(lease))
-        time.sleep(2 * _interval(lease_seconds))
+        time.sleep(2 * renewal_seconds(lease_seconds))
         now = self._read(generation)
         if now is not None and now != lease and not now.released:
             raise ClaimedError(self._refusal(now, 0.0, lease_seconds))
@@ -229,7 +229,7 @@ class Claim:
     def _renew(self) -> None:
         """The first thread, the only one that writes the lease. Errors of the store are left to the next turn."""
         self._tolerantly(self._clean)
-        while not self._over.wait(_interval(self.lease.lease_seconds)):
+        while not self._over.wait(renewal_seconds(self.lease.lease_seconds)):
             self._tolerantly(self._renew_once)
         self._tolerantly(self._release)
 
@@ -357,7 +357,7 @@ def _generation(key: str) -> int:
     return int(name) if name.isdecimal() else 0
 
 
-def _interval(lease_seconds: float) -> float:
+def renewal_seconds(lease_seconds: float) -> float:
     """Seconds between two renewals."""
     return min(5.0, lease_seconds / 12)
 

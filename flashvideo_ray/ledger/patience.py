@@ -10,14 +10,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Self, TypeVar
 
-from flashvideo_ray.errors import in_a_line, message_of
+from flashvideo_ray.errors import InputError, in_a_line, message_of
 from flashvideo_ray.ledger.claim import ClaimLostError, ClaimUnsureError
 from flashvideo_ray.ledger.clock import Clock
 from flashvideo_ray.ledger.store import Store
 
 T = TypeVar("T")
 # These will not be otherwise in a minute.
-FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError, ClaimLostError)
+FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError, ClaimLostError, InputError)
 FIRST_DELAY, LONGEST_DELAY = 0.5, 15.0  # seconds
 LAST_SECONDS = 60.0  # of patience, for what is to be written when somebody waits for the end
 # Of the patience, for a store that refuses this user: stores do so for seconds, and tokens are renewed; but a wrong key

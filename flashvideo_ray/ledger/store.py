@@ -14,6 +14,7 @@ from functools import cached_property
 import fsspec
 from fsspec.core import url_to_fs
 
+from flashvideo_ray.errors import InputError, no_file_system
 from flashvideo_ray.ledger.clock import Clock
 
 # fsspec's names of the stores whose file systems turn `mode="create"` into a conditional put.
@@ -27,7 +28,8 @@ class Store:
 
     Keys are relative and use `/`. `put` is atomic: object stores make an object visible when its upload is complete, a
     local file is written beside its place and renamed. A store is picklable; each process opens its own connection,
-    with credentials from the environment (`AWS_*`) or fsspec's configuration. Its `clock` gives the times of rows that
+    with credentials from the environment (`AWS_*`) or fsspec's configuration; InputError where nothing here knows its
+    protocol. Its `clock` gives the times of rows that
     are written, after those of all rows that were read.
     """
 
@@ -43,7 +45,10 @@ class Store:
         if "://" in self.url and not self.url.startswith("file://"):
             # A listing cached by this process would hide what other workers publish.
             options["use_listings_cache"] = False
-        filesystem, root = url_to_fs(self.url, **options)
+        try:
+            filesystem, root = url_to_fs(self.url, **options)
+        except (ImportError, ValueError) as error:  # a protocol whose library is not there, or that nobody knows
+            raise InputError(no_file_system(self.url, error)) from None
         return filesystem, root.rstrip("/")
 
     def reconnect(self) -> None:
@@ -108,6 +113,15 @@ class Store:
         except FileNotFoundError:
             return False
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether `create` is exact here, as far as the kind of the store tells; see there."""
+        return self.is_local or bool(self._protocols & CONDITIONAL_PUT)
+
+    @property
+    def _protocols(self) -> set[str]:
+        return {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
+
     def _create(self, key: str, data: bytes) -> None:
         path = self.path(key)
         self._may_write()
@@ -118,8 +132,7 @@ class Store:
                 except OSError as error:
                     if error.errno not in NO_HARD_LINKS:
                         raise
-        protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
-        if protocols & CONDITIONAL_PUT:
+        if self._protocols & CONDITIONAL_PUT:
             self.fs.pipe_file(path, data, mode="create")
         elif not self.exists(key):
             self.put(key, data)

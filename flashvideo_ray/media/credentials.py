@@ -40,6 +40,7 @@ _CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 15.0  # seconds between tries, where a timestamp authority or a KMS is away
 _OF_CERTIFICATES = ("signingCredential.", "timeStamp.", "claimSignature.outsideValidity")
 _UNTRUSTED = "signingCredential.untrusted"
+_NO_TIME = "timeStamp.untrusted"
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n?", re.DOTALL)
 log = logging.getLogger("flashvideo_ray")
 
@@ -57,7 +58,7 @@ class Signature:
     created: str | None
     """The time that the manifest names."""
     timestamp: str | None
-    """The time that a timestamp authority confirms."""
+    """The time that a timestamp authority confirms: one that is trusted, where something was given to trust."""
     says: Mapping[str, str]
     """What it says of the file: the keys of its MP4, as they were signed."""
 
@@ -169,8 +170,9 @@ class Signer:
         except ValueError:
             raise SettingsError(f"{where}: holds no certificates in PEM") from None
         now = dt.datetime.now(dt.UTC)
-        if leaf.not_valid_after_utc < now:
-            raise SettingsError(f"{where}: has expired on {leaf.not_valid_after_utc:%Y-%m-%d}")
+        self.expires = leaf.not_valid_after_utc
+        if self.expires < now:
+            raise SettingsError(f"{where}: has expired on {self.expires:%Y-%m-%d}")
         if leaf.not_valid_before_utc > now:
             raise SettingsError(f"{where}: is not valid before {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC")
         try:
@@ -291,6 +293,7 @@ def _signature(told: Mapping[str, Any], asked_for_trust: bool) -> Signature:
     if not results and told.get("validation_state") == "Invalid":
         codes = [each["code"] for each in told.get("validation_status", [])] or ["invalid"]
     own = manifest.get("signature_info", {})
+    noted = {each["code"] for each in results.get("informational", [])}
     assertions = {each["label"]: each["data"] for each in manifest.get("assertions", [])}
     actions: list[Mapping[str, Any]] = []
     for label, data in assertions.items():
@@ -301,7 +304,7 @@ def _signature(told: Mapping[str, Any], asked_for_trust: bool) -> Signature:
         faults=tuple(dict.fromkeys(code for code in codes if code != _UNTRUSTED)),
         trusted=_UNTRUSTED not in codes if asked_for_trust else None,
         created=next((action["when"] for action in actions if "when" in action), None),
-        timestamp=own.get("time"),
+        timestamp=own.get("time") if not (asked_for_trust and _NO_TIME in noted) else None,
         says={name: str(value) for name, value in says.items()} if isinstance(says, Mapping) else {},
     )
 

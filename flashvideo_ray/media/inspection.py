@@ -10,7 +10,7 @@ from typing import Any
 
 import fsspec
 
-from flashvideo_ray.errors import InputError
+from flashvideo_ray.errors import InputError, no_file_system
 from flashvideo_ray.media import credentials, video
 from flashvideo_ray.settings import SettingsError
 
@@ -53,6 +53,8 @@ def inspect(url: str, trust: str | None = None) -> Inspection:
     try:
         with fsspec.open(url, "rb") as file:
             data: bytes = file.read()
+    except ImportError as error:
+        raise InspectError(no_file_system(url, error)) from None
     except Exception as error:  # each file system has its own
         raise InspectError(f"{url}: cannot be read: {type(error).__name__}: {error}") from error
     try:
@@ -124,9 +126,13 @@ def _command(made: Mapping[str, Any], notes: list[str]) -> str | None:
 def _words(made: Mapping[str, Any], notes: list[str]) -> str:
     if "prompt" in made:
         row = {name: made[name] for name in ("id", "prompt", "negative_prompt", "seed") if name in made}
+        line = json.dumps(row, ensure_ascii=False)
     else:
-        row = {"prompt": "PROMPT", "seed": "SEED"}
-        notes.append("Its prompt and seed are withheld: put them in the command's place of PROMPT and SEED.")
+        line = '{"prompt": "PROMPT", "seed": SEED}'
+        notes.append(
+            "Its prompt and seed are withheld: put them in the command's place of PROMPT and SEED, and add a "
+            "negative_prompt if it had one."
+        )
     # These alone: a file may come from anybody, and other settings name code that is imported.
     tree = {name: dict(made["settings"][name]) for name in ("text", "preview", "refine", "video")}
     for stage in ("preview", "refine"):
@@ -137,11 +143,10 @@ def _words(made: Mapping[str, Any], notes: list[str]) -> str:
         if _FOLDER in json.dumps(tree[stage]):
             print_ = made["model_fingerprints"][stage]
             notes.append(f"{stage}.model: put your own paths in the command; the weights' fingerprint is {print_}.")
-    line = shlex.quote(json.dumps(row, ensure_ascii=False))
     words = ["flashvideo-ray", "render", "again.jsonl", "again"]
     for name, value in tree.items():
         words += ["--set", f"{name}={json.dumps(value)}"]
-    return f"printf '%s\\n' {line} > again.jsonl && {shlex.join(words)}"
+    return f"printf '%s\\n' {shlex.quote(line)} > again.jsonl && {shlex.join(words)}"
 
 
 def _located(model: str) -> str:

@@ -137,17 +137,29 @@ def parameters(config: Mapping[str, Any], model_class: Any = FlashVideoTransform
 
 
 def _empty(model_class: Any, config: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16) -> Any:
-    known = {key: value for key, value in config.items() if not key.startswith("_")}
+    """A network without memory for its weights. It is kept: what changes it makes its own."""
+    return _kept(model_class, _frozen(config), dtype)
+
+
+def _frozen(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    known = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    return tuple(sorted((key, value) for key, value in known.items() if not key.startswith("_")))
+
+
+def _made(model_class: Any, config: tuple[tuple[str, Any], ...], dtype: torch.dtype) -> Any:
     with torch.device("meta"):
-        network = model_class(**known)
+        network = model_class(**dict(config))
         if model_class is AutoencoderKLCogVideoX:
             split_convolutions(network)
         return torch.nn.Module.to(network, dtype).eval()
 
 
+_kept = lru_cache(maxsize=8)(_made)
+
+
 def transformer_bytes(config: Mapping[str, Any], dtype: torch.dtype, quantization: str | None = None) -> int:
     """Bytes of the transformer's weights as they are kept, and with fp8 of the largest layer as it computes."""
-    network = _empty(FlashVideoTransformer3DModel, config, dtype)
+    network = _made(FlashVideoTransformer3DModel, _frozen(config), dtype)
     before = [parameter.numel() * dtype.itemsize for parameter in network.parameters()]
     if quantization is None:
         return sum(before)
@@ -235,8 +247,7 @@ def vae_cost(
     else:
         chunks, unit = decode_chunks((num_frames - 1) // ratio + 1), 1
     sizes = tuple(stop - start for start, stop in chunks)
-    known = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-    frozen = tuple(sorted((key, value) for key, value in known.items() if not key.startswith("_")))
+    frozen = _frozen(config)
     flops, peak = 0.0, 0
     for row in tile_axis(height // scale, tiles[0]):
         for column in tile_axis(width // scale, tiles[1]):

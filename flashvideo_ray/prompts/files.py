@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.core import url_to_fs
 
+from flashvideo_ray.errors import no_file_system
 from flashvideo_ray.prompts import formats
 from flashvideo_ray.prompts.formats import FORMATS, IN_FOLDERS
 from flashvideo_ray.prompts.rows import PromptError, Rows
 
-_TEXTS = ("id", "prompt", "negative_prompt")  # an id such as 007 or 2024-01-02 must stay text
+_TEXTS = ("id", "prompt", "negative_prompt", "preview_url")  # an id such as 007 or 2024-01-02 must stay text
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # what Hive and Spark call a folder whose key is null
-_EXTRAS = {"hf": "hf", "gs": "gcs", "gcs": "gcs"}  # what brings the file system of a protocol
 log = logging.getLogger("flashvideo_ray")
 
 
@@ -77,9 +77,7 @@ def _files(url: str) -> list[tuple[fsspec.AbstractFileSystem, str]]:
     except PromptError:
         raise
     except ImportError as error:
-        extra = _EXTRAS.get(url.partition("://")[0])
-        hint = f"pip install 'flashvideo-ray[{extra}]'" if extra else str(error)
-        raise PromptError(f"{url}: what reads such places is not installed: {hint}") from None
+        raise PromptError(no_file_system(url, error)) from None
     except Exception as error:  # each file system has its own: no credentials, no such bucket, unknown protocol, …
         raise PromptError(f"{url}: cannot be listed: {type(error).__name__}: {error}") from error
 

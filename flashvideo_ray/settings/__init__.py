@@ -6,7 +6,7 @@ Three kinds of settings live in three places, because they are treated different
   fixed by the first job that writes to an OUTPUT;
 - what decides who is refined (`select`): may be changed at any time;
 - how prompts are read, where and how work runs, what is signed, kept and paid (`prompts`, `pools`, `ledger`, `keep`,
-  `credentials`, `prices`, `max_attempts` and the seconds): operational, free.
+  `credentials`, `prices`, `notify`, `max_attempts` and the seconds): operational, free.
 
 All models are frozen and refuse unknown keys. A `null` in `preview` or `refine` means "as the model itself says": the
 sizes, steps and guidance stored in its `model_index.json`.
@@ -21,6 +21,7 @@ from flashvideo_ray.settings.schema import (
     Frozen,
     LedgerSettings,
     Metadata,
+    NotifySettings,
     OptimizeSettings,
     Pool,
     Pools,
@@ -42,6 +43,7 @@ __all__ = [
     "Frozen",
     "LedgerSettings",
     "Metadata",
+    "NotifySettings",
     "OptimizeSettings",
     "Pool",
     "Pools",

@@ -109,7 +109,7 @@ def _explain(issue: Any, root: type[BaseModel], where: str) -> str:
         hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"known keys: {', '.join(sorted(known))}"
         return f"{where}: unknown key {key}; {hint}"
     message = issue["msg"].removeprefix("Value error, ")
-    hidden = isinstance(issue["input"], dict) or path[0] == "credentials"  # whatever was put there by mistake
+    hidden = isinstance(issue["input"], dict) or path[0] in ("credentials", "notify")  # a secret, maybe
     shown = "" if hidden else f" (found {_short(issue['input'])})"
     return f"{where}: {key}: {message}{shown}"
 

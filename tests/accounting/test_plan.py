@@ -5,10 +5,13 @@ from __future__ import annotations
 import heapq
 import json
 import random
+import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
-from support import write_prompts
+from support import ROOT, write_prompts
 from typer.testing import CliRunner
 
 from flashvideo_ray import Settings
@@ -219,6 +222,23 @@ def test_a_plan_from_the_command_line(tmp_path: Path) -> None:
     }.items():
         status, text = planned(*words)
         assert (status, message in text) == (2, True), text
+
+
+def test_the_figures_of_the_docs_are_those_of_the_command_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docs = (ROOT / "docs" / "selection.md").read_text()
+    [(made, asked)] = re.findall(r"```\n(seq .*)\n(flashvideo-ray plan .*)\n```", docs)
+    subprocess.run(made, shell=True, check=True, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    said = CliRunner().invoke(app, shlex.split(asked)[1:])
+    places = " ".join(said.output.partition("Text encoder")[2].split())
+    found = re.findall(r": (\d+) h (\d+) min, ([\d.]+) USD(?:, saves ([\d.]+) USD)? \(", places)
+    stated = re.findall(r"^\| .+ \| (\d+) USD \| (?:(\d+) USD )?\|$", docs, re.MULTILINE)
+    assert [tuple(str(round(float(usd))) if usd else "" for usd in own) for _, _, *own in found] == stated
+    assert len(stated) == 3
+    assert {f"{round(int(hours) + int(minutes) / 60)} h" for hours, minutes, *_ in found} == {"63 h"}
+    assert "at 0.05 USD; 63 h)" in docs
 
 
 def test_measures_come_from_the_summary_of_a_run(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -12,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import export_run
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from support import S3
 from typer.testing import CliRunner
 
@@ -101,18 +105,23 @@ from flashvideo_ray import export
 
 options = export.Options.model_validate_json(sys.argv[3])
 def progress(count, total):
-    if count == 5:
+    if count == int(sys.argv[4]):
         os.kill(os.getpid(), signal.SIGKILL)
-export.export(sys.argv[1], sys.argv[2], options, progress=progress)
+export.export(sys.argv[1], sys.argv[2], options, on_ray="RAY_ADDRESS" in os.environ, progress=progress)
 """
+
+
+def kill(run: Store, dest: Store, after: int, **environment: str) -> None:
+    """Begin an export in a process that is killed when so many shards are whole."""
+    words = [sys.executable, "-c", KILLED, run.url, dest.url, TAR.model_dump_json(), str(after)]
+    assert subprocess.run(words, env={**os.environ, **environment}).returncode == -signal.SIGKILL
+    assert dest.exists("pending.parquet")
 
 
 def test_after_kill_9_the_same_command_goes_on_to_an_equal_result(run: Store, tmp_path: Path):
     dest, whole = Store(str(tmp_path / "dataset")), Store(str(tmp_path / "whole"))
     export.export(run.url, whole.url, TAR)
-    killed = subprocess.run([sys.executable, "-c", KILLED, run.url, dest.url, TAR.model_dump_json()])
-    assert killed.returncode == -9
-    assert dest.exists("pending.parquet")
+    kill(run, dest, after=5)
     assert len(dest.keys("data")) == 5
     # As if it had been killed a moment earlier, and in the middle of a write.
     dest.delete(dest.keys("index")[-1])
@@ -130,14 +139,20 @@ def test_after_kill_9_the_same_command_goes_on_to_an_equal_result(run: Store, tm
     assert not [*(tmp_path / "dataset").rglob("*.partial")]
 
 
-def test_tasks_of_ray_write_the_same_bytes_into_an_object_store(built: Store, s3: S3, local_ray: None, tmp_path: Path):
-    export.export(built.url, str(tmp_path / "here"), TAR, on_ray=False)
+def test_tasks_of_ray_write_the_same_bytes_into_an_object_store_after_kill_9_too(
+    built: Store, s3: S3, local_ray: None, tmp_path: Path
+):
+    here, there = Store(str(tmp_path / "here")), Store(f"s3://{s3.bucket}/dataset")
+    export.export(built.url, here.url, TAR, on_ray=False)
+    kill(built, there, after=2, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+    begun = objects(there, "index")
+    assert 2 <= len(begun) < len(here.keys("index"))
 
-    there = Store(f"s3://{s3.bucket}/dataset")
     export.export(built.url, there.url, TAR, on_ray=True)
 
-    here = Store(str(tmp_path / "here"))
     assert objects(there) == objects(here)
+    assert objects(there, "index").items() >= begun.items()
+    assert not there.exists("pending.parquet")
     assert there.keys("", "README.md") == ["README.md"]
 
 
@@ -206,7 +221,11 @@ def test_another_recipe_is_refused_with_the_difference(built: Store, tmp_path: P
     with pytest.raises(RecipeError, match="where"):
         export.export(built.url, dest, _options(caption="title", where="motion > 1"))
     export.export(built.url, dest, _options(caption="title", license="CC-BY-4.0"))
-    assert "License: CC-BY-4.0." in (tmp_path / "dataset" / "README.md").read_text()
+    card = (tmp_path / "dataset" / "README.md").read_text()
+    assert "License: CC-BY-4.0." in card
+    assert "\nlicense: cc-by-4.0\n" in card  # as the Hub calls it
+    export.export(built.url, dest, _options(caption="title", license="within the studio"))
+    assert "\nlicense: other\nlicense_name: within the studio\n" in (tmp_path / "dataset" / "README.md").read_text()
 
 
 def test_a_filter_sees_columns_scores_decisions_and_the_prompt_files_own(built: Store, tmp_path: Path):
@@ -252,8 +271,6 @@ def test_splits_are_by_prompt_and_stay_as_the_run_grows(run: Store, tmp_path: Pa
 
 
 def test_a_column_that_comes_later_stays_out_and_is_named(run: Store, tmp_path: Path):
-    import pyarrow as pa
-
     options = export.Options(format="parquet")
     export.export(run.url, str(tmp_path / "dataset"), options)
     previews = tables.read(run, "previews")
@@ -264,6 +281,37 @@ def test_a_column_that_comes_later_stays_out_and_is_named(run: Store, tmp_path: 
 
     assert done.new_columns == ("score_new",)
     assert len({str(pq.read_schema(path)) for path in (tmp_path / "dataset" / "data").iterdir()}) == 1
+
+
+def test_a_column_that_a_library_has_no_type_for_is_named_before_anything_is_written(run: Store, tmp_path: Path):
+    previews = tables.read(run, "previews")
+    kind = pa.map_(pa.string(), pa.int64())
+    more = previews.append_column("counts", pa.array([[("a", 1)]] * previews.num_rows, kind))
+    tables.supersede(run, "previews", more)
+    for name in ("webdataset", "hf", "preference"):
+        options = export.Options(format=name, media_of="previews")  # type: ignore[arg-type]
+        with pytest.raises(export.ExportError, match=r"the column counts is map.*--format parquet"):
+            export.export(run.url, str(tmp_path / name), options)
+        assert not (tmp_path / name).exists()
+    assert export.export(run.url, str(tmp_path / "rows"), export.Options(format="parquet")).rows == 100
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "preference"])
+def test_columns_of_the_prompts_keep_apart_from_those_of_the_dataset(run: Store, tmp_path: Path, kind: str):
+    names = {"video": "prompt_prompt_video", "prompt_video": "prompt_video", "caption": "prompt_caption"}
+    names |= {"split": "prompt_split", "chosen_seed": "prompt_chosen_seed", "_caption": "_caption"}
+    rows = tables.read(run, "previews")
+    for name in names:
+        rows = rows.append_column(name, pa.array([f"my {name}"] * rows.num_rows))
+    tables.supersede(run, "previews", rows)
+
+    options = export.Options(format=kind, media_of="previews")  # type: ignore[arg-type]
+    export.export(run.url, str(tmp_path / "dataset"), options)
+
+    [file] = (tmp_path / "dataset" / "data").iterdir()
+    row = json.loads(file.read_text().splitlines()[0]) if kind == "jsonl" else pq.read_table(file).to_pylist()[0]
+    assert {shown: row[shown] for shown in names.values()} == {shown: f"my {name}" for name, shown in names.items()}
+    assert (row["split"], row["caption"]) == ("train", row["prompt"])
 
 
 def test_the_card_tells_what_the_dataset_is(built: Store, tmp_path: Path):
@@ -291,6 +339,7 @@ def test_wrong_input_ends_with_one_line_before_anything_is_written(built: Store,
     dest = tmp_path / "dataset"
     for words, told in (
         (["--split", "train=0.9"], "add up to 0.9"),
+        (["--split", "all=1"], "call all splits together `all`"),
         (["--shard-size", "many"], "--shard-size many"),
         (["--caption", "titel"], "--caption titel"),
         (["--where", "motion >"], "cannot read the filter"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import re
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import export_run
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import ROOT
 
 from flashvideo_ray import export
 from flashvideo_ray.export import preference
@@ -141,21 +140,22 @@ def test_pairs_of_clips_are_of_candidates_that_both_have_one():
     assert found.gaps == {"no clip": 1, "failed": 1}
 
 
-def test_the_docs_example_gives_batches_of_pairs(built: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_docs_example_gives_batches_of_pairs(run: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    export.export(built.url, str(tmp_path / "pairs"), PAIRS)
-    docs = (ROOT / "docs" / "datasets.md").read_text()
-    [code] = re.findall(r"```python\n(# torch-preference:.*?)```", docs, re.DOTALL)
+    export.export(run.url, str(tmp_path / "pairs"), PAIRS)
+    old = next(row for row in pairs(tmp_path / "pairs") if (row["decided"], row["split"]) == ("rank", "train"))
+    decisions.write(run, [Decision(old["chosen_clip_id"], "rejected", "cat")])
+    assert export.export(run.url, str(tmp_path / "pairs"), PAIRS).withdrawn == 1
 
-    names: dict[str, Any] = {"DATASET": str(tmp_path / "pairs")}
-    exec(code, names)
+    loader = export_run.docs_module("torch-preference", tmp_path / "pairs").loader("train", batch_size=4, workers=2)
+    pickle.dumps((loader.dataset, loader.collate_fn))  # as workers get them where they are not forked
 
-    found = {}
-    for batch in names["loader"]:
+    found = []
+    for batch in loader:
         for caption, *sides in zip(batch["captions"], batch["chosen"], batch["rejected"], strict=True):
-            found[caption] = sides
+            found.append((caption, sides))
     expected = [row for row in pairs(tmp_path / "pairs") if row["split"] == "train"]
-    assert found.keys() == {row["caption"] for row in expected}
+    assert sorted(caption for caption, _ in found) == sorted(row["caption"] for row in expected)
     for row in expected:
-        for side, frames in zip(preference.SIDES, found[row["caption"]], strict=True):
+        for side, frames in zip(preference.SIDES, dict(found)[row["caption"]], strict=True):
             assert (frames.numpy() == video.decode_mp4(row[side]["bytes"])[0]).all()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import write_prompts
+from support import ROOT, write_prompts
 from typer.testing import CliRunner
 
 from flashvideo_ray import Settings
@@ -129,6 +131,21 @@ def test_what_is_submitted_again_makes_the_same_candidates(store: Store, wanted:
     made = candidates(prompts, 3, STAGE1, "f00d")
     assert made.to_pylist() == wanted.take(pa.array(range(1, 6))).select(made.column_names).to_pylist()
     assert pq.read_schema(again).names == ["id", "prompt", "negative_prompt", "seed", "candidate", "mood"]
+
+
+def test_the_commands_of_the_docs_list(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path(store.path()).rename("runs/mine")
+    docs = (ROOT / "docs" / "prompts.md").read_text()
+    commands = [
+        shlex.split(line, comments=True) for line in re.findall("^flashvideo-ray (list .*)$", docs, re.MULTILINE)
+    ]
+    assert len(commands) >= 5
+    for command in commands:
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, (command, done.output)
+    assert read_prompts("failed.parquet")["prompt"].to_pylist() == ["a cat"]
 
 
 def test_what_cannot_be_listed_is_said(store: Store, tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ from support import PROMPTS, Days, tiny_overrides, write_prompts
 
 import flashvideo_ray
 from flashvideo_ray import Settings
-from flashvideo_ray.graph import pipeline, rounds
+from flashvideo_ray.graph import cluster, pipeline, rounds
+from flashvideo_ray.graph.stage_base import StageBase
+from flashvideo_ray.ledger import decisions, tables
+from flashvideo_ray.ledger.store import Store
 
 FULL = "OSError: [Errno 28] No space left on device"
 NO_START = ActorDiedError(RayTaskError("__init__", FULL, OSError(28, "No space left on device"), actor_id="0"))
@@ -57,6 +60,44 @@ def test_a_worker_that_cannot_begin_for_a_while_ends_no_job(
     with pytest.raises(ActorDiedError, match="No space left"):
         flashvideo_ray.render(prompts, str(tmp_path / "other"), settings)
     assert next(rounds_, None) is None
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_job_opens_only_the_pools_that_its_rows_need(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cards that nobody needs are neither asked for nor held, and no model is loaded in vain."""
+    opened, asked = [], []
+    init, connect = StageBase.__init__, cluster.connect
+
+    def opening(stage: StageBase, *arguments: Any) -> None:
+        opened.append(stage.name)
+        init(stage, *arguments)
+
+    def connecting(pools: Any, stages: Any) -> None:
+        asked.append(stages)
+        connect(pools, stages)
+
+    monkeypatch.setattr(StageBase, "__init__", opening)
+    monkeypatch.setattr(cluster, "connect", connecting)
+    prompts, output = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:2]), str(tmp_path / "run")
+    settings = Settings.load("nano", [*tiny_overrides(tiny_model), "select.require=motion > 1e9"])
+
+    flashvideo_ray.preview(prompts, output, settings)
+    assert opened == [*asked.pop()] == ["text", "preview", "score"]
+    opened.clear()
+    first = tables.read(Store(output), "previews")["clip_id"][0].as_py()
+    decisions.write(Store(output), [decisions.Decision(first, "approved", "ann")])
+    assert flashvideo_ray.refine(output).ended == {"rendered": 1}
+    assert opened == [*asked.pop()] == ["text", "refine"]
+    opened.clear()
+    assert flashvideo_ray.refine(output).ended == {}
+    assert (opened, asked) == ([], [])
+
+    # A prompt more, and an approval: the new one needs all of them.
+    more = write_prompts(tmp_path / "more.parquet", PROMPTS[:3])
+    assert flashvideo_ray.render(more, output, settings).ended == {"rejected": 1}
+    assert opened == [*asked.pop()] == ["text", "preview", "score", "refine"]
 
 
 def test_the_last_rows_are_waited_for_and_that_is_said(

@@ -45,6 +45,17 @@ def test_a_pool_beside_another_may_be_smaller_and_takes_no_card_where_it_is_not_
     assert (alone.pool.size, alone.pool.num_gpus) == (4, 1)
 
 
+def test_a_pool_beside_one_that_a_job_does_not_need_has_its_cards_all_the_same() -> None:
+    """As for `refine OUTPUT`, which makes no previews: no two actors on a card, none on a card of another pool."""
+    large = {"gpu-tier": "large"}
+    alone = units(pools("pools.preview.labels={gpu-tier: large}"), ["refine"])
+    assert [(unit.stages, unit.pool.size, unit.pool.num_gpus) for unit in alone] == [(("refine",), 4, 1)]
+    assert (alone[0].pool.labels, alone[0].shares) == (large, True)
+    text, refine = units(Settings.load("flashvideo-1080p").pools, ["text", "refine"])
+    assert (text.stages, text.pool.size, text.pool.num_gpus, text.pool.labels) == (("text",), 1, 1, large)
+    assert (refine.stages, refine.pool.size, refine.shares) == (("refine",), 4, False)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

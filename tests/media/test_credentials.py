@@ -173,7 +173,9 @@ def test_a_signed_clip_holds_the_time_that_an_authority_confirms(authority: Auth
     assert (found.holds, found.trusted) == (True, True)
     assert found.timestamp is not None
     assert dt.datetime.fromisoformat(found.timestamp) < ends
-    assert credentials.read(without, both.read_text()).timestamp is None  # type: ignore[union-attr]
+    assert credentials.read(signed).timestamp == found.timestamp  # type: ignore[union-attr]
+    for mp4, trust in ((without, both), (signed, authority.root)):
+        assert credentials.read(mp4, trust.read_text()).timestamp is None  # type: ignore[union-attr]
 
     # It is what a signature lives on when its certificate has expired.
     while dt.datetime.now(dt.UTC) < ends + dt.timedelta(seconds=1):

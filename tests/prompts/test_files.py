@@ -222,12 +222,6 @@ def test_rows_that_are_single_candidates_are_made_as_they_were(tmp_path: Path) -
         read_prompts(str(tmp_path / "wrong.parquet"))
 
 
-def test_what_an_extra_brings_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(PromptError, match=r"not installed: pip install 'flashvideo-ray\[hf\]'"):
-        read_prompts("hf://datasets/org/name")
-
-
 def test_a_dataset_of_the_hub_is_a_folder_like_others(tmp_path: Path) -> None:
     pq.write_table(pa.table({"caption": ["a dog"]}), tmp_path / "p.parquet")
     files = {

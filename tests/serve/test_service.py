@@ -20,7 +20,7 @@ from flashvideo_ray.graph.stage_base import row_schema
 from flashvideo_ray.ledger import decisions, tables
 from flashvideo_ray.ledger.claim import Claim, Identity
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.media import video
+from flashvideo_ray.media import credentials, video
 from flashvideo_ray.serve import app, local
 
 HEADER = {"X-Requested-With": "flashvideo-ray"}
@@ -92,7 +92,8 @@ def test_from_a_prompt_to_a_clip_that_plays(served: Served) -> None:
     [candidate] = client.until([item["clip_id"]], "previewed")
     assert candidate["seed"] == 3
     assert candidate["scores"]["motion"] is not None
-    assert video.probe(client.get(candidate["preview"]).content, count=True).metadata["clip_id"] == item["clip_id"]
+    preview = client.get(candidate["preview"]).content
+    assert video.probe(preview, count=True).metadata["clip_id"] == item["clip_id"]
     assert client.get(candidate["poster"]).headers["Content-Type"] == "image/jpeg"
 
     decision = {"clip_id": item["clip_id"], "word": "approved", "note": "calm"}
@@ -110,6 +111,10 @@ def test_from_a_prompt_to_a_clip_that_plays(served: Served) -> None:
     assert video.probe(clip, count=True).frames == 9
     rows = [row for row in tables.read(served.store, "clips").to_pylist() if row["clip_id"] == item["clip_id"]]
     assert [(row["status"], row["bytes"]) for row in rows] == [("rendered", len(clip))]
+    for mp4 in (preview, clip):
+        signature = credentials.read(mp4, served.root)
+        assert signature is not None
+        assert (signature.holds, signature.trusted, signature.says["clip_id"]) == (True, True, item["clip_id"])
 
 
 def test_the_same_candidate_has_the_id_that_a_batch_job_gives_it(served: Served) -> None:
