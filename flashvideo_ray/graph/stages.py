@@ -35,6 +35,7 @@ from flashvideo_ray.media.provenance import of_candidate
 from flashvideo_ray.settings import Settings, Stage
 
 _TEXTS_KEPT = 32  # embeddings; 2 MB each of the released encoder
+_NEGATIVES_KEPT = 64
 
 
 class EncodeText(StageBase):
@@ -57,8 +58,9 @@ class EncodeText(StageBase):
         """The text encoder."""
         preview, refine = engines.of(self.settings, "preview"), engines.of(self.settings, "refine")
         preview.verify(self.fingerprints["preview"])
-        # Rows of a prompt come one after the other, and their text is the same.
-        self._encode = lru_cache(_TEXTS_KEPT)(preview.load_text().encode)
+        # Rows of a prompt come one after the other, and their text is the same. A negative prompt is that of many others.
+        encode = preview.load_text().encode
+        self._encode, self._encode_negative = lru_cache(_TEXTS_KEPT)(encode), lru_cache(_NEGATIVES_KEPT)(encode)
         self.prefixes = {"preview": preview.describe().prompt_prefix, "refine": refine.describe().prompt_prefix}
 
     def takes(self, row: Mapping[str, Any]) -> bool:
@@ -67,19 +69,22 @@ class EncodeText(StageBase):
 
     def process(self, row: dict[str, Any]) -> dict[str, Any]:
         """Adds `prompt_embeds` and `text_seconds` (null where another row's call had encoded the same)."""
-        started = time.perf_counter()
-        encoded = self._encode.cache_info().misses
+        started, encoded = time.perf_counter(), self._encoded
         stages = [stage for stage in self.readers if stage != "preview" or row["status"] == "open"]
         with self.device(row):
             embeds: dict[str, torch.Tensor] = {
                 stage: self._encode(row["prompt"], self.prefixes[stage]) for stage in stages
             }
             if row["negative_prompt"]:
-                embeds["negative"] = self._encode(row["negative_prompt"])
+                embeds["negative"] = self._encode_negative(row["negative_prompt"])
         # Copies: where no stage has a prefix, both have the same tensor, and safetensors takes none twice.
         packed = pack({name: tensor.clone() for name, tensor in embeds.items()})
-        worked = self._encode.cache_info().misses > encoded
+        worked = self._encoded > encoded
         return {"prompt_embeds": packed, "text_seconds": time.perf_counter() - started if worked else None}
+
+    @property
+    def _encoded(self) -> int:
+        return self._encode.cache_info().misses + self._encode_negative.cache_info().misses
 
 
 class EncodeTexts(EncodeText):
