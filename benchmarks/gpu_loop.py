@@ -30,7 +30,6 @@ def loop(bench: Bench) -> Iterator[Result]:
     from safetensors.torch import save
 
     from flashvideo_ray import engines
-    from flashvideo_ray.engines import weights
     from flashvideo_ray.graph.stages import Refine
     from flashvideo_ray.ledger.store import Store
     from flashvideo_ray.settings import Settings
@@ -54,10 +53,10 @@ def loop(bench: Bench) -> Iterator[Result]:
     )
     prints = {"refine": engines.of(settings, "refine").fingerprint()}
     provenance = {"model_fingerprints": json.dumps(prints)}
-    settings = weights.with_model_defaults(settings) if bench.tiny else settings
+    settings = engines.with_model_defaults(settings) if bench.tiny else settings
     actor = Refine(settings, Told(), Store(str(bench.folder / "run")), fps=8, provenance=provenance)
     latents = save({"latents": bench.latents("preview")[0].cpu()})
-    embeds = save({"refine": bench.embeds("refine")[0]})
+    embeds = save({"refine.prompt.prompt_embeds": bench.embeds("refine")[0]})
 
     def render(number: int) -> None:
         row = {"clip_id": f"{number:020x}", "id": "a", "prompt": "a", "seed": number, "candidate": 0, "audit": None}

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashvideo_ray.prompts import CANDIDATE, PromptError, digest
+from flashvideo_ray.prompts import CANDIDATE, PREVIEW_URL, PromptError, digest
 
 _SEEDS = 2**63
 _SHOWN = 60  # characters of a text
@@ -19,7 +19,8 @@ def candidates(prompts: pa.Table, count: int, stage1: Mapping[str, Any], fingerp
     """One row for each (prompt, seed) pair: `count` candidates of every prompt, numbered from `first`.
 
     Adds `candidate` and `clip_id`, a hex digest of all that decides the preview: prompt, negative prompt, seed, the
-    stage-1 settings and the fingerprint of the stage-1 weights. Candidate k of a prompt has seed `seed + k`. Rows that
+    stage-1 settings and the fingerprint of the stage-1 weights; and where the preview exists already, of its URL: its
+    content is not known yet. Candidate k of a prompt has seed `seed + k`. Rows that
     have a `candidate` are that one, with their own seed, and no others are made of them; with `first`, what is made are
     further ones of their prompts. Raises PromptError if two rows give the same candidate.
     """
@@ -52,9 +53,12 @@ def _named(rows: pa.Table, stage1: Mapping[str, Any], fingerprint: str) -> pa.Ta
     """Candidates with their clip_ids."""
     recipe = json.dumps([dict(stage1), fingerprint], sort_keys=True)
     texts, negatives, seeds = (rows[name].to_pylist() for name in ("prompt", "negative_prompt", "seed"))
+    previews = (
+        [[url] for url in rows[PREVIEW_URL].to_pylist()] if PREVIEW_URL in rows.column_names else [[]] * len(texts)
+    )
     ids = [
-        digest(recipe, text, negative or "", str(seed))
-        for text, negative, seed in zip(texts, negatives, seeds, strict=True)
+        digest(recipe, text, negative or "", str(seed), *preview)
+        for text, negative, seed, preview in zip(texts, negatives, seeds, previews, strict=True)
     ]
     if len(set(ids)) < len(ids):
         raise PromptError(_clash(rows, ids))

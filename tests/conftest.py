@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,12 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """A SeaweedFS server on this machine."""
     with serve_s3(tmp_path_factory.mktemp("s3")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the folder of a tiny pipeline of a family: `wan`, `ltx`, `cogvideo` or `hunyuan_video`."""
+    from tiny_pipelines import FAMILIES
+
+    folder = tmp_path_factory.mktemp("pipelines")
+    return cache(lambda family: FAMILIES[family](folder / family))

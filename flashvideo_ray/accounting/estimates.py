@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from flashvideo_ray import engines
 from flashvideo_ray.accounting.card import Card
 from flashvideo_ray.engines import weights
+from flashvideo_ray.errors import InputError
 from flashvideo_ray.models import costs
 from flashvideo_ray.settings import Settings
 
@@ -39,6 +41,10 @@ _LADDER: dict[str, tuple[dict[str, Any], ...]] = {
         {"refine.encode_chunk_frames": 8, "refine.encode_tiles": [2, 2], "refine.decode_tiles": [3, 4]},
     ),
 }
+
+
+class NotKnownError(InputError):
+    """What a model costs cannot be calculated. The message says whose."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,10 @@ class Fit:
 
 
 def operations(settings: Settings) -> Operations:
-    """The operations of stage 1, stage 2 and of a single stage, at these sizes and steps. Raises ModelNotFoundError."""
+    """The operations of stage 1, stage 2 and of a single stage, at these sizes and steps.
+
+    Raises ModelNotFoundError, NotKnownError.
+    """
     stages, released = _with_configs(settings)
     size = {stage: _latents(found, stages["preview"]["num_frames"]) for stage, found in stages.items()}
     first, second = stages["preview"], stages["refine"]
@@ -86,15 +95,30 @@ def operations(settings: Settings) -> Operations:
 
 
 def known_operations(settings: Settings) -> Operations | None:
-    """`operations`, or None where the model is not on this machine."""
+    """`operations`, or None where a model is not on this machine, or none of this package."""
     try:
         return operations(settings)
-    except weights.ModelNotFoundError:
+    except (weights.ModelNotFoundError, NotKnownError):
         return None
 
 
+def not_known(settings: Settings) -> str | None:
+    """Whose cost is not known, and why, in a sentence; None where it is known, or cannot be looked at here."""
+    for stage in _STAGES:
+        try:
+            _networks(settings, stage)
+        except weights.ModelNotFoundError:
+            continue
+        except NotKnownError as error:
+            return str(error)
+    return None
+
+
 def fit(settings: Settings, stages: Sequence[weights.ModelStage], card_gib: float, card: Card) -> Fit:
-    """The peak memory of stages that share a card against it; where it is too much, settings that fit."""
+    """The peak memory of stages that share a card against it; where it is too much, settings that fit.
+
+    Raises ModelNotFoundError, NotKnownError.
+    """
     name = " + ".join(stages)
     needed, source = _peaks_gib(settings, stages, card)
     if needed <= card_gib:
@@ -147,11 +171,12 @@ def _peaks_gib(settings: Settings, stages: Sequence[weights.ModelStage], card: C
 
 
 def _peak_gib(settings: Settings, stage: weights.ModelStage, card: Card) -> tuple[float, str]:
-    found = _with_configs(settings)[0]
+    found = _with_configs(settings, [stage])[0]
+    num_frames = found.get("preview", {}).get("num_frames") or _length(settings)
     own, pool = getattr(settings, stage), getattr(settings.pools, stage)
     common: dict[str, Any] = {
         **{name: found[stage][name] for name in ("height", "width", "num_inference_steps")},
-        "num_frames": found["preview"]["num_frames"],
+        "num_frames": num_frames,
         "guidance_batching": own.guidance_batching,
         "dtype": getattr(torch, own.dtype),
         "vae_dtype": getattr(torch, own.vae_dtype or own.dtype),
@@ -174,11 +199,24 @@ def _peak_gib(settings: Settings, stage: weights.ModelStage, card: Card) -> tupl
     return peak / costs.GIB, "estimated"
 
 
-def _with_configs(settings: Settings) -> tuple[dict[str, dict[str, Any]], bool]:
-    """By stage: sizes, steps and the configurations of both networks; whether they are the released ones."""
+def _networks(settings: Settings, stage: weights.ModelStage) -> dict[str, Any]:
+    found = engines.of(settings, stage).networks()
+    if found is None:
+        model = getattr(settings, stage).model
+        raise NotKnownError(f"{stage}.model: what {model} costs is not known: it is no model of this package")
+    return dict(found)
+
+
+def _with_configs(
+    settings: Settings, stages: Sequence[weights.ModelStage] = _STAGES
+) -> tuple[dict[str, dict[str, Any]], bool]:
+    """By stage: sizes, steps and the configurations of both networks; whether they are the released ones.
+
+    Raises ModelNotFoundError, NotKnownError.
+    """
     try:
-        full, released = weights.with_model_defaults(settings), False
-        configs = {stage: _configs(full, stage) for stage in _STAGES}
+        full, released = engines.with_model_defaults(settings), False
+        configs = {stage: _networks(full, stage) for stage in stages}
     except weights.ModelNotFoundError:
         if not is_released(settings):
             raise
@@ -203,16 +241,13 @@ def _with_configs(settings: Settings) -> tuple[dict[str, dict[str, Any]], bool]:
     return found, released
 
 
-def _configs(full: Settings, stage: weights.ModelStage) -> dict[str, Any]:
-    own = getattr(full, stage)
-    stated = weights.sampling_defaults(own.model, stage)
-    none = 0 if stage == "preview" and stated.get("use_dynamic_cfg", True) else 1  # the scale that is no guidance
-    return {
-        "transformer": weights.config(own.model, stage, "transformer"),
-        "vae": weights.config(own.model, stage, "vae"),
-        "tokens": stated["max_sequence_length"],
-        "evaluations": 1 if own.guidance_scale == none else 2,
-    }
+def _length(settings: Settings) -> int:
+    """Frames of a preview."""
+    try:
+        stated = engines.of(settings, "preview").describe().num_frames
+    except weights.ModelNotFoundError:
+        stated = settings.preview.num_frames
+    return stated or _RELEASED_PREVIEW["num_frames"]
 
 
 def is_released(settings: Settings) -> bool:
@@ -220,7 +255,8 @@ def is_released(settings: Settings) -> bool:
     preview, refine = settings.preview, settings.refine
     small = (preview.height in (256, 270), preview.width == 480, preview.num_frames == 49)
     large = (refine.height in (1072, 1080), refine.width == 1920)
-    return all((*small, *large)) and "nano" not in (preview.model, refine.model)
+    ours = "nano" not in (preview.model, refine.model)
+    return all((*small, *large)) and ours and not_known(settings) is None
 
 
 def _latents(stage: dict[str, Any], num_frames: int) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from flashvideo_ray.accounting import billing, estimates
@@ -323,7 +324,8 @@ def fits_of(settings: Settings, given: Mapping[str, float], card: Card) -> list[
         beside = [other for other in stages if getattr(settings.pools, other).beside == stage]
         memory = given.get(stage, estimates.card_gib(pool.accelerator_type))
         if memory is not None:
-            found.append(estimates.fit(settings, [stage, *beside], memory, card))
+            with suppress(estimates.NotKnownError):  # a note says so
+                found.append(estimates.fit(settings, [stage, *beside], memory, card))
     return found
 
 
@@ -335,6 +337,8 @@ def _notes(
     fits: Sequence[estimates.Fit],
 ) -> list[str]:
     notes = []
+    if (unknown := estimates.not_known(settings)) is not None:
+        notes.append(f"{unknown}; so neither is its memory, nor what a single stage would take")
     if rate_source == "nothing says how many previews survive":
         notes.append(
             "without --keep-rate, --from or select.keep every preview is taken to survive: the most it can cost"
@@ -342,7 +346,7 @@ def _notes(
     untimed = [stage for stage in lines if stage not in measures.seconds]
     if untimed:
         notes.append(f"no time is known of {', '.join(untimed)}: taken as 0")
-    if settings.pools.preview.num_gpus and not fits:
+    if settings.pools.preview.num_gpus and not fits and unknown is None:
         notes.append(
             "memory not looked at: name the cards (pools.….accelerator_type) or --card-memory preview=80,refine=48"
         )

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flashvideo_ray.engines import weights
+from flashvideo_ray.engines import shapes, weights
 from flashvideo_ray.engines.engine import Description, Vocabulary
 from flashvideo_ray.models import geometry
 from flashvideo_ray.settings import OptimizeSettings, PreviewSettings, RefineSettings, Settings
@@ -15,16 +15,30 @@ if TYPE_CHECKING:
     from flashvideo_ray.engines.flashvideo_models import Preview, Refine
     from flashvideo_ray.engines.flashvideo_text import Text
 
+_TEXT = ("text_encoder", "tokenizer")  # components
+
 
 class FlashVideo:
     """See `engine.Engine`."""
 
     vocabulary: Vocabulary | None = None
-    ignores_negative_prompt: bool = True  # its own unconditional embedding is all zeros (paper §3.2)
 
     def __init__(self, settings: Settings, stage: weights.ModelStage):
         self.settings = settings
         self.stage = stage
+
+    def resolved(self) -> PreviewSettings | RefineSettings:
+        """See Engine."""
+        own = self._own.model_copy(update={"model": weights.pinned(self._model)})
+        defaults = {"vae_dtype": own.dtype, **weights.sampling_defaults(own.model, self.stage)}
+        nulls = [name for name in type(own).model_fields if getattr(own, name) is None]
+        known = {name: defaults[name] for name in nulls if name in defaults}
+        try:
+            return type(own).model_validate({**own.model_dump(), **known})
+        except ValueError as error:
+            raise weights.ModelNotFoundError(
+                f"{own.model}: its {self.stage}/model_index.json states what no model can: {error}"
+            ) from None
 
     def describe(self) -> Description:
         """See Engine."""
@@ -38,7 +52,6 @@ class FlashVideo:
             height=(own.height or stated["height"]) // unit * unit,
             width=(own.width or stated["width"]) // unit * unit,
             **length,
-            num_inference_steps=own.num_inference_steps or stated["num_inference_steps"],
             prompt_prefix=stated.get("prompt_prefix", ""),
             max_tokens=stated["max_sequence_length"],
             latent_space=(
@@ -46,6 +59,8 @@ class FlashVideo:
                 f"{vae['temporal_compression_ratio']:g}x shorter, "
                 f"scaled by {handed:g}"
             ),
+            # Stage 1's folder holds the one text encoder, and both stages take what it makes.
+            text_space=f"FlashVideo, {weights.config(self._model, self.stage, 'transformer')['text_embed_dim']} wide",
         )
 
     def problems(self) -> list[str]:
@@ -53,7 +68,7 @@ class FlashVideo:
         own, (vae, spatial, unit) = self._own, self._grid()
         stated = {**weights.sampling_defaults(self._model, self.stage), **own.model_dump(exclude_none=True)}
         ratio = int(vae["temporal_compression_ratio"])
-        found: list[str] = []
+        found = [f"{self.stage}.call.{key}: {self._model} takes no further arguments" for key in own.call]
 
         def ask(keys: str, check: Callable[..., Any], *values: Any) -> Any:
             try:
@@ -81,9 +96,32 @@ class FlashVideo:
             found += models.problems(self._own, self.stage, *parts)
         return found
 
+    def refusal(self, num_frames: int | None, height: int | None, width: int | None) -> str | None:
+        """See Engine. The network redraws a video of any smaller size, if it has the shape of the clip."""
+        vae, _, _ = self._grid()
+        if num_frames is not None:
+            try:
+                geometry.generated_length(num_frames, int(vae["temporal_compression_ratio"]))
+            except ValueError as error:
+                return str(error)
+        made = self.describe()
+        return shapes.refusal((height, width), (made.height, made.width))
+
+    def on_negative_prompts(self) -> str | None:
+        """See Engine. Its own unconditional embedding is all zeros (paper §3.2)."""
+        return "this model was trained without any"
+
+    def source(self) -> weights.Source:
+        """See Engine."""
+        return weights.Source(self._model, self.stage, self._own.adapters)
+
     def fingerprint(self) -> str:
         """See Engine."""
         return weights.fingerprint(self._model, self.stage, self._own.adapters)
+
+    def text_fingerprint(self) -> str:
+        """See Engine."""
+        return weights.fingerprint(self._model, "preview", only=_TEXT)
 
     def verify(self, fingerprint: str) -> None:
         """See Engine."""
@@ -94,15 +132,28 @@ class FlashVideo:
                 f"run has {fingerprint}); bring the folder up to date on {socket.gethostname()}"
             )
 
+    def networks(self) -> dict[str, Any]:
+        """See Engine."""
+        stated = weights.sampling_defaults(self._model, self.stage)
+        none = 0 if self.stage == "preview" and stated.get("use_dynamic_cfg", True) else 1  # the scale of no guidance
+        return {
+            "transformer": weights.config(self._model, self.stage, "transformer"),
+            "vae": weights.config(self._model, self.stage, "vae"),
+            "tokens": stated["max_sequence_length"],
+            "evaluations": 1 if self._own.guidance_scale == none else 2,
+        }
+
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """See Engine."""
-        return weights.count_tokens(self._model, texts)
+        return weights.count_tokens(self._model, "preview", texts)
 
     def load_text(self) -> Text:
         """See Engine. The preview model's folder holds the one text encoder; nothing else of it is loaded."""
         from flashvideo_ray.engines.flashvideo_text import Text
 
-        return Text(self._folder, self.settings.text.dtype, self.describe().max_tokens, self.settings.pools.text)
+        folder = weights.locate(self._model, "preview", _TEXT)
+        length = weights.sampling_defaults(self._model, self.stage)["max_sequence_length"]
+        return Text(folder, self.settings.text.dtype, length, self.settings.pools.text)
 
     def load_preview(self) -> Preview:
         """See Engine."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,15 @@ from diffusers.utils import is_peft_available
 from safetensors import SafetensorError, safe_open
 
 from flashvideo_ray import models
-from flashvideo_ray.engines.engine import NonFiniteError, StepTold, check_finite
+from flashvideo_ray.engines import loading
+from flashvideo_ray.engines.engine import NonFiniteError, StepTold, Text, check_finite
+from flashvideo_ray.engines.flashvideo_text import PROMPT_EMBEDS
 from flashvideo_ray.engines.memory_ladder import Ladder, Rung, notes
 from flashvideo_ray.engines.weights import ModelStage
 from flashvideo_ray.models import optimize
 from flashvideo_ray.models.geometry import check_tiles
 from flashvideo_ray.models.lora import adapter_tensors, check_adapter
-from flashvideo_ray.models.offload import place
-from flashvideo_ray.settings import AdapterSettings, Pool, PreviewSettings, RefineSettings
+from flashvideo_ray.settings import Pool, PreviewSettings, RefineSettings
 
 _NO_TEXT: dict[str, None] = {"text_encoder": None, "tokenizer": None}  # embeddings are given
 
@@ -67,29 +66,27 @@ class Preview:
 
     def __init__(self, folder: Path, own: PreviewSettings, pool: Pool):
         self._own = own
-        self._pipe = _load(models.FlashVideoPreviewPipeline, folder, own, pool, **_NO_TEXT)
-        self.device_name = _device_name(self._pipe)
+        self._pipe = loading.stage(models.FlashVideoPreviewPipeline, folder, own, pool, **_NO_TEXT)
+        self.device_name = loading.device_name(self._pipe)
         helps = "a card with more memory, or pools.preview.offload: model,"
         self._denoise = Ladder("denoised", _denoise_rungs(own), helps)
         self._decode = Ladder("decoded", _decode_rungs(self._pipe, own, None, None), helps)
 
-    def sample(
-        self, prompt_embeds: torch.Tensor, negative_embeds: torch.Tensor | None, seed: int, told: StepTold
-    ) -> tuple[torch.Tensor, str | None]:
+    def sample(self, text: Text, seed: int, told: StepTold) -> tuple[torch.Tensor, str | None]:
         """See PreviewModel. `[latent frames, channels, height, width]` float32."""
         own = self._own
 
         def denoise(**options: Any) -> torch.Tensor:
             return self._pipe(
-                **_embeds(prompt_embeds, negative_embeds),
+                **_embeds(text),
                 height=own.height,
                 width=own.width,
                 num_frames=own.num_frames,
                 num_inference_steps=own.num_inference_steps,
                 guidance_scale=own.guidance_scale,
-                generator=_generator(seed, "preview"),
+                generator=loading.generator(seed, "preview"),
                 output_type="latent",
-                callback_on_step_end=_teller(told),
+                callback_on_step_end=loading.teller(told),
                 **options,
             ).latents
 
@@ -107,44 +104,36 @@ class Refine:
 
     def __init__(self, folder: Path, own: RefineSettings, pool: Pool):
         self._own = own
-        self._pipe = _load(models.FlashVideoRefinePipeline, folder, own, pool, **_NO_TEXT)
-        self.device_name = _device_name(self._pipe)
+        self._pipe = loading.stage(models.FlashVideoRefinePipeline, folder, own, pool, **_NO_TEXT)
+        self.device_name = loading.device_name(self._pipe)
         helps = "a card with more memory, or pools.refine.offload: model,"
         self._encode = Ladder("encoded", _encode_rungs(own, self._pipe), helps)
         self._denoise = Ladder("denoised", _denoise_rungs(own), helps)
         self._decode = Ladder("decoded", _decode_rungs(self._pipe, own, own.decode_tiling, own.decode_tiles), helps)
 
     def refine(
-        self,
-        preview_latents: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        negative_embeds: torch.Tensor | None,
-        seed: int,
-        told: StepTold,
+        self, preview: torch.Tensor | np.ndarray, text: Text, seed: int, told: StepTold
     ) -> tuple[np.ndarray, str | None]:
         """See RefineModel."""
-        own, generator = self._own, _generator(seed, "refine")
+        own, generator = self._own, loading.generator(seed, "refine")
         size = {"height": own.height, "width": own.width}
 
         def encode(**options: Any) -> torch.Tensor:
             generator.set_state(start)
-            frames = self._pipe.decode_latents(
-                preview_latents[None], scaling_factor=self._pipe.config.preview_scaling_factor, tiling="none"
-            )
-            return self._pipe.encode_frames(frames, generator=generator, **size, **options)
+            return self._pipe.encode_frames(self._frames(preview), generator=generator, **size, **options)
 
         def denoise(**options: Any) -> torch.Tensor:
             generator.set_state(start)
             return self._pipe(
                 encoded=encoded,
-                **_embeds(prompt_embeds, negative_embeds),
+                **_embeds(text),
                 **size,
                 num_inference_steps=own.num_inference_steps,
                 guidance_scale=own.guidance_scale,
                 noise_step=own.noise_step,
                 generator=generator,
                 output_type="latent",
-                callback_on_step_end=_teller(told),
+                callback_on_step_end=loading.teller(told),
                 **options,
             ).latents
 
@@ -155,6 +144,13 @@ class Refine:
         check_finite(latents, "stage 2")
         frames, as_decoded = _decoded(self._pipe, self._decode, latents, "the decoder")
         return frames, notes(as_encoded, as_denoised, as_decoded)
+
+    def _frames(self, preview: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """`[1, frames, 3, height, width]` in [0, 1]."""
+        if isinstance(preview, np.ndarray):
+            return torch.from_numpy(preview)[None].permute(0, 1, 4, 2, 3).float() / 255
+        scale = self._pipe.config.preview_scaling_factor
+        return self._pipe.decode_latents(preview[None], scaling_factor=scale, tiling="none")
 
 
 def _encode_rungs(own: RefineSettings, pipe: Any) -> list[Rung]:
@@ -215,67 +211,8 @@ def _decoded(pipe: Any, ladder: Ladder, latents: torch.Tensor, source: str) -> t
     return frames[0].numpy(), note
 
 
-def _load(pipeline: Any, folder: Path, own: PreviewSettings | RefineSettings, pool: Pool, **parts: Any) -> Any:
-    """Load a pipeline onto the actor's card, or on the CPU where Ray gave it none.
-
-    `parts` are components, or settings of the pipeline, that are not to be as its folder has them.
-    """
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    dtypes = {"vae": getattr(torch, own.vae_dtype or own.dtype), "default": getattr(torch, own.dtype)}
-    pipe = pipeline.from_pretrained(folder, dtype=dtypes, **parts)
-    pipe.set_progress_bar_config(disable=True)
-    _merge_adapters(pipe, own.adapters)
-    optimize.apply(
-        pipe,
-        **own.optimize.model_dump(),
-        num_inference_steps=own.num_inference_steps,
-        guidance_batching=own.guidance_batching,
-    )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    place(pipe, device, "none" if device == "cpu" else pool.offload)
-    optimize.finish(pipe, compile=own.optimize.compile, attention=own.optimize.attention)
-    return pipe
-
-
-def _merge_adapters(pipe: Any, adapters: Sequence[AdapterSettings]) -> None:
-    """Merge adapters into the transformer: then they cost nothing, and all options work as without them."""
-    if not adapters:
-        return
-    names = [f"adapter_{number}" for number in range(len(adapters))]
-    for name, adapter in zip(names, adapters, strict=True):
-        pipe.load_lora_weights(adapter.path, adapter_name=name)
-    pipe.set_adapters(names, [adapter.weight for adapter in adapters])
-    pipe.fuse_lora(adapter_names=names)
-    pipe.unload_lora_weights()
-
-
-def _device_name(pipe: Any) -> str:
-    device = pipe._execution_device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
-
-
-def _generator(seed: int, stage: ModelStage) -> torch.Generator:
-    """The candidate's own noise for one stage, drawn on the CPU: the same whatever runs it, and when."""
-    own = int.from_bytes(hashlib.sha256(f"{seed}/{stage}".encode()).digest()[:8], "big") >> 1
-    return torch.Generator("cpu").manual_seed(own)
-
-
-def _embeds(prompt: torch.Tensor, negative: torch.Tensor | None) -> Mapping[str, torch.Tensor]:
-    embeds = {"prompt_embeds": prompt[None]}
-    if negative is not None:
-        embeds["negative_prompt_embeds"] = negative[None]
+def _embeds(text: Text) -> Mapping[str, torch.Tensor]:
+    embeds = {"prompt_embeds": text.embeds[PROMPT_EMBEDS][None]}
+    if text.negative_embeds:
+        embeds["negative_prompt_embeds"] = text.negative_embeds[PROMPT_EMBEDS][None]
     return embeds
-
-
-def _teller(told: StepTold) -> Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]:
-    """A `callback_on_step_end` for a diffusers pipeline."""
-
-    def after(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        told(step + 1, len(pipe.scheduler.timesteps))
-        return tensors
-
-    return after

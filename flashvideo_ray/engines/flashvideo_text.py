@@ -11,6 +11,8 @@ from flashvideo_ray.engines.engine import check_finite
 from flashvideo_ray.models.text import TextEncoder
 from flashvideo_ray.settings import Pool
 
+PROMPT_EMBEDS = "prompt_embeds"
+
 
 class Text:
     """See `engine.TextModel`."""
@@ -20,11 +22,11 @@ class Text:
         logging.getLogger("flashvideo_ray.models.text").setLevel(logging.ERROR)
         self._encoder = _load_encoder(folder, dtype, max_tokens, pool)
 
-    def encode(self, text: str, prefix: str = "") -> torch.Tensor:
-        """See TextModel."""
+    def encode(self, text: str, prefix: str = "") -> dict[str, torch.Tensor]:
+        """See TextModel. `prompt_embeds` are `[tokens, width]`."""
         embeds = self._encoder(text, prefix)
         check_finite(embeds, "the text encoder")
-        return embeds[0].cpu().contiguous()
+        return {PROMPT_EMBEDS: embeds[0].cpu().contiguous()}
 
 
 def _load_encoder(folder: Path, dtype: str, length: int, pool: Pool) -> TextEncoder:

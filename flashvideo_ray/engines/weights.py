@@ -1,7 +1,8 @@
 """Where a model's weights are, what it says of itself, and a fingerprint of its content.
 
-A model is a folder with `preview/` and `refine/`, each an ordinary diffusers pipeline folder. `nano` names the one that
-ships with the package, `org/name[@revision]` one on the Hugging Face hub.
+A model of this package is a folder with `preview/` and `refine/`, each an ordinary diffusers pipeline folder; any other
+is such a pipeline folder itself (its `Part` is then the empty text). `nano` names the one that ships with the package,
+`org/name[@revision]` one on the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import hashlib
 import json
 import logging
 import os
+import random
 import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -22,14 +26,19 @@ from typing import Any, Literal
 import platformdirs
 
 from flashvideo_ray.errors import InputError
-from flashvideo_ray.settings import AdapterSettings, Settings
+from flashvideo_ray.settings import AdapterSettings
 
 ModelStage = Literal["preview", "refine"]
+Part = Literal["preview", "refine", ""]
+"""The folder below a model's that holds a pipeline; empty: the model's own."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _COMMIT = re.compile(r"@[0-9a-f]{40}$")
+_INDEX = "model_index.json"
 _CHUNK = 16 * 2**20
 _LARGE = 2**30  # bytes; reading fewer is not worth a word
 _TELL_SECONDS = 10.0
+_HUB_PAUSES = (5.0, 20.0, 60.0)  # seconds before the hub is asked again
+_TOO_OFTEN = 429
 
 log = logging.getLogger("flashvideo_ray")
 
@@ -42,34 +51,56 @@ class WeightsError(RuntimeError):
     """The weights on a node are not those of the run. The message says which and where."""
 
 
-def locate(model: str, stage: ModelStage) -> Path:
-    """The folder of one stage on this machine; a hub id is downloaded (that stage only) on first use.
+def is_pipeline(model: str) -> bool:
+    """Whether a model is a diffusers pipeline folder itself. One that is not there is none."""
+    try:
+        folder = _local(model)
+        return _hub_index(model) if folder is None else (folder / _INDEX).is_file()
+    except ModelNotFoundError:
+        return False
 
-    Raises ModelNotFoundError.
+
+@lru_cache(maxsize=16)
+def _hub_index(model: str) -> bool:
+    return (_download(model, [_INDEX, f"*/{_INDEX}"]) / _INDEX).is_file()
+
+
+def locate(model: str, part: Part, only: Sequence[str] = ()) -> Path:
+    """The folder of a pipeline on this machine; a hub id is downloaded (that part only) on first use.
+
+    With `only`, of a hub model no more than these of its components. Raises ModelNotFoundError.
     """
     folder = _local(model)
     if folder is None:
-        folder = _download(model, allow_patterns=[f"{stage}/*"])
-    if not (folder / stage / "model_index.json").is_file():
+        below = f"{part}/" if part else ""
+        wanted = [f"{below}{name}/*" for name in only] or [f"{below}*"]
+        folder = _download(model, [f"{below}{_INDEX}", *wanted])
+    if not (folder / part / _INDEX).is_file():
         raise ModelNotFoundError(
-            f"{model}: no {stage}/model_index.json in {folder}; "
-            "a model folder holds preview/ and refine/, as `flashvideo-ray convert` writes them"
+            f"{model}: no {_INDEX} and no {part}/{_INDEX} in {folder}; "
+            "a model folder is a diffusers pipeline's, or holds preview/ and refine/, as `flashvideo-ray convert` "
+            "writes them"
         )
-    return folder / stage
+    return folder / part
+
+
+def index(model: str, part: Part) -> dict[str, Any]:
+    """A pipeline's `model_index.json`. Raises ModelNotFoundError."""
+    return _json(model, part, _INDEX)
 
 
 def sampling_defaults(model: str, stage: ModelStage) -> dict[str, Any]:
     """Sizes, steps, guidance and the like that the model's own `model_index.json` states."""
-    index = _json(model, stage, "model_index.json")
-    return {key: value for key, value in index.items() if not key.startswith("_") and not _is_component(value)}
+    stated = index(model, stage)
+    return {key: value for key, value in stated.items() if not key.startswith("_") and not _is_component(value)}
 
 
-def config(model: str, stage: ModelStage, part: Literal["transformer", "vae", "scheduler"]) -> dict[str, Any]:
-    """The configuration of one of a stage's parts; of a hub model only that file is downloaded.
+def config(model: str, part: Part, component: str) -> dict[str, Any]:
+    """The configuration of one of a pipeline's components; of a hub model only that file is downloaded.
 
     Raises ModelNotFoundError.
     """
-    return _json(model, stage, f"{part}/{'scheduler_config' if part == 'scheduler' else 'config'}.json")
+    return _json(model, part, f"{component}/{'scheduler_config' if component == 'scheduler' else 'config'}.json")
 
 
 def pinned(model: str) -> str:
@@ -80,73 +111,70 @@ def pinned(model: str) -> str:
     """
     if _local(model) is not None or _COMMIT.search(model):
         return model
-    folder = _download(model, ["*/model_index.json"])  # a snapshot's folder has its commit for a name
+    folder = _download(model, [_INDEX, f"*/{_INDEX}"])  # a snapshot's folder has its commit for a name
     return f"{model.partition('@')[0]}@{folder.name}"
 
 
-def with_model_defaults(settings: Settings) -> Settings:
-    """The settings with every null in `preview` and `refine` replaced by what the models themselves state.
+def fingerprint(
+    model: str, part: Part, adapters: Sequence[AdapterSettings] = (), only: Sequence[str] = (), cls: str = ""
+) -> str:
+    """A hex digest of a pipeline's weights and configs, or the commit of a hub model; equal content, equal digest.
 
-    Hub models are pinned to their commit. So that a recipe holds what was really used. Raises ModelNotFoundError.
-    """
-    resolved: dict[str, Any] = {}
-    stage: ModelStage
-    for stage in ("preview", "refine"):
-        own = getattr(settings, stage)
-        own = own.model_copy(update={"model": pinned(own.model)})
-        defaults = {"vae_dtype": own.dtype, **sampling_defaults(own.model, stage)}
-        nulls = [name for name in type(own).model_fields if getattr(own, name) is None]
-        known = {name: defaults[name] for name in nulls if name in defaults}
-        try:
-            resolved[str(stage)] = type(own).model_validate({**own.model_dump(), **known})
-        except ValueError as error:
-            raise ModelNotFoundError(
-                f"{own.model}: its {stage}/model_index.json states what no model can: {error}"
-            ) from None
-    return settings.model_copy(update=resolved)
-
-
-def fingerprint(model: str, stage: ModelStage, adapters: Sequence[AdapterSettings] = ()) -> str:
-    """A hex digest of one stage's weights and configs, or the commit of a hub model; equal content, equal digest.
-
-    With adapters, also of their content and weights. The digest of a file is remembered by path, size and time of
-    change, so that gigabytes are read once on a node. Raises ModelNotFoundError.
+    With adapters, also of their content and weights; with `only`, of no more than these of its components; with `cls`,
+    also of the pipeline's class. The digest of a file is remembered by path, size and time of change, so that gigabytes
+    are read once on a node. Raises ModelNotFoundError.
     """
     if _local(model) is None:
         name, _, commit = pinned(model).partition("@")
-        own = _short(f"{name}@{commit}/{stage}")
+        own = _short("/".join([f"{name}@{commit}", part, *only]))
     else:
-        folder = locate(model, stage)
-        files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        folder = locate(model, part, only)
+        roots = [folder / name for name in only] or [folder]
+        found = (path for root in roots for path in root.rglob("*"))
+        files = sorted(path for path in found if path.is_file() and not path.name.startswith("."))
         digests = _digests(files)
         own = _short("\n".join(f"{path.relative_to(folder).as_posix()} {digests[path]}" for path in files))
+    if cls:
+        own = _short(f"{own} {cls}")
     if not adapters:
         return own
     paths = [Path(adapter.path).expanduser() for adapter in adapters]
     if absent := [str(path) for path in paths if not path.is_file()]:
-        raise ModelNotFoundError(f"{stage}.adapters: no such file: {', '.join(absent)}")
+        raise ModelNotFoundError(f"adapters: no such file: {', '.join(absent)}")
     digests = _digests(paths)
     merged = [f"{digests[path]} {adapter.weight!r}" for path, adapter in zip(paths, adapters, strict=True)]
     return _short("\n".join([own, *merged]))
 
 
-def fingerprint_at_hand(model: str, stage: ModelStage, adapters: Sequence[AdapterSettings] = ()) -> str | None:
+@dataclass(frozen=True)
+class Source:
+    """Where an engine's weights are from: what `fingerprint` takes."""
+
+    model: str
+    part: Part
+    adapters: tuple[AdapterSettings, ...] = ()
+    cls: str = ""
+
+
+def fingerprint_at_hand(source: Source) -> str | None:
     """`fingerprint`, or None where gigabytes would have to be read for it, because nothing has read them here yet."""
-    if _local(model) is not None:
-        files = [path for path in locate(model, stage).rglob("*") if path.is_file() and not path.name.startswith(".")]
+    if _local(source.model) is not None:
+        folder = locate(source.model, source.part)
+        files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
         known = _remembered(_digest_cache())
         if sum(path.stat().st_size for path in files if _identity(path) not in known) > _LARGE:
             return None
-    return fingerprint(model, stage, adapters)
+    return fingerprint(source.model, source.part, source.adapters, cls=source.cls)
 
 
-def folder_here(model: str, stage: ModelStage) -> Path | None:
-    """The folder of one stage; None for a hub model of which this machine has nothing yet. Nothing is downloaded.
+def folder_here(source: Source) -> Path | None:
+    """The folder of a pipeline; None for a hub model of which this machine has nothing yet. Nothing is downloaded.
 
     Raises ModelNotFoundError.
     """
+    model, part = source.model, source.part
     if _local(model) is not None:
-        return locate(model, stage)
+        return locate(model, part)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -155,7 +183,7 @@ def folder_here(model: str, stage: ModelStage) -> Path | None:
         folder = Path(snapshot_download(name, revision=revision or None, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    return folder / stage if (folder / stage / "model_index.json").is_file() else None
+    return folder / part if (folder / part / _INDEX).is_file() else None
 
 
 def _short(text: str) -> str:
@@ -176,9 +204,12 @@ def _local(model: str) -> Path | None:
     raise ModelNotFoundError(f"{model}: no such folder, and not a hub id (org/name)")
 
 
-def _json(model: str, stage: ModelStage, file: str) -> dict[str, Any]:
-    """One JSON file of a stage's folder; of a hub model only that file is downloaded."""
-    folder = locate(model, stage) if _local(model) is not None else _download(model, [f"{stage}/{file}"]) / stage
+def _json(model: str, part: Part, file: str) -> dict[str, Any]:
+    """One JSON file of a pipeline's folder; of a hub model only that file is downloaded."""
+    if _local(model) is not None:
+        folder = locate(model, part)
+    else:
+        folder = _download(model, [f"{part}/{file}" if part else file]) / part
     try:
         return dict(json.loads((folder / file).read_text()))
     except (OSError, ValueError, TypeError) as error:
@@ -192,17 +223,65 @@ def _is_component(value: Any) -> bool:
     return isinstance(value, list) and all(part is None or isinstance(part, str) for part in value)
 
 
-def _download(model: str, allow_patterns: list[str]) -> Path:
+def _download(model: str, allow_patterns: Sequence[str]) -> Path:
+    """Files of a hub model, as a folder. Raises ModelNotFoundError.
+
+    What a commit holds does not change: one process of a node asks the hub for it, and the others wait and take what is
+    there then. What a branch or tag stands for only the hub knows.
+    """
+    if not _COMMIT.search(model):
+        return _asked(model, allow_patterns)
+    from huggingface_hub import constants
+
+    name = _short(json.dumps([constants.HF_HUB_CACHE, model, *allow_patterns]))
+    brought = Path(platformdirs.user_cache_dir("flashvideo_ray")) / "hub" / f"{name}.json"
+    with _locked(brought.with_suffix(".lock")):
+        folder = _brought(brought)
+        if folder is None:
+            folder = _asked(model, allow_patterns)
+            held = (path for path in folder.rglob("*") if path.is_file())
+            names = [path.relative_to(folder).as_posix() for path in held]
+            of_these = [name for name in names if any(fnmatchcase(name, pattern) for pattern in allow_patterns)]
+            _save(brought, {"folder": str(folder), "files": json.dumps(of_these)})
+        return folder
+
+
+def _brought(note: Path) -> Path | None:
+    """The folder that a download left on this node, if all of its files are still there."""
+    try:
+        told = json.loads(note.read_text())
+        folder = Path(told["folder"])
+        return folder if all((folder / name).is_file() for name in json.loads(told["files"])) else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _asked(model: str, allow_patterns: Sequence[str]) -> Path:
+    """Ask the hub, with pauses where it says that it is asked too often."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name, _, revision = model.partition("@")
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=allow_patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelNotFoundError(
-            f"{model}: no such folder here, and the hub did not give it ({type(error).__name__}: {error})"
-        ) from error
+    for pause in (*_HUB_PAUSES, None):
+        try:
+            return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(allow_patterns)))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            if pause is None or not _is_too_often(error):
+                raise ModelNotFoundError(
+                    f"{model}: no such folder here, and the hub did not give it ({type(error).__name__}: {error})"
+                ) from error
+            log.warning("the hub is asked too often for %s; asking again in %g s", model, pause)
+            time.sleep(pause * random.uniform(1.0, 1.5))  # so that not all nodes come back at once
+    raise AssertionError
+
+
+def _is_too_often(error: BaseException | None) -> bool:
+    """Whether status 429 is at the bottom of an error."""
+    while error is not None:
+        if getattr(getattr(error, "response", None), "status_code", None) == _TOO_OFTEN:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _digests(files: Sequence[Path]) -> dict[Path, str]:
@@ -284,9 +363,9 @@ def _save(cache: Path, known: dict[str, str]) -> None:
         pass
 
 
-def count_tokens(model: str, texts: Sequence[str]) -> list[int]:
+def count_tokens(model: str, part: Part, texts: Sequence[str]) -> list[int]:
     """Tokens of each text as the model's text encoder counts them, the end among them, uncut."""
-    tokenizer = _tokenizer(locate(model, "preview") / "tokenizer")
+    tokenizer = _tokenizer(locate(model, part, ["tokenizer"]) / "tokenizer")
     return [len(ids) for ids in tokenizer([text.strip() for text in texts], verbose=False)["input_ids"]]
 
 

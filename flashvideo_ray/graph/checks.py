@@ -11,13 +11,14 @@ import pyarrow as pa
 from flashvideo_ray import engines, prompts, scorers
 from flashvideo_ray.engines import weights
 from flashvideo_ray.errors import InputError
+from flashvideo_ray.graph import handover
 from flashvideo_ray.graph.recipe import sizes
 from flashvideo_ray.graph.stage_base import row_schema
 from flashvideo_ray.media import video
 from flashvideo_ray.media.credentials import Signer
 from flashvideo_ray.scorers import columns
 from flashvideo_ray.selection.survivors import check_rules
-from flashvideo_ray.settings import STAGES, Settings, SettingsError, Stage
+from flashvideo_ray.settings import STAGES, PreviewSettings, Settings, SettingsError, Stage
 
 MOST_CANDIDATES = 1_000_000  # of a run; the driver holds them all
 _MODELS: tuple[weights.ModelStage, ...] = ("preview", "refine")
@@ -40,7 +41,7 @@ def check(settings: Settings, stages: Collection[Stage] = STAGES) -> Settings:
     problems += _problems_of(lambda: check_credentials(settings, stages))
     models = bool({"text", "preview", "refine"} & {*stages})
     if models:
-        settings = weights.with_model_defaults(settings)
+        settings = engines.with_model_defaults(settings)
         wrong = [line for stage in _MODELS for line in engines.of(settings, stage).problems()]
         problems += map(SettingsError, wrong)
         if not wrong:
@@ -51,6 +52,36 @@ def check(settings: Settings, stages: Collection[Stage] = STAGES) -> Settings:
     if models:
         _warn_of_sizes(settings)
     return settings
+
+
+def with_previews(settings: Settings, rows: pa.Table) -> Settings:
+    """The settings of prompts whose previews exist already, or as they are.
+
+    Raises SettingsError where these settings would draw others.
+    """
+    own = settings.preview
+    if prompts.PREVIEW_URL not in rows.column_names:
+        if own.model == engines.EXISTING:
+            raise SettingsError(
+                f"preview.model: {own.model} takes previews from a column {prompts.PREVIEW_URL} of the prompts, "
+                "and they have none"
+            )
+        if own.resample:
+            raise SettingsError(
+                f"preview.resample: it is for previews that exist, and the prompts have no column {prompts.PREVIEW_URL}"
+            )
+        return settings
+    for key, value, plain in (
+        ("candidates", settings.candidates, 1),
+        ("select.draw", settings.select.draw, 0),
+    ):
+        if value > plain:
+            raise SettingsError(
+                f"{key}: the prompts have a column {prompts.PREVIEW_URL}, each row of which is one candidate, and no "
+                f"others are drawn; set it to {plain}"
+            )
+    kept = {key: getattr(own, key) for key in ("height", "width", "num_frames", "resample")}
+    return settings.model_copy(update={"preview": PreviewSettings(model=engines.EXISTING, **kept)})
 
 
 def read_prompts(url: str, settings: Settings, only: str | None = None) -> pa.Table:
@@ -112,11 +143,14 @@ def _problems_of(check_: Callable[[], None]) -> Iterator[InputError]:
 
 def check_handover(settings: Settings) -> None:
     """Raise SettingsError if stage 2 cannot take what stage 1 makes."""
-    made, taken = (engines.of(settings, stage).describe() for stage in _MODELS)
-    if made.latent_space != taken.latent_space:
+    made = engines.of(settings, "preview").describe()
+    if handover.kind_of(settings) == "latents":
+        return
+    why = engines.of(settings, "refine").refusal(made.num_frames, made.height, made.width)
+    if why is not None:
         raise SettingsError(
-            f"refine.model: {settings.refine.model} takes previews of {taken.latent_space}, "
-            f"and {settings.preview.model} (preview.model) makes them of {made.latent_space}"
+            f"refine.model: {settings.refine.model} cannot refine what {settings.preview.model} (preview.model) makes: "
+            f"{why}; change preview.num_frames or the height and width of either"
         )
 
 
@@ -126,7 +160,7 @@ def check_video(settings: Settings, stages: Collection[Stage]) -> None:
 
     for stage in _MODELS:
         made = engines.of(settings, stage).describe()
-        if made.height % 2 or made.width % 2:
+        if (made.height or 0) % 2 or (made.width or 0) % 2:
             raise SettingsError(
                 f"{stage}.height, {stage}.width: {made.height}x{made.width} cannot be encoded; both must be even"
             )
@@ -148,7 +182,7 @@ def check_video(settings: Settings, stages: Collection[Stage]) -> None:
 
 def _warn_of_sizes(settings: Settings) -> None:
     for stage, size in sizes(settings).items():
-        if size["asked"] != size["used"]:
+        if None not in size["used"] and size["asked"] != size["used"]:
             asked, used = ("x".join(map(str, size[which])) for which in ("asked", "used"))
             log.warning(
                 "%s: %s is asked for and %s made, the next size below that the model can make", stage, asked, used
@@ -159,15 +193,16 @@ def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
     """Say what will be cut or has no trained meaning; nothing of it stops a run. Memory does not grow with the rows."""
     engine = engines.of(settings, "preview")
     told = engine.describe()
-    longest = max((told.prompt_prefix, engines.of(settings, "refine").describe().prompt_prefix), key=len)
+    prefixes = [engines.of(settings, stage).describe().prompt_prefix for stage in _MODELS]
+    longest = max(prefixes, key=len) if engines.text_readers(settings)["refine"] == "preview" else prefixes[0]
     cut: list[str] = []
     too_long = negatives = 0
     unknown: Counter[str] = Counter()
     for batch in table.select(["id", "prompt", "negative_prompt"]).to_batches(max_chunksize=_PROMPTS_AT_ONCE):
         texts = batch["prompt"].to_pylist()
-        counts = engine.count_tokens([longest + text for text in texts])
-        for count, name in zip(counts, batch["id"].to_pylist(), strict=True):
-            if count > told.max_tokens:
+        counts = engine.count_tokens([longest + text for text in texts]) if told.max_tokens is not None else []
+        for count, name in zip(counts, batch["id"].to_pylist(), strict=False):
+            if count > (told.max_tokens or 0):
                 too_long += 1
                 cut += [f"{name!r} ({count})"] if len(cut) < prompts.SHOWN else []
         if engine.vocabulary is not None:
@@ -191,8 +226,8 @@ def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
             ", ".join(word for word, _ in unknown.most_common(20)) + (" …" if len(unknown) > 20 else ""),
             engine.vocabulary.examples[0],
         )
-    if negatives and engine.ignores_negative_prompt:
-        log.warning("%d prompts have a negative_prompt: this model was trained without any", negatives)
+    if negatives and (why := engine.on_negative_prompts()) is not None:
+        log.warning("%d prompts have a negative_prompt: %s", negatives, why)
 
 
 def check_retry(retry: str | None) -> None:

@@ -71,8 +71,8 @@ def on_driver(settings: Settings, output: str | None, probe: Probe) -> tuple[lis
     found += examination.examine(here)
     for stage in _MODELS:
         with suppress(InputError):
-            own = getattr(settings, stage)
-            known = weights.fingerprint_at_hand(own.model, stage, own.adapters)
+            source = engines.of(settings, stage).source()
+            known = weights.fingerprint_at_hand(source) if source is not None else None
             fingerprints |= {} if stage in fingerprints or known is None else {stage: known}
     return [*found, *lease(settings, probe.seconds)], replace(asked, fingerprints=fingerprints)
 
@@ -91,7 +91,7 @@ def _run_of(output: str | None, settings: Settings) -> tuple[dict[str, Any] | No
             return
         with suppress(weights.ModelNotFoundError):
             own = recipe.with_added_scorers(settings, run)
-            now = recipe.recipe_of(weights.with_model_defaults(own), run["recipe"].get("fingerprints", {}))
+            now = recipe.recipe_of(engines.with_model_defaults(own), run["recipe"].get("fingerprints", {}))
             run_file.check_recipe(store, now)  # what it says of differences is for the operator as it is
             yield Finding("ok", "run", f"{output} holds a run of this recipe: it is taken up")
 
@@ -107,7 +107,7 @@ def _settings(settings: Settings, stages: Sequence[Stage]) -> Iterator[Finding]:
     except InputError as error:
         wrong.append(Finding("broken", "scores and rules", str(error)))
     try:
-        full = weights.with_model_defaults(settings)
+        full = engines.with_model_defaults(settings)
         problems = [line for stage in _MODELS for line in engines.of(full, stage).problems()]
         wrong += [Finding("broken", "settings", line) for line in problems]
         for check in () if problems else (checks.check_handover, lambda own: checks.check_video(own, stages)):

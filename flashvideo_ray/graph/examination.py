@@ -17,6 +17,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
+from flashvideo_ray import engines
 from flashvideo_ray.accounting import plan
 from flashvideo_ray.accounting.card import Card
 from flashvideo_ray.engines import completeness, weights
@@ -148,7 +149,11 @@ def _comparable(name: str, text: str) -> str:
 def _model(asked: Asked, stage: weights.ModelStage) -> Iterator[Finding]:
     own = getattr(asked.settings, stage)
     about = f"model of {stage}"
-    folder = weights.folder_here(own.model, stage)
+    source = engines.of(asked.settings, stage).source()
+    if source is None:
+        yield Finding("ok", about, f"{own.model}: it has no weights")
+        return
+    folder = weights.folder_here(source)
     if folder is None:
         yield Finding(
             "not there yet",
@@ -162,7 +167,7 @@ def _model(asked: Asked, stage: weights.ModelStage) -> Iterator[Finding]:
     yield from (Finding("broken", about, fault, mend) for fault in faults)
     if faults:
         return
-    found = weights.fingerprint_at_hand(own.model, stage, own.adapters)
+    found = weights.fingerprint_at_hand(source)
     wanted = (asked.fingerprints or {}).get(stage)
     if found is None:
         yield Finding("ok", about, f"{folder} is complete; not hashed yet, which the first job does")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -59,6 +60,8 @@ def summary_of(store: Store, settings: Settings, now: Standing) -> dict[str, Any
     paid = zip((now.previews, now.clips), now.earlier, strict=True)
     previews, clips = (pa.concat_tables(pair, promote_options="permissive") for pair in paid)
     bill = billing.bill(previews, clips, settings, summary["pools"], operations)
+    if (unknown := estimates.not_known(settings)) is not None:
+        bill = replace(bill, notes=(*bill.notes, f"{unknown}; so neither is what a single stage would take"))
     for stage, numbers in summary["stages"].items():
         cards = [line.device_seconds for line in bill.lines if (line.stage, line.unit) == (stage, "GPU")]
         numbers["gpu_seconds"] = round(sum(cards), 3)

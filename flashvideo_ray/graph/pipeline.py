@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from flashvideo_ray import identity, prompts
-from flashvideo_ray.graph import checks, cluster, ending, finish, labels, remaining, scoring, stages
+from flashvideo_ray import engines, identity, prompts
+from flashvideo_ray.graph import checks, cluster, ending, fetching, finish, labels, remaining, scoring, stages
 from flashvideo_ray.graph.bundles import bundled
 from flashvideo_ray.graph.job import Job, RunResult, run_job
 from flashvideo_ray.graph.quota import Quota
@@ -75,9 +75,10 @@ def _render(
     store = Store(output)
     checks.check_retry(retry)
     settings = with_added_scorers(settings, run_file.read_run(store))
+    rows = checks.read_prompts(prompt_url, settings, only)
+    settings = checks.with_previews(settings, rows)
     settings = checks.check(settings, [s for s in STAGES if s != "refine" or until == "refine"])
     recipe = recipe_of(settings)
-    rows = checks.read_prompts(prompt_url, settings, only)
     if prompts.CANDIDATE not in rows.column_names:  # else each row is one, of a run that held them
         checks.check_count(rows.num_rows, settings)
     checks.warn_of_prompts(rows, settings)
@@ -209,7 +210,7 @@ def build_graph(
     # Rows that already have a preview pass through these, if others need them.
     if "preview" in needed:
         ds = ds.map_batches(
-            stages.Preview,
+            fetching.Fetch if settings.preview.model == engines.EXISTING else stages.Preview,
             fn_constructor_kwargs={**text, "store": store},
             **cluster.map_options(pools.preview, calls=cluster.PUBLISHING_CALLS, cards=cards.next_of("preview")),
         )

@@ -23,15 +23,24 @@ def recipe_of(settings: Settings, fingerprints: Mapping[str, str] | None = None)
     Those are read from the models' files unless they are given.
     """
     recipe = settings.recipe()
-    stages: tuple[ModelStage, ...] = ("preview", "refine")
     if fingerprints is None:
-        fingerprints = {stage: engines.of(settings, stage).fingerprint() for stage in stages}
-    fps = engines.of(settings, "preview").describe().fps
-    return {**recipe, "fps": fps, "fingerprints": dict(fingerprints)}
+        fingerprints = _fingerprints(settings)
+    return {**recipe, "fps": engines.fps_of(settings), "fingerprints": dict(fingerprints)}
 
 
-def sizes(settings: Settings) -> dict[str, dict[str, list[int]]]:
-    """Height and width of each stage, as asked and as they come out: what is asked for is rounded down to a grid."""
+def _fingerprints(settings: Settings) -> dict[str, str]:
+    stages: tuple[ModelStage, ...] = ("preview", "refine")
+    found: dict[str, str] = {stage: engines.of(settings, stage).fingerprint() for stage in stages}
+    if engines.text_readers(settings)["refine"] == "refine":  # another one than stage 1's
+        found["refine_text"] = engines.of(settings, "refine").text_fingerprint()
+    return found
+
+
+def sizes(settings: Settings) -> dict[str, dict[str, list[int | None]]]:
+    """Height and width of each stage, as asked and as they come out: what is asked for is rounded down to a grid.
+
+    None: as they are given.
+    """
     found = {}
     stage: ModelStage
     for stage in ("preview", "refine"):

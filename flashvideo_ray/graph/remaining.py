@@ -95,6 +95,7 @@ def next_work(
     usable = pc.or_(previews["latents"].is_valid(), pc.is_in(previews["clip_id"], over))
     wanted = pc.or_(pc.is_in(previews["status"], pa.array(["previewed", "approved"])), previews["audit"])
     gone = 0 if table is not None else pc.sum(pc.and_(wanted, pc.invert(usable))).as_py() or 0
+    known = previews
     previews = previews.filter(usable)
     if table is not None:
         previews_here = previews.filter(pc.is_in(previews["clip_id"], table["clip_id"].combine_chunks()))
@@ -114,7 +115,7 @@ def next_work(
         survivors = survivors.slice(0, 0)
     if fresh.num_rows and settings.select.needs_whole_run:
         until, survivors, decided = "preview", survivors.slice(0, 0), decided.slice(0, 0)
-    fresh = _grouped(fresh, context, settings.select.compares_candidates)
+    fresh = _with_digests(_grouped(fresh, context, settings.select.compares_candidates), known)
     rows = [as_rows(survivors, schema), as_rows(fresh, schema)]
     rendered = pc.sum(pc.equal(clips["status"], "rendered")).as_py() or 0
     return Work(pa.concat_tables(rows), context, as_rows(decided, schema), until, news, rendered, gone)
@@ -169,6 +170,14 @@ def _grouped(fresh: pa.Table, context: pa.Table, together: bool) -> pa.Table:
     status = pa.array(["open"] * fresh.num_rows, pa.string())
     fresh = fresh.drop_columns([name for name in ("status", "audit") if name in fresh.column_names])
     return fresh.append_column("group", group).append_column("status", status)
+
+
+def _with_digests(fresh: pa.Table, previews: pa.Table) -> pa.Table:
+    """Open candidates, with the digest of the file that was fetched for them before, if one was."""
+    if "preview_sha256" not in previews.column_names or not fresh.num_rows:
+        return fresh
+    at = pc.index_in(fresh["clip_id"], previews["clip_id"].combine_chunks())
+    return fresh.append_column("preview_sha256", previews["preview_sha256"].take(at))
 
 
 def context_rows(context: pa.Table) -> dict[str, list[dict[str, Any]]]:

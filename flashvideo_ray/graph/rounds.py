@@ -190,7 +190,7 @@ class Rounds:
             # An actor whose node is left out ends the round like this, once the others are done.
             self.left_out.extend(faults := ray.get(tracker.faults.remote()))
             if not faults:
-                self._wait_for_start(error)
+                self._wait_for_start(error, anew=bool(came))
         else:
             # Actors that got no row are missing, and held nothing up.
             self.left_out.extend(ray.get(tracker.faults.remote()))
@@ -212,11 +212,13 @@ class Rounds:
             return None
         return self.quota.spent(self.settings.pools, {stage: state.held_seconds for stage, state in states.items()})
 
-    def _wait_for_start(self, error: RayError) -> None:
+    def _wait_for_start(self, error: RayError, anew: bool) -> None:
         """Wait if a worker could not begin, for reasons of Ray's or of its host's such as a full disk; else raise.
 
-        What a stage itself meets in loading it tells the tracker.
+        What a stage itself meets in loading it tells the tracker. The waits are counted `anew` once something was done.
         """
+        if anew:
+            self._pauses = iter(_START_PAUSES)
         began = isinstance(error, ActorDiedError) and error.actor_init_failed
         pause = next(self._pauses, None) if began else None
         if pause is None:

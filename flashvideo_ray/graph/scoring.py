@@ -18,7 +18,7 @@ from flashvideo_ray.graph.events import StageEvents
 from flashvideo_ray.graph.publishing import Publisher
 from flashvideo_ray.graph.stage_base import BULKY, DROPPED, PAYLOAD, StageBase, say
 from flashvideo_ray.graph.verdicts import table_of, verdicts
-from flashvideo_ray.ledger.keys import latents_key, poster_key, preview_key
+from flashvideo_ray.ledger.keys import poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.scorers import columns
 from flashvideo_ray.scorers.panel import Panel
@@ -79,10 +79,10 @@ class Score(StageBase):
         }
 
     def _publish(self, row: Mapping[str, Any], frames: np.ndarray) -> dict[str, str]:
-        """Store the preview's MP4 and poster. The latents are there already."""
+        """Store the preview's MP4 and poster. What stage 2 takes is there already."""
         key = preview_key(row["clip_id"])
         self.publisher.preview(key, row, frames)
-        return {"latents": latents_key(row["clip_id"]), "preview": key, "poster": poster_key(key)}
+        return {"preview": key, "poster": poster_key(key)}
 
     def _judged(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         if not row["group"]:

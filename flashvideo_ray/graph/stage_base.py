@@ -25,8 +25,8 @@ from flashvideo_ray.ledger import tables
 from flashvideo_ray.settings import Pool, Settings, Stage
 
 _PAYLOAD = [
-    pa.field("prompt_embeds", pa.large_binary()),  # safetensors: `preview`, `refine` and, if asked for, `negative`
-    pa.field("preview_latents", pa.large_binary()),  # safetensors: `latents`
+    pa.field("prompt_embeds", pa.large_binary()),  # safetensors: by stage, `prompt` or `negative`, and name
+    pa.field("preview_latents", pa.large_binary()),  # what stage 2 takes, as `handover` packs it
     pa.field("preview_frames", pa.large_binary()),  # safetensors: `frames`, uint8
     pa.field("scores", pa.map_(pa.string(), pa.float64())),
     # How many candidates of the prompt are to be judged together, itself included; 0 where that is done.

@@ -10,31 +10,45 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as unpack
 from safetensors.torch import save as pack
 
 from flashvideo_ray import engines
+from flashvideo_ray.engines.engine import Text
 from flashvideo_ray.engines.memory_ladder import notes
 from flashvideo_ray.engines.weights import ModelStage
+from flashvideo_ray.graph import handover
 from flashvideo_ray.graph.bundles import unbundled
 from flashvideo_ray.graph.events import StageEvents
 from flashvideo_ray.graph.publishing import Publisher
 from flashvideo_ray.graph.stage_base import DROPPED, StageBase
-from flashvideo_ray.ledger.keys import clip_key, latents_key, poster_key
+from flashvideo_ray.ledger.keys import clip_key, poster_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.media import video
-from flashvideo_ray.media.provenance import of_candidate
 from flashvideo_ray.settings import Settings, Stage
 
+_PROMPT, _NEGATIVE = "prompt", "negative"  # in the names of embeddings, after the stage that reads them
 _TEXTS_KEPT = 32  # embeddings; 2 MB each of the released encoder
+_NEGATIVES_KEPT = 64
+
+
+class _Encoder:
+    """Encodes, and remembers: rows of a prompt come one after the other, a negative prompt is that of many others."""
+
+    def __init__(self, encode: Callable[..., Mapping[str, torch.Tensor]]):
+        self.prompt, self.negative = lru_cache(_TEXTS_KEPT)(encode), lru_cache(_NEGATIVES_KEPT)(encode)
+
+    @property
+    def misses(self) -> int:
+        """How many texts were not remembered."""
+        return self.prompt.cache_info().misses + self.negative.cache_info().misses
 
 
 class EncodeText(StageBase):
@@ -54,12 +68,19 @@ class EncodeText(StageBase):
         super().__init__(settings, events)
 
     def load(self) -> None:
-        """The text encoder."""
-        preview, refine = engines.of(self.settings, "preview"), engines.of(self.settings, "refine")
-        preview.verify(self.fingerprints["preview"])
-        # Rows of a prompt come one after the other, and their text is the same.
-        self._encode = lru_cache(_TEXTS_KEPT)(preview.load_text().encode)
-        self.prefixes = {"preview": preview.describe().prompt_prefix, "refine": refine.describe().prompt_prefix}
+        """The text encoders: one, where both stages share it, and none for a stage that reads texts itself."""
+        engines.of(self.settings, "preview").verify(self.fingerprints["preview"])
+        encoders = engines.text_readers(self.settings)
+        loaded = {
+            name: _Encoder(engines.of(self.settings, name).load_text().encode)
+            for name in dict.fromkeys(encoders[stage] for stage in self.readers)
+            if name is not None
+        }
+        self._encoders = {
+            stage: (loaded[name], engines.of(self.settings, stage).describe())
+            for stage in self.readers
+            if (name := encoders[stage]) is not None
+        }
 
     def takes(self, row: Mapping[str, Any]) -> bool:
         """Rows that still need a preview or a clip."""
@@ -68,18 +89,23 @@ class EncodeText(StageBase):
     def process(self, row: dict[str, Any]) -> dict[str, Any]:
         """Adds `prompt_embeds` and `text_seconds` (null where another row's call had encoded the same)."""
         started = time.perf_counter()
-        encoded = self._encode.cache_info().misses
-        stages = [stage for stage in self.readers if stage != "preview" or row["status"] == "open"]
+        encoded = self._misses()
+        embeds: dict[str, torch.Tensor] = {}
         with self.device(row):
-            embeds: dict[str, torch.Tensor] = {
-                stage: self._encode(row["prompt"], self.prefixes[stage]) for stage in stages
-            }
-            if row["negative_prompt"]:
-                embeds["negative"] = self._encode(row["negative_prompt"])
+            for stage, (encoder, told) in self._encoders.items():
+                if stage == "preview" and row["status"] != "open":
+                    continue
+                embeds |= _named(stage, _PROMPT, encoder.prompt(row["prompt"], told.prompt_prefix))
+                negative = row["negative_prompt"] or told.default_negative
+                if negative is not None:
+                    embeds |= _named(stage, _NEGATIVE, encoder.negative(negative))
         # Copies: where no stage has a prefix, both have the same tensor, and safetensors takes none twice.
         packed = pack({name: tensor.clone() for name, tensor in embeds.items()})
-        worked = self._encode.cache_info().misses > encoded
+        worked = self._misses() > encoded
         return {"prompt_embeds": packed, "text_seconds": time.perf_counter() - started if worked else None}
+
+    def _misses(self) -> int:
+        return sum(encoder.misses for encoder, _ in self._encoders.values())
 
 
 class EncodeTexts(EncodeText):
@@ -92,10 +118,10 @@ class EncodeTexts(EncodeText):
 
 
 class Preview(StageBase):
-    """Embeddings to low-resolution latents and the frames they decode to: stage 1.
+    """Prompts and their embeddings to low-resolution frames, and to latents where stage 2 takes those: stage 1.
 
-    The latents are stored before anything else is done with them: they are what was paid for. Two calls may run at once
-    in one actor: the second has the device while the first stores.
+    What stage 2 takes is stored before anything else is done with it: it is what was paid for. Two calls may run at
+    once in one actor: the second has the device while the first stores.
     """
 
     name = "preview"
@@ -110,6 +136,8 @@ class Preview(StageBase):
         """The preview model."""
         engine = engines.of(self.settings, "preview")
         engine.verify(self.fingerprints["preview"])
+        self.handed_over = handover.kind_of(self.settings)
+        self.fps = engines.fps_of(self.settings) or 1.0
         self.model = engine.load_preview()
         self.device_name = self.model.device_name
 
@@ -119,16 +147,18 @@ class Preview(StageBase):
 
     def process(self, row: dict[str, Any]) -> dict[str, Any]:
         """Adds `preview_latents`, `preview_frames` and `preview_seconds` (null where stage 1 had been paid before)."""
-        kept = self._kept(row["clip_id"])
+        key = handover.key_of(row["clip_id"], self.handed_over)
+        kept = self._kept(key)
         with self.device(row):
             started = time.perf_counter()
-            latents, as_sampled = self._sample(row) if kept is None else (kept, None)
-            pixels, as_decoded = self.model.decode(latents)
+            drawn, as_sampled = self._sample(row) if kept is None else (kept, None)
+            pixels, as_decoded = self.model.decode(drawn) if isinstance(drawn, torch.Tensor) else (drawn, None)
             seconds = time.perf_counter() - started
-        packed = pack({"latents": latents}, {"candidate": json.dumps(of_candidate(row))})
+        packed = handover.packed(drawn if self.handed_over == "latents" else pixels, row, self.fps)
         if kept is None:
-            self.store.put(latents_key(row["clip_id"]), packed)
+            self.store.put(key, packed)
         return {
+            "latents": key,
             "preview_latents": packed,
             "preview_frames": pack({"frames": torch.from_numpy(pixels)}),
             "preview_seconds": seconds if kept is None else None,
@@ -137,22 +167,21 @@ class Preview(StageBase):
             "host": socket.gethostname(),
         }
 
-    def _sample(self, row: Mapping[str, Any]) -> tuple[torch.Tensor, str | None]:
-        return self.model.sample(*_embeds(row["prompt_embeds"], self.name), row["seed"], self.steps(row))
+    def _sample(self, row: Mapping[str, Any]) -> tuple[torch.Tensor | np.ndarray, str | None]:
+        return self.model.sample(_text(row, self.name), row["seed"], self.steps(row))
 
-    def _kept(self, clip_id: str) -> torch.Tensor | None:
-        """Latents that were stored by a job that died before the ledger had their row. Damaged ones are made anew."""
-        key = latents_key(clip_id)
+    def _kept(self, key: str) -> torch.Tensor | np.ndarray | None:
+        """What was stored by a job that died before the ledger had its row. What is damaged is made anew."""
         if not self.store.exists(key):
             return None
         try:
-            return unpack(self.store.get(key))["latents"]
-        except (SafetensorError, KeyError):
+            return handover.unpacked(self.store.get(key))
+        except handover.DamagedError:
             return None
 
 
 class Refine(StageBase):
-    """Preview latents to a high-resolution clip, published as an MP4: stage 2.
+    """Previews to high-resolution clips, published as MP4s: stage 2.
 
     Two calls may run at once in one actor: the second has the device while the first encodes and uploads.
     """
@@ -190,10 +219,10 @@ class Refine(StageBase):
         if adopted is not None:
             return adopted
         packed = row["preview_latents"] if row["preview_latents"] is not None else self.store.get(row["latents"])
-        latents = unpack(packed)["latents"]
+        preview = handover.unpacked(packed)
         with self.device(row):
             started = time.perf_counter()
-            frames, note = self._refine(row, latents)
+            frames, note = self.model.refine(preview, _text(row, self.name), row["seed"], self.steps(row))
             refined = time.perf_counter()
         key = clip_key(row["clip_id"])
         mp4 = self.publisher.clip(key, row, frames)
@@ -233,12 +262,16 @@ class Refine(StageBase):
         shape = (info.frames, info.height, info.width)
         return self._rendered(row, mp4, shape, "found in the store, checked and adopted")
 
-    def _refine(self, row: Mapping[str, Any], preview_latents: torch.Tensor) -> tuple[np.ndarray, str | None]:
-        embeds = _embeds(row["prompt_embeds"], self.name)
-        return self.model.refine(preview_latents, *embeds, row["seed"], self.steps(row))
+
+def _named(stage: str, what: str, embeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{stage}.{what}.{name}": tensor for name, tensor in embeds.items()}
 
 
-def _embeds(packed: bytes, stage: Stage) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A stage's embeddings of the prompt and, if there is one, of the negative prompt."""
-    tensors = unpack(packed)
-    return tensors[stage], tensors.get("negative")
+def _text(row: Mapping[str, Any], stage: Stage) -> Text:
+    """What a stage's model is told of a row."""
+    own: dict[str, dict[str, torch.Tensor]] = {_PROMPT: {}, _NEGATIVE: {}}
+    for key, tensor in unpack(row["prompt_embeds"]).items():
+        reader, what, name = key.split(".", 2)
+        if reader == stage:
+            own[what][name] = tensor
+    return Text(row["prompt"], row["negative_prompt"], own[_PROMPT], own[_NEGATIVE])

@@ -23,6 +23,8 @@ def fault_of(key: str, clip_id: str, trust: str | None = None) -> Check:
     """The check for an object of that name."""
     if key.endswith(".mp4"):
         return partial(video_fault, clip_id=clip_id, trust=trust)
+    if key.endswith(".mkv"):
+        return partial(frames_fault, clip_id=clip_id)
     return latents_fault if key.endswith(".safetensors") else image_fault
 
 
@@ -78,6 +80,16 @@ def video_fault(data: bytes, clip_id: str, trust: str | None = None, **declared:
     # An MP4 keeps its frame rate as a fraction.
     differ = [f"{k} is {getattr(info, k)}, not {v}" for k, v in declared.items() if abs(getattr(info, k) - v) > 1e-3]
     return "; ".join(differ) or None
+
+
+def frames_fault(data: bytes, clip_id: str) -> str | None:
+    """Decode frames that are kept without loss: all of them must be there, and name their candidate."""
+    try:
+        _, info = video.decode_lossless(data)
+    except ValueError as error:
+        return str(error)
+    named = info.metadata.get("clip_id")
+    return None if named == clip_id else f"its metadata name the candidate {named}"
 
 
 def latents_fault(data: bytes) -> str | None:

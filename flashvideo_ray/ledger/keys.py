@@ -13,6 +13,11 @@ def latents_key(clip_id: str) -> str:
     return f"latents/{clip_id[:2]}/{clip_id}.safetensors"
 
 
+def frames_key(clip_id: str) -> str:
+    """Where the frames of a preview are kept without loss, in the place of latents, relative to OUTPUT."""
+    return f"latents/{clip_id[:2]}/{clip_id}.mkv"
+
+
 def clip_key(clip_id: str) -> str:
     """Where a candidate's clip is, relative to OUTPUT."""
     return f"clips/{clip_id[:2]}/{clip_id}.mp4"

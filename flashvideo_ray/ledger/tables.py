@@ -38,8 +38,9 @@ CANDIDATES = pa.schema([*_WANTED, _AT])  # what jobs were started for; the statu
 PREVIEWS = pa.schema(
     [
         *_CANDIDATE,
-        pa.field("latents", pa.string()),
+        pa.field("latents", pa.string()),  # what stage 2 takes: latents, or frames without loss
         pa.field("preview", pa.string()),
+        pa.field("preview_sha256", pa.string()),  # of the file at `preview_url`, where the preview existed already
         pa.field("poster", pa.string()),
         *_SECONDS,
         pa.field("rank", pa.float64()),

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashvideo_ray.ledger import damage, decisions, jobs, parquet_log, requests, run_file, tables
-from flashvideo_ray.ledger.keys import clip_key, latents_key, poster_key, preview_key
+from flashvideo_ray.ledger.keys import clip_key, frames_key, latents_key, poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.media import video
 
@@ -268,7 +268,7 @@ class _Check:
             if is_open and row["status"] != "rejected":
                 self.found("missing", None, clip_id, "its latents were not kept, and its clip is still to be made")
                 gone.add("latents")
-        elif not self._good(row["latents"], clip_id, damage.latents_fault):
+        elif not self._good(row["latents"], clip_id, damage.fault_of(row["latents"], clip_id)):
             gone.add("latents")
         if key is not None and not self._good(key, clip_id, partial(self._video_fault, key, clip_id)):
             gone.add("preview")
@@ -292,10 +292,11 @@ class _Check:
 
     def _stranger(self, key: str) -> None:
         clip_id, suffix = posixpath.splitext(posixpath.basename(key))
-        own = (latents_key(clip_id), preview_key(clip_id), clip_key(clip_id))
+        own = (latents_key(clip_id), frames_key(clip_id), preview_key(clip_id), clip_key(clip_id))
         status = "open" if clip_id in self.reopen["clips"] else self.ended.get(clip_id, "open")
-        if key not in (*own, poster_key(own[1]), poster_key(own[2])):
-            self.found("orphan", key, None, "no row names it", repairable=suffix in (".mp4", ".jpg", ".safetensors"))
+        if key not in (*own, poster_key(own[2]), poster_key(own[3])):
+            repairable = suffix in (".mp4", ".mkv", ".jpg", ".safetensors")
+            self.found("orphan", key, None, "no row names it", repairable=repairable)
         elif not self._good(key, clip_id, damage.fault_of(key, clip_id, self.trust)):
             return
         elif status in ("open", "skipped", "failed"):
@@ -326,7 +327,8 @@ class _Check:
         extra = [field for field in self.clips.schema if field.name not in tables.CLIPS.names]
         rows = []
         for row in _of(self.clips, self.lost).to_pylist():
-            keys = {"latents": latents_key(row["clip_id"]), "preview": preview_key(row["clip_id"])}
+            kept = [key for key in (frames_key(row["clip_id"]), latents_key(row["clip_id"])) if key in self.objects]
+            keys = {"latents": (kept or [""])[0], "preview": preview_key(row["clip_id"])}
             keys["poster"] = poster_key(keys["preview"])
             there = {name: key if key in self.objects.keys() - self.delete else None for name, key in keys.items()}
             survived = {} if row["status"] == "rejected" else {"status": "previewed", "reason": None}

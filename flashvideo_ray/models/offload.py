@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-
-from .pipeline_base import FlashVideoPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 Offload = Literal["none", "model", "group"]
 
 
-def place(pipeline: FlashVideoPipeline, device: torch.device | str, offload: Offload = "none") -> None:
+def place(pipeline: DiffusionPipeline, device: torch.device | str, offload: Offload = "none") -> None:
     """Put a pipeline on a device: whole, one network at a time, or one transformer block at a time.
 
     With "group" the next block is copied while one computes. The VAE, small and called by its parts, stays on the

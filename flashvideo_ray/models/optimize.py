@@ -8,7 +8,7 @@ nothing with a network and its steps before anything is loaded, and `apply` what
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -19,8 +19,7 @@ from diffusers.hooks import (
     PyramidAttentionBroadcastConfig,
 )
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
-
-from .pipeline_base import FlashVideoPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 CacheName = Literal["first_block", "mag", "pyramid_attention"]
 _CACHES: dict[str, type] = {
@@ -63,6 +62,11 @@ def check(
     known = sorted(backend.value for backend in AttentionBackendName)
     if attention is not None and attention not in known:
         raise OptionError(f"attention: no kernel is called {attention!r}; there are {', '.join(known)}")
+    if attention == AttentionBackendName.FLEX and not compile:
+        raise OptionError(
+            "attention: flex is one kernel within compiled blocks alone, and without it all scores of 100,000 tokens "
+            "would be in memory; set compile, too"
+        )
     if quantization not in (None, "fp8"):
         raise OptionError(f"quantization: {quantization!r} is not known; there is fp8")
     if compile and quantization is not None:
@@ -79,7 +83,7 @@ def check(
 
 
 def apply(
-    pipeline: FlashVideoPipeline,
+    pipeline: DiffusionPipeline,
     *,
     compile: bool = False,
     attention: str | None = None,
@@ -91,7 +95,7 @@ def apply(
     """Apply options to a loaded pipeline, before it is moved or offloaded; `finish` does what must come after that.
 
     Args:
-        pipeline: of either stage.
+        pipeline: of either stage, or any other of diffusers.
         compile: checked here and done by `finish`.
         attention: kernel of the attention: `native`, `flash`, `_flash_3`, `sage`, …; its package must be installed.
         cache: what is reused from step to step: `{"name": "first_block", "options": {"threshold": 0.08}}`, `mag` (with
@@ -103,13 +107,11 @@ def apply(
     Raises:
         OptionError: for what `check` refuses, and for an option that had no effect on this network.
     """
-    transformer = pipeline.transformer
-    steps = num_inference_steps or pipeline.config.num_inference_steps
-    pipeline.scheduler.set_timesteps(steps)
-    times = pipeline.scheduler.timesteps.tolist()
+    networks = [*denoisers(pipeline)]
+    steps = num_inference_steps or int(pipeline.config["num_inference_steps"])
     check(
-        layers=len(transformer.transformer_blocks),
-        times=times,
+        layers=min((len(blocks(network)) for network in networks), default=0),
+        times=_times(pipeline, steps),
         guidance_batching=guidance_batching,
         attention=attention,
         cache=cache,
@@ -118,32 +120,74 @@ def apply(
     )
     if compile and torch._dynamo.config.disable:
         raise OptionError("compile: TORCH_COMPILE_DISABLE is set here, so nothing would be compiled")
+    for network in networks:
+        _apply(network, pipeline, compile, attention, cache, quantization, steps)
+
+
+def _apply(
+    network: Any,
+    pipeline: DiffusionPipeline,
+    compile: bool,
+    attention: str | None,
+    cache: Mapping[str, Any] | None,
+    quantization: str | None,
+    steps: int,
+) -> None:
+    name = type(network).__name__
+    if compile and not getattr(network, "_repeated_blocks", None):
+        raise OptionError(f"compile: diffusers names no blocks of {name} to compile")
     if quantization == "fp8":
-        before = weight_bytes(transformer)
-        transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=transformer.dtype)
-        if weight_bytes(transformer) >= before:
+        before = weight_bytes(network)
+        network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=network.dtype)
+        if weight_bytes(network) >= before:
             raise OptionError("quantization: fp8 has made no weight of this network smaller")
     if attention is not None:
-        _set_attention(transformer, attention)
+        _set_attention(network, attention)
     if cache is not None:
-        transformer.enable_cache(_cache_config(pipeline, cache["name"], cache.get("options") or {}, steps))
+        if not hasattr(network, "enable_cache"):
+            raise OptionError(f"cache: diffusers has none for {name}")
+        try:
+            network.enable_cache(_cache_config(pipeline, cache["name"], cache.get("options") or {}, steps))
+        except (ValueError, KeyError, AttributeError) as error:  # a kind of block that diffusers does not know
+            raise OptionError(f"cache: {cache['name']} cannot be had with {name}: {error}") from error
 
 
-def finish(pipeline: FlashVideoPipeline, *, compile: bool = False, attention: str | None = None) -> None:
+def finish(pipeline: DiffusionPipeline, *, compile: bool = False, attention: str | None = None) -> None:
     """What must be done where the pipeline has been placed: try the kernel once, and compile the blocks.
 
     Raises OptionError for a kernel that does not run on this device.
     """
-    transformer = pipeline.transformer
-    if attention is not None:
-        _try_attention(transformer, attention, pipeline._execution_device)
-    if compile:
-        transformer.compile_repeated_blocks(fullgraph=not _is_hooked(transformer))
+    for network in denoisers(pipeline):
+        if attention is not None:
+            _try_attention(network, attention, pipeline._execution_device)
+        if compile:
+            network.compile_repeated_blocks(fullgraph=not _is_hooked(network))
+
+
+def denoisers(pipeline: Any) -> Iterator[Any]:
+    """The networks of a pipeline that are evaluated in each step."""
+    for name in ("transformer", "transformer_2", "unet"):
+        if getattr(pipeline, name, None) is not None:
+            yield getattr(pipeline, name)
+
+
+def blocks(network: Any) -> Sequence[Any]:
+    """A transformer's blocks, as most in diffusers call them; empty where it has none of that name."""
+    return getattr(network, "transformer_blocks", None) or getattr(network, "blocks", None) or ()
+
+
+def _times(pipeline: Any, steps: int) -> list[float]:
+    """Model time of every step; of a schedule that depends on a call's size, no more than how many there are."""
+    try:
+        pipeline.scheduler.set_timesteps(steps)
+        return list(pipeline.scheduler.timesteps.tolist())
+    except ValueError:
+        return [1000 * (1 - step / steps) for step in range(steps)]
 
 
 def _is_hooked(transformer: Any) -> bool:
     """Whether a cache or group offload acts within the blocks: in Python, which no single graph can hold."""
-    return any(hasattr(module, "_diffusers_hook") for module in transformer.transformer_blocks.modules())
+    return any(hasattr(module, "_diffusers_hook") for block in blocks(transformer) for module in block.modules())
 
 
 def weight_bytes(network: torch.nn.Module) -> int:
@@ -193,7 +237,7 @@ def _check_cache(
             raise OptionError(f"cache: mag would skip nothing: it keeps the first {max(kept, 1)} of {len(times)} steps")
 
 
-def _cache_config(pipeline: FlashVideoPipeline, name: str, options: Mapping[str, Any], steps: int) -> Any:
+def _cache_config(pipeline: Any, name: str, options: Mapping[str, Any], steps: int) -> Any:
     given = dict(options)
     if name == "mag":
         given["num_inference_steps"] = steps
@@ -212,14 +256,16 @@ def _set_attention(transformer: Any, attention: str) -> None:
     finally:
         # diffusers also makes it the choice of every other network of the process, which nobody has asked for.
         _AttentionBackendRegistry.set_active_backend(before)
-    chosen = {getattr(block.attn1.processor, "_attention_backend", None) for block in transformer.transformer_blocks}
+    modules = [module for block in blocks(transformer) for module in block.modules()]
+    processors = [module.processor for module in modules if hasattr(module, "processor")]
+    chosen = {getattr(processor, "_attention_backend", None) for processor in processors}
     if chosen != {AttentionBackendName(attention)}:
         raise OptionError(f"attention: the processors of this network ignore {attention}")
 
 
 def _try_attention(transformer: Any, attention: str, device: torch.device) -> None:
-    config = transformer.config
-    shape = (1, 128, config.num_attention_heads, config.attention_head_dim)
+    heads = transformer.config.get("num_attention_heads", 1), transformer.config.get("attention_head_dim", 64)
+    shape = (1, 128, *heads)
     states = torch.zeros(shape, dtype=transformer.dtype, device=device)
     try:
         dispatch_attention_fn(states, states, states, backend=AttentionBackendName(attention))

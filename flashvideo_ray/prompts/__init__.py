@@ -15,6 +15,7 @@ from flashvideo_ray.prompts import files
 from flashvideo_ray.prompts.checking import (
     CANDIDATE,
     OWN_COLUMNS,
+    PREVIEW_URL,
     PROMPTS,
     Duplicates,
     check,
@@ -30,6 +31,7 @@ from flashvideo_ray.prompts.text import visible
 __all__ = [
     "CANDIDATE",
     "OWN_COLUMNS",
+    "PREVIEW_URL",
     "PROMPTS",
     "SHOWN",
     "Duplicates",
@@ -72,6 +74,9 @@ def read_prompts(
 
     Where there is a column `candidate`, each row is that one candidate of its prompt, which has this very seed; rows of
     one id are candidates of one prompt.
+
+    Where there is a column `preview_url`, each row's preview exists already and is there; rows of one prompt with other
+    URLs are its candidates, whose numbers are added. An id that is missing is then derived from the texts alone.
 
     Returns a table with the columns of PROMPTS and the carried ones. Raises PromptError with every kind of problem
     found, or RuleError if `only` cannot be read.

@@ -30,6 +30,7 @@ PROMPTS = pa.schema(
     ]
 )
 CANDIDATE = "candidate"  # a column of rows that are one candidate each
+PREVIEW_URL = "preview_url"  # a column of rows whose preview exists already: each is one candidate of its prompt
 _BATCH = 65_536  # rows that are Python objects at a time
 _WHITE = "".join(char for char in map(chr, range(0x3001)) if char.isspace())
 _SURVIVE = (pa.types.is_string, pa.types.is_boolean, pa.types.is_integer, pa.types.is_float64, pa.types.is_null)
@@ -75,16 +76,21 @@ def check(
     given = _ids(table, problems)
     seeds = _seeds(table, problems)
     number = _candidates(table, problems) if CANDIDATE in table.column_names else None
+    previews = _previews(table, problems) if PREVIEW_URL in table.column_names else None
 
-    # Of two rows with the same text, only those with their own seed are different candidates.
-    ids = _filled(given, pa.string(), lambda *row: digest(*row)[:12], prompts, negatives, seeds)
+    # Of two rows with the same text, only those with their own seed are different candidates; or, where previews exist,
+    # candidates of one prompt.
+    apart = _nothing(table, pa.int64()) if previews is not None else seeds
+    ids = _filled(given, pa.string(), lambda *row: digest(*row)[:12], prompts, negatives, apart)
     final_seeds = _filled(seeds, pa.int64(), lambda name: _seed_of(base_seed, name), ids)
-    before = _first_alike(prompts, negatives, final_seeds)
+    before = _first_alike(prompts, negatives, final_seeds, previews)
     if duplicates != "refuse" and span > 1 and number is None:
         before = _first_near(prompts, negatives, final_seeds, span)
     is_repeat = before >= 0
     if duplicates == "seed" and is_repeat.any():
         ids, final_seeds = _reseeded(before, given, prompts, negatives, ids, final_seeds, base_seed)
+    if previews is not None and number is None:
+        number = _numbered(ids)
 
     own = pa.table([ids, prompts, negatives, final_seeds], schema=PROMPTS.remove_metadata())
     for field in table.schema:
@@ -96,7 +102,7 @@ def check(
     if part is not None:
         kept &= part.of(own, url)
 
-    _check_unique(table, given, prompts, negatives, kept, rows, problems)
+    _check_unique(number, given, prompts, negatives, kept, rows, problems)
     found = {problem: np.flatnonzero(at & kept).tolist() for problem, at in problems.items()}
     lines = [f"{rows.list(indices)}: {problem}" for problem, indices in found.items() if indices]
     if len(lines) > SHOWN:
@@ -136,10 +142,12 @@ def _filled(
     return pa.chunked_array(parts, kind)
 
 
-def _first_alike(prompts: pa.ChunkedArray, negatives: pa.ChunkedArray, seeds: pa.ChunkedArray) -> NDArray[np.int64]:
-    """For each row the first before it with the same text and seed, or -1."""
+def _first_alike(
+    prompts: pa.ChunkedArray, negatives: pa.ChunkedArray, seeds: pa.ChunkedArray, previews: pa.ChunkedArray | None
+) -> NDArray[np.int64]:
+    """For each row the first before it with the same text, seed and preview, or -1."""
     negatives = pc.fill_null(negatives, "")
-    keys = [_codes(prompts), _codes(negatives), seeds.to_numpy()]
+    keys = [_codes(prompts), _codes(negatives), seeds.to_numpy(), *([] if previews is None else [_codes(previews)])]
     order = np.lexsort(keys[::-1])  # stable: of equals, the first row stays first
     starts = np.ones(len(order), bool)
     starts[1:] = np.any([key[order][1:] != key[order][:-1] for key in keys], axis=0)
@@ -202,7 +210,7 @@ def _reseeded(
 
 
 def _check_unique(
-    table: pa.Table,
+    number: pa.ChunkedArray | None,
     given: pa.ChunkedArray,
     prompts: pa.ChunkedArray,
     negatives: pa.ChunkedArray,
@@ -221,7 +229,7 @@ def _check_unique(
     def text(index: int) -> tuple[Any, Any]:
         return prompts[index].as_py(), negatives[index].as_py() or ""
 
-    numbers = table[CANDIDATE].to_pylist() if CANDIDATE in table.column_names else None
+    numbers = number.to_pylist() if number is not None else None
     taken: set[tuple[int, int | None]] = set()
     if numbers is not None:
         taken = {(int(places[place]), numbers[places[place]]) for place in first}
@@ -352,6 +360,29 @@ def _whole_numbers(
         high = pc.greater(column.cast(pa.uint64(), safe=False), pa.scalar(most, pa.uint64()))  # below 0, too
         problems[problem] = _mask(high)
     return column.cast(kind, safe=False)
+
+
+def _previews(table: pa.Table, problems: dict[str, NDArray[np.bool_]]) -> pa.ChunkedArray:
+    """Where previews are that exist already."""
+    column = _texts(table, PREVIEW_URL, problems)
+    problems[f"{PREVIEW_URL} is null; each row has its preview, or none has"] = _mask(column.is_null())
+    problems[f"{PREVIEW_URL} is empty"] = _mask(_is_blank(column))
+    rooted = pc.match_substring_regex(column, r"^(/|[A-Za-z][A-Za-z0-9+.-]*:)")
+    relative = pc.and_(pc.invert(rooted), pc.invert(_is_blank(column)))
+    problems[f"{PREVIEW_URL} is a relative path, which no worker can find; write a URL, or the path from the root"] = (
+        _mask(relative)
+    )
+    return column
+
+
+def _numbered(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Which of the rows of its prompt each is, from 0."""
+    seen: dict[str, int] = defaultdict(int)
+    numbers = []
+    for name in ids.to_pylist():
+        numbers.append(seen[name])
+        seen[name] += 1
+    return pa.chunked_array([numbers], pa.int32())
 
 
 def _candidates(table: pa.Table, problems: dict[str, NDArray[np.bool_]]) -> pa.ChunkedArray:

@@ -20,7 +20,7 @@ from flashvideo_ray.prompts import formats
 from flashvideo_ray.prompts.formats import FORMATS, IN_FOLDERS
 from flashvideo_ray.prompts.rows import PromptError, Rows
 
-_TEXTS = ("id", "prompt", "negative_prompt")  # an id such as 007 or 2024-01-02 must stay text
+_TEXTS = ("id", "prompt", "negative_prompt", "preview_url")  # an id such as 007 or 2024-01-02 must stay text
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # what Hive and Spark call a folder whose key is null
 log = logging.getLogger("flashvideo_ray")
 

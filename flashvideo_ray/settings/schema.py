@@ -10,7 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from flashvideo_ray.settings import reading
 
@@ -37,6 +46,17 @@ NonNegative = Annotated[Real, Field(ge=0, le=1e9)]
 Seconds = Annotated[Real, Field(gt=0, le=1e9)]  # 30 years
 
 
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(value, allow_nan=False, default=str)
+    except (TypeError, ValueError) as error:  # NaN is not even equal to itself: the run could not be taken up again
+        raise ValueError(f"options are plain finite values, as JSON has them: {error}") from None
+    return value
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_plain)]
+
+
 class Frozen(BaseModel):
     """Immutable, and closed: a key that is not declared is an error, not a silent nothing."""
 
@@ -50,6 +70,7 @@ class PromptColumns(Frozen):
     id: Annotated[str, Field(min_length=1)] | None = None
     seed: Annotated[str, Field(min_length=1)] | None = None
     negative_prompt: Annotated[str, Field(min_length=1)] | None = None
+    preview_url: Annotated[str, Field(min_length=1)] | None = None
 
     @property
     def named(self) -> dict[str, str]:
@@ -98,25 +119,37 @@ class AdapterSettings(Frozen):
 
 
 class PreviewSettings(Frozen):
-    """Stage 1: text to low-resolution latents (arXiv 2502.05179, section 3.2)."""
+    """Stage 1: text to low-resolution latents (arXiv 2502.05179, section 3.2), or to frames by any other pipeline."""
 
-    model: str = Field("nano", description="`nano`, a folder, or a hub id (`org/name` or `org/name@revision`)")
+    model: str = Field(
+        "nano",
+        description="`nano`, a folder (of this package or any text-to-video pipeline of diffusers), or a hub id "
+        "(`org/name` or `org/name@revision`); `existing` where the prompts have a column `preview_url`",
+    )
     dtype: Dtype = "float32"
     vae_dtype: Dtype | None = Field(None, description="null: the same as dtype")
     height: Pixels | None = None
     width: Pixels | None = None
     num_frames: Positive | None = None
+    resample: bool = Field(
+        False, description="whether previews that exist are brought to this size and length, and to `video.fps`"
+    )
     num_inference_steps: Steps | None = None
     guidance_scale: NonNegative | None = None
     guidance_batching: GuidanceBatching = "together"
+    call: Options = Field({}, description="further arguments of a diffusers pipeline's call, as its signature has them")
     optimize: OptimizeSettings = OptimizeSettings()
     adapters: tuple[AdapterSettings, ...] = ()
 
 
 class RefineSettings(Frozen):
-    """Stage 2: preview latents to a high-resolution clip by flow matching (arXiv 2502.05179, section 3.3)."""
+    """Stage 2: preview to a high-resolution clip, by flow matching (arXiv 2502.05179, section 3.3) or otherwise."""
 
-    model: str = Field("nano", description="`nano`, a folder, or a hub id (`org/name` or `org/name@revision`)")
+    model: str = Field(
+        "nano",
+        description="`nano`, a folder (of this package or any video-to-video pipeline of diffusers), a hub id, or "
+        "`none`: the preview is the clip",
+    )
     dtype: Dtype = "float32"
     vae_dtype: Dtype | None = Field(None, description="null: the same as dtype")
     height: Pixels | None = None
@@ -129,6 +162,7 @@ class RefineSettings(Frozen):
     encode_tiles: tuple[Positive, Positive] | None = Field(None, description="rows, columns; more need less memory")
     decode_tiling: Literal["none", "reference", "blend"] | None = None
     decode_tiles: tuple[Positive, Positive] | None = Field(None, description="rows, columns; more need less memory")
+    call: Options = Field({}, description="further arguments of a diffusers pipeline's call, as its signature has them")
     optimize: OptimizeSettings = OptimizeSettings()
     adapters: tuple[AdapterSettings, ...] = ()
 
@@ -137,20 +171,11 @@ class ScorerSettings(Frozen):
     """One scorer: a short name (`motion`) or a dotted path to a class, and its options."""
 
     name: str
-    options: dict[str, Any] = {}
+    options: Options = {}
     pool: Literal["score", "rate"] = Field(
         "score",
         description="`rate` is the pool for scorers with large models; it only sees what the others let through",
     )
-
-    @field_validator("options")
-    @classmethod
-    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
-        try:
-            json.dumps(value, allow_nan=False, default=str)
-        except (TypeError, ValueError) as error:  # NaN is not even equal to itself: the run could not be taken up again
-            raise ValueError(f"options are plain finite values, as JSON has them: {error}") from None
-        return value
 
 
 class ScoreSettings(Frozen):
@@ -248,6 +273,9 @@ class VideoSettings(Frozen):
         "libx264", description="of clips; NVENC needs a card that has it, and a clip_crf above 0"
     )
     encoder_preset: str | None = Field(None, description="the codec's own speed preset; null: its default")
+    fps: Annotated[Real, Field(gt=0, le=1000)] | None = Field(
+        None, description="frames a second of previews and clips; null: as the model says"
+    )
     metadata: Metadata = Field(
         "full", description="what MP4s tell of themselves; minimal: neither prompt nor seed; may be changed at any time"
     )
@@ -474,19 +502,27 @@ class Settings(Frozen):
         """What decides pixels and scores, apart from weights: a run has exactly one. Plain JSON values."""
         tree = self.model_dump(mode="json", include={"seed", "candidates", "text", "score", "video"})
         del tree["video"]["metadata"]  # decides no pixel
+        if self.video.fps is None:  # as in runs from before there was such a key
+            del tree["video"]["fps"]
         return tree | {stage: _own_recipe(getattr(self, stage)) for stage in ("preview", "refine")}
 
     def stage1_recipe(self) -> dict[str, Any]:
         """What decides a preview's pixels, apart from prompt, seed and weights."""
-        return {"text": self.text.model_dump(mode="json"), "preview": _own_recipe(self.preview)}
+        fps = {} if self.video.fps is None else {"fps": self.video.fps}  # some models are told
+        return {"text": self.text.model_dump(mode="json"), "preview": _own_recipe(self.preview), **fps}
 
 
 def _own_recipe(own: PreviewSettings | RefineSettings) -> dict[str, Any]:
     """A stage's settings without its weights (model, adapters), which stand in a recipe by their fingerprint.
 
-    `optimize` is left out where nothing is asked for: runs from before there was such a key have the same recipe.
+    `optimize`, `call` and `resample` are left out where nothing is asked for: runs from before there were such keys
+    have the same recipe.
     """
     tree = own.model_dump(mode="json", exclude={"model", "adapters"})
     if own.optimize == OptimizeSettings():
         del tree["optimize"]
+    if not own.call:
+        del tree["call"]
+    if not tree.get("resample", True):
+        del tree["resample"]
     return tree

@@ -12,8 +12,7 @@ from typing import Any
 
 from support import script, write_prompts
 
-from flashvideo_ray import Settings, identity, prompts
-from flashvideo_ray.engines import weights
+from flashvideo_ray import Settings, engines, identity, prompts
 from flashvideo_ray.graph.recipe import recipe_of
 from flashvideo_ray.ledger import parquet_log, tables
 from flashvideo_ray.ledger.keys import latents_key
@@ -136,7 +135,7 @@ class Run:
 
 
 def _latents_keys(url: str, settings: Settings) -> dict[str, str]:
-    settings = weights.with_model_defaults(settings)
+    settings = engines.with_model_defaults(settings)
     fingerprint = recipe_of(settings)["fingerprints"]["preview"]
     table = prompts.read_prompts(url, base_seed=settings.seed)
     table = identity.candidates(table, settings.candidates, settings.stage1_recipe(), fingerprint)

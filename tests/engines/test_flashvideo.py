@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 
 from flashvideo_ray import engines
 from flashvideo_ray.engines import weights
-from flashvideo_ray.engines.engine import NonFiniteError
+from flashvideo_ray.engines.engine import NonFiniteError, Text
 from flashvideo_ray.settings import Settings
 
 RED = "a red circle moves left"
 
 
 def settings_for(model: Path, *overrides: str) -> Settings:
-    return weights.with_model_defaults(
+    return engines.with_model_defaults(
         Settings.of_tree({"preview": {"model": str(model)}, "refine": {"model": str(model)}}, overrides)
     )
 
@@ -35,12 +35,12 @@ def quiet(done: int, total: int) -> None:
 def made(tiny_model: Path) -> dict[str, Any]:
     """Embeddings, latents and a clip, as an actor with enough memory makes them."""
     settings = settings_for(tiny_model)
-    embeds = engines.of(settings, "preview").load_text().encode(RED)
+    text = Text(RED, embeds=engines.of(settings, "preview").load_text().encode(RED))
     preview = engines.of(settings, "preview").load_preview()
-    latents, note = preview.sample(embeds, None, 7, quiet)
-    clip, clip_note = engines.of(settings, "refine").load_refine().refine(latents, embeds, None, 7, quiet)
+    latents, note = preview.sample(text, 7, quiet)
+    clip, clip_note = engines.of(settings, "refine").load_refine().refine(latents, text, 7, quiet)
     assert (note, clip_note) == (None, None)
-    return {"settings": settings, "embeds": embeds, "latents": latents, "clip": clip}
+    return {"settings": settings, "text": text, "latents": latents, "clip": clip}
 
 
 def small_card(network: Any, most: int) -> list[int]:
@@ -58,14 +58,14 @@ def small_card(network: Any, most: int) -> list[int]:
 
 def test_latents_are_kept_in_float32_whatever_the_network_computes_in(tiny_model: Path, made: dict[str, Any]) -> None:
     settings = settings_for(tiny_model, "preview.dtype=bfloat16")
-    latents, _ = engines.of(settings, "preview").load_preview().sample(made["embeds"], None, 7, quiet)
+    latents, _ = engines.of(settings, "preview").load_preview().sample(made["text"], 7, quiet)
     assert latents.dtype == torch.float32
     assert not torch.equal(latents, latents.to(torch.bfloat16).float())
 
 
 def test_latents_of_older_runs_are_taken_up_as_they_are(made: dict[str, Any]) -> None:
     refine = engines.of(made["settings"], "refine").load_refine()
-    clip, _ = refine.refine(made["latents"].to(torch.bfloat16), made["embeds"], None, 7, quiet)
+    clip, _ = refine.refine(made["latents"].to(torch.bfloat16), made["text"], 7, quiet)
     assert clip.shape == made["clip"].shape
 
 
@@ -93,7 +93,7 @@ def test_infinite_values_of_the_decoder_are_refused(made: dict[str, Any]) -> Non
 
 def test_each_phase_that_runs_out_of_memory_takes_its_own_next_rung_and_stays_there(made: dict[str, Any]) -> None:
     refine = engines.of(made["settings"], "refine").load_refine()
-    pipe, embeds, latents = refine._pipe, made["embeds"], made["latents"]
+    pipe, text, latents = refine._pipe, made["text"], made["latents"]
     encoded = small_card(pipe.vae.encoder, 3 * 9 * 64 * 64)  # half the width fits
     note = "encoded by 16 frames in 1x2 tiles for want of memory; denoised with guidance apart for want of memory"
     batches = []
@@ -104,10 +104,10 @@ def test_each_phase_that_runs_out_of_memory_takes_its_own_next_rung_and_stays_th
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     pipe.transformer.proj_out.register_forward_pre_hook(one_sample)
-    first, said = refine.refine(latents, embeds, None, 7, quiet)
+    first, said = refine.refine(latents, text, 7, quiet)
     assert said == note
     calls, tried = len(encoded), batches.count(2)
-    again, said = refine.refine(latents, embeds, None, 7, quiet)
+    again, said = refine.refine(latents, text, 7, quiet)
     assert said == note
     assert np.array_equal(first, again)
     assert (len(encoded) - calls, batches.count(2)) == (calls - 1, tried)  # not what failed
@@ -117,7 +117,7 @@ def test_a_decode_that_runs_out_of_memory_keeps_what_was_denoised(made: dict[str
     refine = engines.of(made["settings"], "refine").load_refine()
     steps: list[int] = []
     failed = small_card(refine._pipe.vae.decoder, 4 * 3 * 4 * 6)
-    clip, note = refine.refine(made["latents"], made["embeds"], None, 7, lambda done, total: steps.append(done))
+    clip, note = refine.refine(made["latents"], made["text"], 7, lambda done, total: steps.append(done))
     assert note == "decoded in 2x4 tiles for want of memory"
     assert steps == [1, 2]
     assert max(failed) > 4 * 3 * 4 * 6
@@ -143,7 +143,7 @@ def test_a_hub_model_is_pinned_to_the_commit_that_was_seen_first(
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(old)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    settings = weights.with_model_defaults(Settings.of_tree({"preview": {"model": "org/video"}}))
+    settings = engines.with_model_defaults(Settings.of_tree({"preview": {"model": "org/video"}}))
     assert settings.preview.model == f"org/video@{old}"
     told = engines.of(settings, "preview").fingerprint()
     shutil.copytree(tiny_model, repo / "snapshots" / new)

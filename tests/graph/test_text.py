@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load as unpack
 
 from flashvideo_ray import engines
-from flashvideo_ray.engines import weights
 from flashvideo_ray.graph.bundles import bundled
 from flashvideo_ray.graph.events import Attempt, Begin
 from flashvideo_ray.graph.stage_base import row_schema
@@ -32,8 +31,8 @@ def test_a_text_that_both_stages_read_alike_is_there_for_each_of_them() -> None:
     stage = EncodeText(settings, Alone(), {"preview": engines.of(settings, "preview").fingerprint()})  # type: ignore[arg-type]
     one = {"clip_id": "a", "id": "a", "prompt": "A red star.", "negative_prompt": "", "status": "open"}
     made = unpack(stage.process(one)["prompt_embeds"])
-    assert set(made) == {"preview", "refine"}
-    assert torch.equal(made["preview"], made["refine"])
+    assert set(made) == {"preview.prompt.prompt_embeds", "refine.prompt.prompt_embeds"}
+    assert torch.equal(made["preview.prompt.prompt_embeds"], made["refine.prompt.prompt_embeds"])
 
 
 def row(prompt: str, number: int, **columns: Any) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def row(prompt: str, number: int, **columns: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def settings(tiny_model: Path) -> Settings:
-    return weights.with_model_defaults(
+    return engines.with_model_defaults(
         Settings.of_tree({"preview": {"model": str(tiny_model)}, "refine": {"model": str(tiny_model)}})
     )
 
@@ -54,7 +53,7 @@ def counting(settings: Settings, encoded: list[int], **options: Any) -> EncodeTe
     prints = {"preview": engines.of(settings, "preview").fingerprint()}
     stage = EncodeTexts(settings, Alone(), prints, **options)  # type: ignore[arg-type]
     # All that it encodes goes through this model's one encoder.
-    encoder = stage._encode.__wrapped__.__self__._encoder.text_encoder  # type: ignore[attr-defined]
+    encoder = next(iter(stage._encoders.values()))[0].prompt.__wrapped__.__self__._encoder.text_encoder  # type: ignore[attr-defined]
     encoder.register_forward_hook(lambda *_: encoded.append(1))
     return stage
 
@@ -77,9 +76,20 @@ def test_distinct_prompts_are_encoded_once_whatever_actors_take_their_candidates
     # What it took is told once, too.
     assert len([one for one in made if one["text_seconds"] is not None]) == len(texts)
     by_id = {one["clip_id"]: unpack(one["prompt_embeds"]) for one in made}
-    for stage in ("preview", "refine"):
+    for stage in ("preview.prompt.prompt_embeds", "refine.prompt.prompt_embeds"):
         assert torch.equal(by_id[f"{texts[0]} 0"][stage], by_id[f"{texts[0]} 9"][stage])
         assert not torch.equal(by_id[f"{texts[0]} 0"][stage], by_id[f"{texts[1]} 0"][stage])
+
+
+def test_a_negative_prompt_is_encoded_once_by_each_actor_however_many_there_are(settings: Settings) -> None:
+    encoded: list[int] = []
+    actors = [counting(settings, encoded) for _ in range(2)]
+    negatives = [f"over {number} moves" for number in range(15)]
+    rows = [row(f"the {number}", 0, negative_prompt=negatives[number % 15]) for number in range(60)]
+    bundles = bundled(pa.Table.from_pylist(rows, schema=row_schema()), "prompt")
+    made = [one for index in range(60) for one in actors[index % 2](bundles.slice(index, 1))]
+    assert len(encoded) == 60 * 2 + 15 * len(actors)  # a prompt's text for each stage
+    assert "refine.negative.prompt_embeds" in unpack(made[0]["prompt_embeds"][0].as_py())
 
 
 def test_the_first_row_of_a_bundle_goes_on_before_the_next_is_looked_at(settings: Settings) -> None:
@@ -92,5 +102,5 @@ def test_a_text_is_encoded_for_the_stages_that_are_to_come(settings: Settings) -
     encoded: list[int] = []
     stage = counting(settings, encoded, readers=("preview",))
     [made] = stage(bundled(pa.Table.from_pylist([row("a red star", 0)], schema=row_schema()), "prompt"))
-    assert unpack(made["prompt_embeds"][0].as_py()).keys() == {"preview"}
+    assert unpack(made["prompt_embeds"][0].as_py()).keys() == {"preview.prompt.prompt_embeds"}
     assert len(encoded) == 1

@@ -220,3 +220,17 @@ def test_a_clip_is_encoded_without_a_byte_on_disk():
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert encoded == expected
+
+
+def test_frames_that_are_kept_without_loss_come_back_as_they_were_or_not_at_all() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (9, 35, 49, 3), dtype=np.uint8)  # of an odd size
+    kept = video.encode_lossless(frames, 8, {"clip_id": "abc"})
+    assert kept == video.encode_lossless(frames, 8, {"clip_id": "abc"})
+    again, info = video.decode_lossless(kept)
+    assert np.array_equal(again, frames)
+    assert (info.codec, info.fps, info.metadata["clip_id"]) == ("ffv1", 8, "abc")
+    flipped = bytearray(kept)
+    flipped[len(kept) // 2] ^= 1
+    for damaged in (bytes(flipped), kept[:-500], kept[:100]):
+        with pytest.raises(ValueError, match=r"damaged or cut off|not a readable video"):
+            video.decode_lossless(damaged)

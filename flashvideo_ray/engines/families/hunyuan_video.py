@@ -1,0 +1,5 @@
+"""HunyuanVideo."""
+
+from flashvideo_ray.engines.families import Family
+
+FAMILY = Family(fps=24)
