@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -37,6 +37,19 @@ from flashvideo_ray.settings import Settings, Stage
 
 _PROMPT, _NEGATIVE = "prompt", "negative"  # in the names of embeddings, after the stage that reads them
 _TEXTS_KEPT = 32  # embeddings; 2 MB each of the released encoder
+_NEGATIVES_KEPT = 64
+
+
+class _Encoder:
+    """Encodes, and remembers: rows of a prompt come one after the other, a negative prompt is that of many others."""
+
+    def __init__(self, encode: Callable[..., Mapping[str, torch.Tensor]]):
+        self.prompt, self.negative = lru_cache(_TEXTS_KEPT)(encode), lru_cache(_NEGATIVES_KEPT)(encode)
+
+    @property
+    def misses(self) -> int:
+        """How many texts were not remembered."""
+        return self.prompt.cache_info().misses + self.negative.cache_info().misses
 
 
 class EncodeText(StageBase):
@@ -61,9 +74,8 @@ class EncodeText(StageBase):
         encoders = engines.text_readers(self.settings)
         if encoders["refine"] == "refine" and "refine" in self.readers:
             weights.check_text(engines.of(self.settings, "refine").text_fingerprint(), self.fingerprints["refine_text"])
-        # Rows of a prompt come one after the other, and their text is the same.
         loaded = {
-            name: lru_cache(_TEXTS_KEPT)(engines.of(self.settings, name).load_text().encode)
+            name: _Encoder(engines.of(self.settings, name).load_text().encode)
             for name in dict.fromkeys(encoders[stage] for stage in self.readers)
             if name is not None
         }
@@ -83,20 +95,20 @@ class EncodeText(StageBase):
         encoded = self._misses()
         embeds: dict[str, torch.Tensor] = {}
         with self.device(row):
-            for stage, (encode, told) in self._encoders.items():
+            for stage, (encoder, told) in self._encoders.items():
                 if stage == "preview" and row["status"] != "open":
                     continue
-                embeds |= _named(stage, _PROMPT, encode(row["prompt"], told.prompt_prefix))
+                embeds |= _named(stage, _PROMPT, encoder.prompt(row["prompt"], told.prompt_prefix))
                 negative = row["negative_prompt"] or told.default_negative
                 if negative is not None:
-                    embeds |= _named(stage, _NEGATIVE, encode(negative))
+                    embeds |= _named(stage, _NEGATIVE, encoder.negative(negative))
         # Copies: where no stage has a prefix, both have the same tensor, and safetensors takes none twice.
         packed = pack({name: tensor.clone() for name, tensor in embeds.items()})
         worked = self._misses() > encoded
         return {"prompt_embeds": packed, "text_seconds": time.perf_counter() - started if worked else None}
 
     def _misses(self) -> int:
-        return sum(encode.cache_info().misses for encode, _ in self._encoders.values())
+        return sum(encoder.misses for encoder, _ in self._encoders.values())
 
 
 class EncodeTexts(EncodeText):

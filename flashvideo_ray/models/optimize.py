@@ -62,6 +62,11 @@ def check(
     known = sorted(backend.value for backend in AttentionBackendName)
     if attention is not None and attention not in known:
         raise OptionError(f"attention: no kernel is called {attention!r}; there are {', '.join(known)}")
+    if attention == AttentionBackendName.FLEX and not compile:
+        raise OptionError(
+            "attention: flex is one kernel within compiled blocks alone, and without it all scores of 100,000 tokens "
+            "would be in memory; set compile, too"
+        )
     if quantization not in (None, "fp8"):
         raise OptionError(f"quantization: {quantization!r} is not known; there is fp8")
     if compile and quantization is not None:

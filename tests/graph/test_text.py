@@ -53,7 +53,7 @@ def counting(settings: Settings, encoded: list[int], **options: Any) -> EncodeTe
     prints = {"preview": engines.of(settings, "preview").fingerprint()}
     stage = EncodeTexts(settings, Alone(), prints, **options)  # type: ignore[arg-type]
     # All that it encodes goes through this model's one encoder.
-    encoder = next(iter(stage._encoders.values()))[0].__wrapped__.__self__._encoder.text_encoder  # type: ignore[attr-defined]
+    encoder = next(iter(stage._encoders.values()))[0].prompt.__wrapped__.__self__._encoder.text_encoder  # type: ignore[attr-defined]
     encoder.register_forward_hook(lambda *_: encoded.append(1))
     return stage
 
@@ -79,6 +79,17 @@ def test_distinct_prompts_are_encoded_once_whatever_actors_take_their_candidates
     for stage in ("preview.prompt.prompt_embeds", "refine.prompt.prompt_embeds"):
         assert torch.equal(by_id[f"{texts[0]} 0"][stage], by_id[f"{texts[0]} 9"][stage])
         assert not torch.equal(by_id[f"{texts[0]} 0"][stage], by_id[f"{texts[1]} 0"][stage])
+
+
+def test_a_negative_prompt_is_encoded_once_by_each_actor_however_many_there_are(settings: Settings) -> None:
+    encoded: list[int] = []
+    actors = [counting(settings, encoded) for _ in range(2)]
+    negatives = [f"over {number} moves" for number in range(15)]
+    rows = [row(f"the {number}", 0, negative_prompt=negatives[number % 15]) for number in range(60)]
+    bundles = bundled(pa.Table.from_pylist(rows, schema=row_schema()), "prompt")
+    made = [one for index in range(60) for one in actors[index % 2](bundles.slice(index, 1))]
+    assert len(encoded) == 60 * 2 + 15 * len(actors)  # a prompt's text for each stage
+    assert "refine.negative.prompt_embeds" in unpack(made[0]["prompt_embeds"][0].as_py())
 
 
 def test_the_first_row_of_a_bundle_goes_on_before_the_next_is_looked_at(settings: Settings) -> None:

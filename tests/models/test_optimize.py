@@ -88,17 +88,16 @@ def test_the_kernel_that_is_asked_for_is_the_one_that_is_called(
     registry, seen = attention_dispatch._AttentionBackendRegistry, []
     native = registry._backends[AttentionBackendName.NATIVE]
 
-    def flex(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
         seen.append(kwargs["query"].shape)
         return native(*args, **kwargs)
 
-    monkeypatch.setitem(registry._backends, AttentionBackendName.FLEX, flex)
-    monkeypatch.setitem(registry._supported_arg_names, AttentionBackendName.FLEX, {"query", "key", "value"})
+    monkeypatch.setitem(registry._backends, AttentionBackendName._NATIVE_MATH, counted)
     plain = load(tiny_model)
     expected = run(plain)
     pipe = load(tiny_model)
-    apply(pipe, attention="flex")
-    finish(pipe, attention="flex")
+    apply(pipe, attention="_native_math")
+    finish(pipe, attention="_native_math")
     seen.clear()
     assert torch.equal(run(pipe), expected)
     assert len(seen) == STEPS * len(pipe.transformer.transformer_blocks)
@@ -128,6 +127,23 @@ def test_compiled_blocks_are_one_graph_for_all_of_them(tiny_model: Path) -> None
     before = graphs["unique_graphs"]
     run(pipe)
     assert graphs["unique_graphs"] - before == 1
+
+
+def test_flex_attention_is_one_kernel_in_compiled_blocks_and_refused_without(tiny_model: Path) -> None:
+    with pytest.raises(OptionError, match="attention: flex is one kernel within compiled blocks alone"):
+        apply(load(tiny_model), attention="flex")
+    torch._dynamo.reset()
+    pipe, graphs = load(tiny_model), []
+    apply(pipe, attention="flex", compile=True)
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    pipe.transformer.compile_repeated_blocks(backend=backend, fullgraph=True)
+    run(pipe)
+    [graph] = graphs
+    assert [node.target for node in graph.graph.nodes].count(torch.ops.higher_order.flex_attention) == 1
 
 
 @pytest.mark.parametrize(
