@@ -12,6 +12,7 @@ from flashvideo_ray.accounting.terminal import duration
 from flashvideo_ray.cli.options import OutputArgument, SetOption, TakeoverOption
 from flashvideo_ray.cli.outcome import console, guarded
 from flashvideo_ray.cli.runs import existing_run, held_run
+from flashvideo_ray.graph.console import without_false_alarms
 from flashvideo_ray.settings import Settings
 
 
@@ -90,7 +91,8 @@ def score(
         count = rescore.rescore(output, specs, settings, takeover=takeover)
         console.print(f"{count:,} previews got {', '.join(spec.name for spec in specs)}.")
 
-    guarded(measure)
+    with without_false_alarms():
+        guarded(measure)
 
 
 def audit(

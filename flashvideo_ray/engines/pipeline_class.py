@@ -23,8 +23,9 @@ from flashvideo_ray.models import optimize
 
 Parameters = Mapping[str, inspect.Parameter]
 _SEEN = {"image", "images", "video", "control_video", "conditions", "image_embeds", "mask", "reference_images"}
-_SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
-_TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "temporal_compression_ratio")
+# What pipelines call these, before the plain `vae_scale_factor`.
+_SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_scale_factor", "vae_spatial_compression_ratio", "vae_scale_factor")
+_TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_scale_factor", "vae_temporal_compression_ratio")
 
 
 def find(model: str, stage: ModelStage) -> type[Any]:
@@ -121,7 +122,9 @@ def empty(model: str, cls: type[Any]) -> Any:
 
 @lru_cache(maxsize=8)
 def factors(model: str, cls: type[Any]) -> tuple[int, int, dict[str, int]]:
-    """Pixels of a patch on each axis, frames of a latent frame, and the sizes that the transformer was trained at.
+    """Pixels of a patch on each axis, frames of a latent frame, and sizes where the signature has none.
+
+    Those are the pipeline's own (`default_height`), or what the transformer was trained at (`sample_height`).
 
     A factor that nothing tells is 1. Raises ModelNotFoundError.
     """
@@ -136,6 +139,8 @@ def factors(model: str, cls: type[Any]) -> tuple[int, int, dict[str, int]]:
     sizes = {name: config[key] * spatial for name, key in trained.items() if isinstance(config.get(key), int)}
     if isinstance(config.get("sample_frames"), int):
         sizes["num_frames"] = config["sample_frames"]
+    own = {name: getattr(pipe, f"default_{name}", None) for name in ("height", "width", "num_frames")}
+    sizes |= {name: value for name, value in own.items() if isinstance(value, int)}
     return spatial * int(patch), temporal, sizes
 
 

@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import re
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -184,6 +185,15 @@ def folder_here(source: Source) -> Path | None:
     except LocalEntryNotFoundError:
         return None
     return folder / part if (folder / part / _INDEX).is_file() else None
+
+
+def check_text(found: str, fingerprint: str) -> None:
+    """Raise WeightsError unless this node's text encoder of stage 2 is that of the run."""
+    if found != fingerprint:
+        raise WeightsError(
+            f"this node's text encoder for stage 2 is not that of the run (fingerprint {found}, the run has "
+            f"{fingerprint}); bring the folder of refine.model up to date on {socket.gethostname()}"
+        )
 
 
 def _short(text: str) -> str:

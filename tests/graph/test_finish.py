@@ -74,13 +74,13 @@ def summary(store: Store) -> dict[str, Any]:
 def test_a_report_that_takes_longer_than_the_lease_is_written_all_the_same(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    present = finish.present
+    summary_of = finish.summary_of
 
     def slowly(*arguments: Any) -> Any:
         time.sleep(1.5)
-        return present(*arguments)
+        return summary_of(*arguments)
 
-    monkeypatch.setattr(finish, "present", slowly)
+    monkeypatch.setattr(finish, "summary_of", slowly)
     prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:1])
     settings = Settings.load("nano", [*tiny_overrides(tiny_model), *short_lease(1)])
     result = flashvideo_ray.preview(prompts, str(tmp_path / "run"), settings)
