@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-browser chaos wheel check format nano nano-eval constraints clean
+.PHONY: setup demo test test-browser test-metrics chaos wheel check format nano nano-eval constraints clean
 
 setup: $(READY)
 
@@ -28,6 +28,10 @@ test: $(READY)
 # The page alone, in a real Chromium (CHROMIUM=… names one). `make test` runs it too.
 test-browser: $(READY)
 	$(BIN)/python -m pytest tests/serve
+
+# A whole run, watched by a real Prometheus (Debian's package `prometheus`): every panel of the board has data.
+test-metrics: $(READY)
+	FLASHVIDEO_PROMETHEUS=1 $(BIN)/python -m pytest tests/test_board.py
 
 # Whole runs under faults; `make test` has a short form. CHAOS="--seed 7 --faults 120" for another one.
 chaos: $(READY)

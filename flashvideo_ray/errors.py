@@ -6,6 +6,12 @@ import time
 from collections.abc import Callable
 
 _LONGEST_PAUSE = 60.0  # seconds
+# The last of them is cuDNN's for a convolution none of whose ways finds room for its workspace.
+_NO_MEMORY = (
+    "_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "unable to find an engine to execute this computation",
+)
 
 _FILE_SYSTEMS = {"hf": "hf", "gs": "gcs", "gcs": "gcs"}  # by protocol, the extra that brings what reads it
 
@@ -47,7 +53,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     said = str(error) if isinstance(error, RuntimeError) else ""
-    return "_STATUS_ALLOC_FAILED" in said or "CUDA error: out of memory" in said
+    return any(words in said for words in _NO_MEMORY)
 
 
 class Teller:

@@ -183,11 +183,44 @@ def save_hunyuan_video(folder: Path) -> Path:
     )
 
 
+def save_mochi(folder: Path) -> Path:
+    """Sizes in steps of 16, lengths of 6k + 1 frames."""
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLMochi(
+        latent_channels=12,
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        layers_per_block=(1, 1, 1, 1, 1),
+    )
+    transformer = diffusers.MochiTransformer3DModel(
+        patch_size=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        pooled_projection_dim=16,
+        in_channels=12,
+        text_embed_dim=_WIDTH,
+        time_embed_dim=4,
+        max_sequence_length=16,
+    )
+    return _save(
+        diffusers.MochiPipeline(
+            tokenizer=_tokenizer(),
+            text_encoder=_t5(),
+            transformer=transformer,
+            vae=vae,
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        ),
+        folder,
+    )
+
+
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "wan": save_wan,
     "ltx": save_ltx,
     "cogvideo": save_cogvideox,
     "hunyuan_video": save_hunyuan_video,
+    "mochi": save_mochi,
 }
 
 

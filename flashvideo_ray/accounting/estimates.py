@@ -102,9 +102,9 @@ def known_operations(settings: Settings) -> Operations | None:
         return None
 
 
-def not_known(settings: Settings) -> str | None:
+def not_known(settings: Settings, stages: Sequence[weights.ModelStage] = _STAGES) -> str | None:
     """Whose cost is not known, and why, in a sentence; None where it is known, or cannot be looked at here."""
-    for stage in _STAGES:
+    for stage in stages:
         try:
             _networks(settings, stage)
         except weights.ModelNotFoundError:
@@ -217,8 +217,10 @@ def _with_configs(
     try:
         full, released = engines.with_model_defaults(settings), False
         configs = {stage: _networks(full, stage) for stage in stages}
-    except weights.ModelNotFoundError:
-        if not is_released(settings):
+    except weights.ModelNotFoundError:  # maybe that of the other stage
+        if (unknown := not_known(settings, stages)) is not None:
+            raise NotKnownError(unknown) from None
+        if not is_released(settings, stages):
             raise
         full, released = settings, True
         configs = {
@@ -228,7 +230,7 @@ def _with_configs(
                 "tokens": _TEXT_TOKENS,
                 "evaluations": 2,
             }
-            for stage in _STAGES
+            for stage in stages
         }
     defaults = {"preview": _RELEASED_PREVIEW, "refine": _RELEASED_REFINE}
     found: dict[str, dict[str, Any]] = {}
@@ -250,13 +252,15 @@ def _length(settings: Settings) -> int:
     return stated or _RELEASED_PREVIEW["num_frames"]
 
 
-def is_released(settings: Settings) -> bool:
+def is_released(settings: Settings, stages: Sequence[weights.ModelStage] = _STAGES) -> bool:
     """Whether the settings ask for the sizes that FlashVideo was published with: 49 frames, 270p to 1080p."""
     preview, refine = settings.preview, settings.refine
-    small = (preview.height in (256, 270), preview.width == 480, preview.num_frames == 49)
-    large = (refine.height in (1072, 1080), refine.width == 1920)
-    ours = "nano" not in (preview.model, refine.model)
-    return all((*small, *large)) and ours and not_known(settings) is None
+    sizes = {
+        "preview": (preview.height in (256, 270), preview.width == 480, preview.num_frames == 49),
+        "refine": (refine.height in (1072, 1080), refine.width == 1920),
+    }
+    ours = "nano" not in [getattr(settings, stage).model for stage in stages] and not_known(settings, stages) is None
+    return ours and all(size for stage in stages for size in sizes[stage])
 
 
 def _latents(stage: dict[str, Any], num_frames: int) -> tuple[int, int, int]:

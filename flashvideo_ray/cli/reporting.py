@@ -153,6 +153,7 @@ def plan(
 
         settings = Settings.load(config, [*(set_ or []), *columns_as_overrides(column)])
         rows = checks.read_prompts(prompts, settings, only)
+        settings = checks.with_previews(settings, rows)
         if CANDIDATE in rows.column_names:  # each row is one
             settings = settings.model_copy(update={"candidates": 1})
         count = rows.num_rows

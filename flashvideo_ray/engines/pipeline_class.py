@@ -23,8 +23,9 @@ from flashvideo_ray.models import optimize
 
 Parameters = Mapping[str, inspect.Parameter]
 _SEEN = {"image", "images", "video", "control_video", "conditions", "image_embeds", "mask", "reference_images"}
-_SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
-_TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "temporal_compression_ratio")
+# What pipelines call these, before the plain `vae_scale_factor`.
+_SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_scale_factor", "vae_spatial_compression_ratio", "vae_scale_factor")
+_TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_scale_factor", "vae_temporal_compression_ratio")
 
 
 def find(model: str, stage: ModelStage) -> type[Any]:
@@ -42,7 +43,7 @@ def find(model: str, stage: ModelStage) -> type[Any]:
         )
     if _does(own, stage):
         return cast(type[Any], own)
-    there = {part for part, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
+    there = {*components(model)}
     fitting = [one for one in _siblings(own) if _does(one, stage) and _takes(one, there)]
     if len(fitting) == 1:
         return fitting[0]
@@ -52,6 +53,12 @@ def find(model: str, stage: ModelStage) -> type[Any]:
     }[stage]
     found = f"{', '.join(one.__name__ for one in fitting)} all do" if fitting else "nor does another with its parts"
     raise ModelNotFoundError(f"{model}: {name} is no pipeline that {what}, {found} (diffusers {diffusers.__version__})")
+
+
+def components(model: str) -> list[str]:
+    """What a pipeline folder is made of. Raises ModelNotFoundError."""
+    index = weights.index(model, "")
+    return [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
 
 
 def package(cls: type[Any]) -> str:
@@ -121,7 +128,9 @@ def empty(model: str, cls: type[Any]) -> Any:
 
 @lru_cache(maxsize=8)
 def factors(model: str, cls: type[Any]) -> tuple[int, int, dict[str, int]]:
-    """Pixels of a patch on each axis, frames of a latent frame, and the sizes that the transformer was trained at.
+    """Pixels of a patch on each axis, frames of a latent frame, and sizes where the signature has none.
+
+    Those are the pipeline's own (`default_height`), or what the transformer was trained at (`sample_height`).
 
     A factor that nothing tells is 1. Raises ModelNotFoundError.
     """
@@ -136,6 +145,8 @@ def factors(model: str, cls: type[Any]) -> tuple[int, int, dict[str, int]]:
     sizes = {name: config[key] * spatial for name, key in trained.items() if isinstance(config.get(key), int)}
     if isinstance(config.get("sample_frames"), int):
         sizes["num_frames"] = config["sample_frames"]
+    own = {name: getattr(pipe, f"default_{name}", None) for name in ("height", "width", "num_frames")}
+    sizes |= {name: value for name, value in own.items() if isinstance(value, int)}
     return spatial * int(patch), temporal, sizes
 
 

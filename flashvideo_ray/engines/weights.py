@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import re
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -68,13 +69,14 @@ def _hub_index(model: str) -> bool:
 def locate(model: str, part: Part, only: Sequence[str] = ()) -> Path:
     """The folder of a pipeline on this machine; a hub id is downloaded (that part only) on first use.
 
-    With `only`, of a hub model no more than these of its components. Raises ModelNotFoundError.
+    With `only`, of a hub model no more than these of its components; never what else lies there. Raises
+    ModelNotFoundError.
     """
     folder = _local(model)
     if folder is None:
         below = f"{part}/" if part else ""
-        wanted = [f"{below}{name}/*" for name in only] or [f"{below}*"]
-        folder = _download(model, [f"{below}{_INDEX}", *wanted])
+        names = only or [name for name, entry in index(model, part).items() if _is_component(entry) and all(entry)]
+        folder = _download(model, [f"{below}{_INDEX}", *(f"{below}{name}/*" for name in names)])
     if not (folder / part / _INDEX).is_file():
         raise ModelNotFoundError(
             f"{model}: no {_INDEX} and no {part}/{_INDEX} in {folder}; "
@@ -184,6 +186,15 @@ def folder_here(source: Source) -> Path | None:
     except LocalEntryNotFoundError:
         return None
     return folder / part if (folder / part / _INDEX).is_file() else None
+
+
+def check_text(found: str, fingerprint: str) -> None:
+    """Raise WeightsError unless this node's text encoder of stage 2 is that of the run."""
+    if found != fingerprint:
+        raise WeightsError(
+            f"this node's text encoder for stage 2 is not that of the run (fingerprint {found}, the run has "
+            f"{fingerprint}); bring the folder of refine.model up to date on {socket.gethostname()}"
+        )
 
 
 def _short(text: str) -> str:

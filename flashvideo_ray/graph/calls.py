@@ -61,6 +61,14 @@ class Calls:
         """The call is over its time limit."""
         self._overdue.add((stage, clip_id))
 
+    def oldest(self) -> dict[Stage, float]:
+        """By stage: for how many seconds the call has had its device that got it first."""
+        now, found = clock(), dict[Stage, float]()
+        for process, since in self._since.items():
+            stage = self._lines[process][0][0]
+            found[stage] = max(found.get(stage, 0.0), now - since)
+        return found
+
     def survived(self, stage: Stage, clip_id: str) -> float:
         """The call gave the device back. Returns for how many seconds it had it."""
         call, now = (stage, clip_id), clock()

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from flashvideo_ray import engines, prompts, scorers
 from flashvideo_ray.engines import weights
+from flashvideo_ray.engines.engine import Engine
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph import handover
 from flashvideo_ray.graph.recipe import sizes
@@ -142,7 +143,11 @@ def _problems_of(check_: Callable[[], None]) -> Iterator[InputError]:
 
 
 def check_handover(settings: Settings) -> None:
-    """Raise SettingsError if stage 2 cannot take what stage 1 makes."""
+    """Raise SettingsError if stage 2 cannot take what stage 1 makes, or a card waits for texts that nobody reads."""
+    if settings.pools.text.num_gpus and not any(engines.text_readers(settings).values()):
+        raise SettingsError(
+            "pools.text.num_gpus: these models read no text in that pool, and a card would idle; set it to 0"
+        )
     made = engines.of(settings, "preview").describe()
     if handover.kind_of(settings) == "latents":
         return
@@ -192,32 +197,21 @@ def _warn_of_sizes(settings: Settings) -> None:
 def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
     """Say what will be cut or has no trained meaning; nothing of it stops a run. Memory does not grow with the rows."""
     engine = engines.of(settings, "preview")
-    told = engine.describe()
-    prefixes = [engines.of(settings, stage).describe().prompt_prefix for stage in _MODELS]
-    longest = max(prefixes, key=len) if engines.text_readers(settings)["refine"] == "preview" else prefixes[0]
-    cut: list[str] = []
-    too_long = negatives = 0
+    readers = engines.text_readers(settings)
+    prefixes: dict[weights.ModelStage, str] = {}  # by the stage whose encoder reads them: the longest
+    for stage in _MODELS:
+        reader, prefix = readers[stage] or stage, engines.of(settings, stage).describe().prompt_prefix
+        prefixes[reader] = max(prefixes.get(reader, ""), prefix, key=len)
+    for reader, prefix in prefixes.items():
+        _warn_of_cut(table, engines.of(settings, reader), prefix)
+    negatives = 0
     unknown: Counter[str] = Counter()
-    for batch in table.select(["id", "prompt", "negative_prompt"]).to_batches(max_chunksize=_PROMPTS_AT_ONCE):
-        texts = batch["prompt"].to_pylist()
-        counts = engine.count_tokens([longest + text for text in texts]) if told.max_tokens is not None else []
-        for count, name in zip(counts, batch["id"].to_pylist(), strict=False):
-            if count > (told.max_tokens or 0):
-                too_long += 1
-                cut += [f"{name!r} ({count})"] if len(cut) < prompts.SHOWN else []
+    for batch in table.select(["prompt", "negative_prompt"]).to_batches(max_chunksize=_PROMPTS_AT_ONCE):
         if engine.vocabulary is not None:
-            unknown.update(word for text in texts for word in engine.vocabulary.unknown_words(text))
+            unknown.update(
+                word for text in batch["prompt"].to_pylist() for word in engine.vocabulary.unknown_words(text)
+            )
         negatives += sum(bool(text) for text in batch["negative_prompt"].to_pylist())
-    if cut:
-        more = f" and {too_long - len(cut)} more" if too_long > len(cut) else ""
-        log.warning(
-            "%d of %d prompts have more than %d tokens and are cut there: %s%s",
-            too_long,
-            table.num_rows,
-            told.max_tokens,
-            ", ".join(cut),
-            more,
-        )
     if unknown and engine.vocabulary is not None:
         log.warning(
             "the %s model does not know %d words of these prompts: %s; it was trained on prompts such as: %s",
@@ -228,6 +222,30 @@ def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
         )
     if negatives and (why := engine.on_negative_prompts()) is not None:
         log.warning("%d prompts have a negative_prompt: %s", negatives, why)
+
+
+def _warn_of_cut(table: pa.Table, engine: Engine, prefix: str) -> None:
+    most = engine.describe().max_tokens
+    if most is None:
+        return
+    cut: list[str] = []
+    too_long = 0
+    for batch in table.select(["id", "prompt"]).to_batches(max_chunksize=_PROMPTS_AT_ONCE):
+        counts = engine.count_tokens([prefix + text for text in batch["prompt"].to_pylist()])
+        for count, name in zip(counts, batch["id"].to_pylist(), strict=True):
+            if count > most:
+                too_long += 1
+                cut += [f"{name!r} ({count})"] if len(cut) < prompts.SHOWN else []
+    if cut:
+        more = f" and {too_long - len(cut)} more" if too_long > len(cut) else ""
+        log.warning(
+            "%d of %d prompts have more than %d tokens and are cut there: %s%s",
+            too_long,
+            table.num_rows,
+            most,
+            ", ".join(cut),
+            more,
+        )
 
 
 def check_retry(retry: str | None) -> None:

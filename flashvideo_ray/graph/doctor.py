@@ -340,12 +340,15 @@ def clocks(nodes: Sequence[Mapping[str, Any]], lease_seconds: float) -> list[Fin
     found = []
     for node in nodes:
         try:
-            ray.get(_on(node, time.time).remote(), timeout=_CLOCK_SECONDS)  # a process that is there answers at once
+            # A process that has begun answers at once: the second answer counts.
+            ray.get(_on(node, examination.clock).remote(), timeout=_CLOCK_SECONDS)
             before = time.time()
-            there = ray.get(_on(node, time.time).remote(), timeout=_CLOCK_SECONDS)
+            there = ray.get(_on(node, examination.clock).remote(), timeout=_CLOCK_SECONDS)
             skew = max(0.0, there - time.time()) or min(0.0, there - before)
-        except Exception:
-            continue  # what is wrong there has a line already
+        except Exception as error:
+            message = f"could not be asked: {in_a_line(error)}"
+            found += at(_name(node), [Finding("warning", "clock", message, "look at the node's logs")])
+            continue
         found += at(_name(node), [clock(skew, lease_seconds)])
     return found
 

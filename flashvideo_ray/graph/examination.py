@@ -290,6 +290,11 @@ def _temporary(asked: Asked) -> Iterator[Finding]:
             yield Finding("ok", "temporary folder", message)
 
 
+def clock() -> float:
+    """Seconds by this machine's wall clock."""
+    return time.time()
+
+
 def at(where: str, findings: Iterable[Finding]) -> list[Finding]:
     """The findings, of another place."""
     return [replace(finding, where=where) for finding in findings]

@@ -39,6 +39,11 @@ def key_of(clip_id: str, kind: Kind) -> str:
     return latents_key(clip_id) if kind == "latents" else frames_key(clip_id)
 
 
+def is_latents(key: str) -> bool:
+    """Whether latents are kept there, and no frames."""
+    return key.endswith(".safetensors")
+
+
 def packed(
     preview: torch.Tensor | np.ndarray, row: Mapping[str, Any], fps: float, more: Mapping[str, str] | None = None
 ) -> bytes:

@@ -14,7 +14,6 @@ import ray
 from flashvideo_ray.errors import in_a_line
 from flashvideo_ray.graph import signals
 from flashvideo_ray.graph.health import Fault
-from flashvideo_ray.graph.notice import Watch
 from flashvideo_ray.graph.placement import Placement
 from flashvideo_ray.graph.progress import Progress
 from flashvideo_ray.graph.tracker import StageState
@@ -39,7 +38,7 @@ class Heartbeat:
     """Threads, so that what looks for the end of the job waits for no store and for no console that is full.
 
     `over` and `stopped` are what the tracker says of them, `no_place` why a pool can have no actor, which ends the job.
-    `watch` tells people; `spent` gives it the share of the budget, and the budget in words.
+    `tell` tells others how the stages were when the tracker answered last, whether or not it answers now.
     """
 
     def __init__(
@@ -51,14 +50,13 @@ class Heartbeat:
         ended: Mapping[str, int],
         record: jobs.Record,
         placement: Placement,
-        watch: Watch,
-        spent: Callable[[Mapping[Stage, StageState]], tuple[float, str] | None],
+        tell: Callable[[Mapping[Stage, StageState]], None],
     ):
         self._claim, self._tracker = claim, tracker
         self._clips, self._progress, self._ended = clips, progress, ended
         self._record = record
         self._placement = placement
-        self._notices, self._spent = watch, spent
+        self._tell = tell
         self._states: Mapping[Stage, StageState] = {}
         self.no_place: str | None = None
         self._waits = threading.current_thread()
@@ -69,7 +67,7 @@ class Heartbeat:
             "ledger not written": self._write,
             "progress not shown": self._show,
             "not known whether the job can go on": self._look,
-            "nobody is told how the job fares": self._notice,
+            "nobody is told how the job fares": lambda: self._tell(self._states),
         }
         self._threads = [threading.Thread(target=self._beat, args=act, daemon=True) for act in acts.items()]
         self._threads.append(threading.Thread(target=self._watch, daemon=True))
@@ -116,10 +114,6 @@ class Heartbeat:
         self._states = states
         self._record.used(used(states))
         self._progress.update(states, self._ended, last)
-
-    def _notice(self) -> None:
-        """By what was known last: a tracker that does not answer is a job that stands still."""
-        self._notices.look(self._states, self._ended, self._spent(self._states))
 
     def _look(self) -> None:
         self.over = ray.get(self._tracker.over.remote())

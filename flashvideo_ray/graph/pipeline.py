@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from flashvideo_ray import engines, identity, prompts
+from flashvideo_ray import identity, prompts
 from flashvideo_ray.graph import checks, cluster, ending, fetching, finish, labels, remaining, scoring, stages
 from flashvideo_ray.graph.bundles import bundled
 from flashvideo_ray.graph.job import Job, RunResult, run_job
@@ -210,7 +210,7 @@ def build_graph(
     # Rows that already have a preview pass through these, if others need them.
     if "preview" in needed:
         ds = ds.map_batches(
-            fetching.Fetch if settings.preview.model == engines.EXISTING else stages.Preview,
+            fetching.stage_1(settings),
             fn_constructor_kwargs={**text, "store": store},
             **cluster.map_options(pools.preview, calls=cluster.PUBLISHING_CALLS, cards=cards.next_of("preview")),
         )

@@ -61,5 +61,10 @@ class Placement:
         meanwhile = f"; meanwhile these are held: {', '.join(held)}" if held else ""
         return "; ".join(problems) + f"; waiting for {duration(waited)}{meanwhile}"
 
+    @property
+    def seconds(self) -> float:
+        """For how long a pool has had no place; 0 where all have."""
+        return 0.0 if self._since is None else self._clock() - self._since
+
     def _describe(self, stage: Stage) -> str:
         return cluster.describe(getattr(self._pools, stage))

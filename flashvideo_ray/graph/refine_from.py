@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from flashvideo_ray.graph import handover
 from flashvideo_ray.graph.recipe import about, recipe_of
 from flashvideo_ray.ledger import held_store, jobs, parquet_log, run_file, tables
 from flashvideo_ray.ledger.store import Store
@@ -29,8 +30,8 @@ def branch(
     """Bring the previews of `old`, with their latents, to `new`. Returns how many are new there.
 
     The settings may differ from those of the old run in all but stage 1 and the scores. May be repeated: what is there
-    is not copied again. Raises NoRunError where `old` is no run, SettingsError where it is `new`, and RecipeError if
-    stage 1 differs or `new` holds a run with another recipe.
+    is not copied again. Raises NoRunError where `old` is no run, SettingsError where it is `new` or keeps what this
+    stage 2 cannot take, and RecipeError if stage 1 differs or `new` holds a run with another recipe.
     """
     if new.is_same_place(old):
         raise SettingsError(f"--from {old.url}: this is OUTPUT itself; give the new clips an OUTPUT of their own")
@@ -46,8 +47,21 @@ def branch(
         f"{old.url} made its previews otherwise", there, here, "Use the settings of that run for them."
     )
     run_file.check_recipe(new, recipe)
+    _check_handover(old, settings)
     with held_store.hold(new, settings, takeover) as held:
         return _copy(old, held, settings, recipe, progress)
+
+
+def _check_handover(old: Store, settings: Settings) -> None:
+    """Raise SettingsError if the old run has kept latents, and this stage 2 takes frames."""
+    if handover.kind_of(settings) == "latents":
+        return
+    kept = tables.read(old, "previews", ["latents"])["latents"].drop_null().to_pylist()
+    if latents := [key for key in kept if handover.is_latents(key)]:
+        raise SettingsError(
+            f"refine.model: {settings.refine.model} takes frames, and {old.url} has kept latents of "
+            f"{len(latents):,} previews; render the prompts into an OUTPUT of their own"
+        )
 
 
 def _copy(

@@ -18,11 +18,13 @@ from ray.exceptions import ActorDiedError, RayError
 
 from flashvideo_ray.errors import JobError, in_a_line
 from flashvideo_ray.graph import cluster
+from flashvideo_ray.graph.gauges import Gauges
 from flashvideo_ray.graph.health import Fault, Health
 from flashvideo_ray.graph.heartbeat import Heartbeat, used
+from flashvideo_ray.graph.metrics import MeteredStore
 from flashvideo_ray.graph.notice import Notifier, Watch
 from flashvideo_ray.graph.placement import Placement
-from flashvideo_ray.graph.progress import Progress
+from flashvideo_ray.graph.progress import Progress, expected
 from flashvideo_ray.graph.quota import Gate, Quota
 from flashvideo_ray.graph.remaining import Until, Work, context_rows
 from flashvideo_ray.graph.shared_cards import SharedCards
@@ -155,14 +157,20 @@ class Rounds:
         clips = Writer(held, "clips", tables.extended(tables.CLIPS, self.extra), settings.ledger)
         tracker = self._start_tracker(work, settings, gate)
         events = TrackerClient(tracker, ray.get, gate is not None, cluster.here)
-        patient = HeldStore(store.url, settings.store_patience_seconds, events)
+        patient = MeteredStore(store.url, settings.store_patience_seconds, events)
         cards = SharedCards(settings.pools, stages, cluster.needs)
         progress = Progress(settings, _totals(work, settings.select.keep), stages)
         placement = Placement(settings.pools, stages, settings.placement_patience_seconds)
         watch = Watch(settings.notify, Notifier(settings.notify, store.url))
-        heartbeat = Heartbeat(
-            self.claim, tracker, clips, progress, self.ended, self.record, placement, watch, self._spent
-        )
+        gauges = Gauges(store.url, settings, self.claim)
+
+        def tell(states: Mapping[Stage, StageState]) -> None:
+            spent = self._spent(states)
+            totals = expected(progress.totals, states, self.ended, stages)
+            gauges.tell(states, totals, self.ended, spent, placement.seconds)
+            watch.look(states, self.ended, spent)
+
+        heartbeat = Heartbeat(self.claim, tracker, clips, progress, self.ended, self.record, placement, tell)
         over, last_patience, self._broke_off = None, LAST_SECONDS, False
         try:
             with cluster.data_context(), progress, heartbeat, cards:

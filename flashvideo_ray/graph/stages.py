@@ -21,6 +21,7 @@ from safetensors.torch import load as unpack
 from safetensors.torch import save as pack
 
 from flashvideo_ray import engines
+from flashvideo_ray.engines import weights
 from flashvideo_ray.engines.engine import Text
 from flashvideo_ray.engines.memory_ladder import notes
 from flashvideo_ray.engines.weights import ModelStage
@@ -71,6 +72,8 @@ class EncodeText(StageBase):
         """The text encoders: one, where both stages share it, and none for a stage that reads texts itself."""
         engines.of(self.settings, "preview").verify(self.fingerprints["preview"])
         encoders = engines.text_readers(self.settings)
+        if encoders["refine"] == "refine" and "refine" in self.readers:
+            weights.check_text(engines.of(self.settings, "refine").text_fingerprint(), self.fingerprints["refine_text"])
         loaded = {
             name: _Encoder(engines.of(self.settings, name).load_text().encode)
             for name in dict.fromkeys(encoders[stage] for stage in self.readers)

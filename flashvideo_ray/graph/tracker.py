@@ -20,6 +20,7 @@ from flashvideo_ray.graph.calls import Calls
 from flashvideo_ray.graph.events import Attempt, Begin
 from flashvideo_ray.graph.groups import Groups
 from flashvideo_ray.graph.health import Fault, Health, Worker
+from flashvideo_ray.graph.metrics import Meter
 from flashvideo_ray.graph.quota import Answer, Gate
 from flashvideo_ray.ledger.claim import ClaimLostError, clock
 from flashvideo_ray.ledger.held_store import HeldStore
@@ -40,6 +41,7 @@ class StageState:
     held_seconds: float = 0.0  # by actors, from when each took work first
     first_begin: float | None = None
     last_end: float | None = None
+    oldest_seconds: float = 0.0  # that the call has had its device which got it first
 
     @property
     def rate(self) -> float:
@@ -69,6 +71,7 @@ class Tracker:
         health: Health | None = None,
     ):
         self._health = health or Health(sys.maxsize, {})
+        self._meter = Meter(store.url)
         self._ended = 0
         self._groups = Groups(context)
         self._gate = gate
@@ -147,7 +150,9 @@ class Tracker:
 
     def survived(self, stage: Stage, clip_id: str) -> None:
         """See StageEvents."""
-        self._stages[stage].busy_seconds += self._calls.survived(stage, clip_id)
+        busy = self._calls.survived(stage, clip_id)
+        self._stages[stage].busy_seconds += busy
+        self._meter.observe("flashvideo_call_seconds", busy, stage=stage)
 
     def end(
         self,
@@ -168,6 +173,8 @@ class Tracker:
         state.open -= self._calls.end(stage, clip_id)
         state.done += 1
         state.failed += status == "failed"
+        if error is not None:
+            self._meter.add("flashvideo_failures_total", 1, stage=stage, error_class=error[0])
         state.last_end = clock()
 
     def gather(self, row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
@@ -197,6 +204,9 @@ class Tracker:
         now = clock()
         for stage, since in self._joined.items():
             self._stages[stage].held_seconds = sum(now - at for at in since.values())
+        oldest = self._calls.oldest()
+        for stage in STAGES:
+            self._stages[stage].oldest_seconds = oldest.get(stage, 0.0)
         return {stage: self._stages[stage] for stage in STAGES}
 
     def flush_if_due(self) -> None:

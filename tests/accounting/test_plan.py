@@ -8,6 +8,7 @@ import random
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,21 @@ def test_refining_one_preview_in_four_saves_53_percent() -> None:
     assert (found.candidates, found.clips) == (1000, 250)
     assert found.refine_everything is not None
     assert found.refine_everything.share == pytest.approx(0.53, abs=0.001)
+
+
+def test_of_a_model_that_is_not_known_no_number_of_flashvideo_is_told(pipelines: Callable[[str], Path]) -> None:
+    """At the very sizes and on the cards for which FlashVideo's numbers are known."""
+    wan = [f"preview.model={pipelines('wan')}", "pools.preview.accelerator_type=H100"]
+    settings = Settings.load("flashvideo-1080p", [*wan, "preview.height=256"])
+    with pytest.raises(plan.PlanError, match="Name a run to take it from"):
+        plan.published(settings)
+    found = plan.plan(10, settings, PAPER)
+    assert found.operations is None
+    assert [fit.stage for fit in found.fits if "preview" in fit.stage] == []
+    assert found.text_places == ()
+    [note] = [note for note in found.notes if "not known" in note]
+    assert note.startswith("preview.model: what ")
+    assert plan.plan(10, Settings.load("flashvideo-1080p"), PAPER).operations is not None
 
 
 def test_best_of_four_costs_193_seconds_a_clip_instead_of_409() -> None:

@@ -57,6 +57,7 @@ def test_what_fails_on_the_last_rung_says_what_would_help() -> None:
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
         "CUDA error: out of memory",
+        "FIND was unable to find an engine to execute this computation",
     ],
 )
 def test_libraries_that_find_no_memory_only_say_so(said: str) -> None:

@@ -34,13 +34,13 @@ def problems(folder: Path, *overrides: str, **preview: Any) -> list[str]:
     return engines.of(settings_for(folder, *overrides, **preview), "preview").problems()
 
 
-@pytest.mark.parametrize("family", ["wan", "ltx", "cogvideo", "hunyuan_video"])
+@pytest.mark.parametrize("family", ["wan", "ltx", "cogvideo", "hunyuan_video", "mochi"])
 def test_a_stage_draws_what_a_call_by_hand_draws(family: str, pipelines: Folders) -> None:
-    folder = pipelines(family)
+    folder, size = pipelines(family), {**SMALL, "num_frames": 7 if family == "mochi" else 9}
     by_hand = diffusers.DiffusionPipeline.from_pretrained(folder)
-    video = by_hand(prompt=RED, **SMALL, **CALL, generator=loading.generator(7, "preview"), output_type="np").frames[0]
+    video = by_hand(prompt=RED, **size, **CALL, generator=loading.generator(7, "preview"), output_type="np").frames[0]
 
-    engine = engines.of(settings_for(folder), "preview")
+    engine = engines.of(settings_for(folder, **size), "preview")
     assert engine.problems() == []
     told = engine.describe()
     encoder = engine.load_text()  # in the shared pool, apart from the networks

@@ -11,7 +11,6 @@ import pytest
 
 from flashvideo_ray.graph import heartbeat
 from flashvideo_ray.graph.heartbeat import Heartbeat
-from flashvideo_ray.graph.notice import Notifier, Watch
 
 
 class Tracker:
@@ -33,8 +32,7 @@ def test_the_end_of_a_job_is_seen_though_nothing_can_be_shown_or_written(monkeyp
     claim: Any = SimpleNamespace(lost=threading.Event())
     full: Any = SimpleNamespace(update=refuses, flush_if_due=refuses, used=lambda used: None)
     places: Any = SimpleNamespace(look=lambda actors: None, over="no node has that label")
-    nobody = Watch(None, Notifier(None, "run"))
-    with Heartbeat(claim, Tracker(), full, full, {}, full, places, nobody, lambda states: None) as beats:
+    with Heartbeat(claim, Tracker(), full, full, {}, full, places, refuses) as beats:
         beats._waits = threading.Thread()  # who is interrupted
         deadline = time.monotonic() + 10
         while beats.over is None or beats.no_place is None:

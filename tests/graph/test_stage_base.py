@@ -274,3 +274,19 @@ def test_a_process_that_has_lost_its_card_ends_instead_of_failing_whatever_it_ge
     monkeypatch.setattr(torch.cuda, "synchronize", fails)
     with pytest.raises(EndedError):
         stage(batch("b"))
+
+
+def test_a_call_over_its_time_limit_ends_its_process_even_if_no_thread_can_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a host without memory: who is to be told is told by a thread."""
+    stage, ended = Doing(print, tmp_path), []
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with suppress(RuntimeError):
+        stage._give_up("a")
+    assert ended == [1]

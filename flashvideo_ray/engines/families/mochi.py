@@ -1,0 +1,5 @@
+"""Mochi 1."""
+
+from flashvideo_ray.engines.families import Family
+
+FAMILY = Family(fps=30)
