@@ -37,6 +37,13 @@ ColumnOption = Annotated[
 OnlyOption = Annotated[
     str | None, typer.Option(metavar="EXPR|IDS", help="A part of them: \"mood == 'calm'\", or ids: a,b,c or @FILE.")
 ]
+DateOption = Annotated[
+    str | None,
+    typer.Option(metavar="YYYY-MM-DD", help="Of the night, for {date} in OUTPUT and PROMPTS. By default today (UTC)."),
+]
+NewOption = Annotated[
+    bool, typer.Option("--new", help="Leave out prompts that earlier nights of OUTPUT's pattern have done.")
+]
 PromptsArgument = Annotated[
     str,
     typer.Argument(

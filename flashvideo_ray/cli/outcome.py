@@ -48,6 +48,9 @@ def run_job(job: Callable[[], Any]) -> int:
     except Exception as error:
         print(f"error: {in_a_line(error)}\n{_log_of(error)}", file=sys.stderr)
         return 1
+    if not result.total:
+        console.print("Nothing to do: no prompt is new.")
+        return 0
     if not result.ended and not result.without_latents:
         console.print("Nothing to do: every candidate of these prompts has ended before.")
         if result.total.get("failed"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import typer
@@ -12,6 +13,8 @@ from flashvideo_ray.cli.options import (
     BudgetOption,
     ColumnOption,
     ConfigOption,
+    DateOption,
+    NewOption,
     OnlyOption,
     OutputArgument,
     PromptsArgument,
@@ -39,24 +42,33 @@ def render(
     relabel: RelabelOption = False,
     accept: AcceptOption = None,
     budget: BudgetOption = None,
+    date: DateOption = None,
+    new: NewOption = False,
 ) -> None:
     """Render prompts to clips: preview, score, select, refine. Start it again and it carries on."""
-    from flashvideo_ray.graph import pipeline
+    from flashvideo_ray.graph import nightly, pipeline
 
     def job() -> Any:
         settings = Settings.load(config, [*(set_ or []), *columns_as_overrides(column)])
-        quota = Quota.parse(accept, budget)
-        return pipeline.render(
-            prompts,
-            output,
-            settings,
+        render = partial(
+            pipeline.render,
+            settings=settings,
             until=until,
             retry=retry,
             takeover=takeover,
-            quota=quota,
+            quota=Quota.parse(accept, budget),
             relabel=relabel,
             only=only,
         )
+        if nightly.DATE not in output:
+            if date is not None or new:
+                raise nightly.NightError(f"--date, --new: OUTPUT has no {nightly.DATE}: {output}")
+            return render(prompts, output)
+        night = nightly.Night.of(output, date)
+        with nightly.held(night, settings, takeover):
+            console.print(f"The night of {night.date}: {night.output}", markup=False, soft_wrap=True)
+            earlier = night.earlier() if new else []
+            return render(prompts.replace(nightly.DATE, night.date), night.output, not_in=earlier)
 
     raise typer.Exit(run_job(job))
 

@@ -43,7 +43,7 @@ def find(model: str, stage: ModelStage) -> type[Any]:
         )
     if _does(own, stage):
         return cast(type[Any], own)
-    there = {part for part, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
+    there = {*components(model)}
     fitting = [one for one in _siblings(own) if _does(one, stage) and _takes(one, there)]
     if len(fitting) == 1:
         return fitting[0]
@@ -53,6 +53,12 @@ def find(model: str, stage: ModelStage) -> type[Any]:
     }[stage]
     found = f"{', '.join(one.__name__ for one in fitting)} all do" if fitting else "nor does another with its parts"
     raise ModelNotFoundError(f"{model}: {name} is no pipeline that {what}, {found} (diffusers {diffusers.__version__})")
+
+
+def components(model: str) -> list[str]:
+    """What a pipeline folder is made of. Raises ModelNotFoundError."""
+    index = weights.index(model, "")
+    return [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
 
 
 def package(cls: type[Any]) -> str:

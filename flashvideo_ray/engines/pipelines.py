@@ -9,6 +9,7 @@ import json
 import socket
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from flashvideo_ray.engines import families, pipeline_class, shapes, weights
@@ -128,21 +129,25 @@ class Pipeline:
 
     def load_text(self) -> PipelineText:
         """See Engine."""
-        folder = weights.locate(self._model, "")
-        names = self._embeddings
-        return PipelineText(
-            self._class, folder, names, self._encoding(), self.settings.text.dtype, self.settings.pools.text
-        )
+        own, folder = self.settings, self._folder(text=True)
+        return PipelineText(self._class, folder, self._embeddings, self._encoding(), own.text.dtype, own.pools.text)
 
     def load_preview(self) -> Drawn:
         """See Engine."""
         assert isinstance(self._own, PreviewSettings)
-        return Drawn(self._class, weights.locate(self._model, ""), self._own, self._pool, self._told(), self._split)
+        return Drawn(self._class, self._folder(text=False), self._own, self._pool, self._told(), self._split)
 
     def load_refine(self) -> Redrawn:
         """See Engine."""
         assert isinstance(self._own, RefineSettings)
-        return Redrawn(self._class, weights.locate(self._model, ""), self._own, self._pool, self._told(), self._split)
+        return Redrawn(self._class, self._folder(text=False), self._own, self._pool, self._told(), self._split)
+
+    def _folder(self, text: bool) -> Path:
+        """Of a hub model, no more than what is loaded: text encoders or networks, where those are split off."""
+        if not self._split:
+            return weights.locate(self._model, "")
+        parts = [name for name in pipeline_class.components(self._model) if pipeline_class.is_text(name) == text]
+        return weights.locate(self._model, "", [*parts, "scheduler"] if text else parts)
 
     def arguments(self) -> dict[str, Any]:
         """All further arguments of the call: as set, or as the signature has them."""

@@ -69,13 +69,14 @@ def _hub_index(model: str) -> bool:
 def locate(model: str, part: Part, only: Sequence[str] = ()) -> Path:
     """The folder of a pipeline on this machine; a hub id is downloaded (that part only) on first use.
 
-    With `only`, of a hub model no more than these of its components. Raises ModelNotFoundError.
+    With `only`, of a hub model no more than these of its components; never what else lies there. Raises
+    ModelNotFoundError.
     """
     folder = _local(model)
     if folder is None:
         below = f"{part}/" if part else ""
-        wanted = [f"{below}{name}/*" for name in only] or [f"{below}*"]
-        folder = _download(model, [f"{below}{_INDEX}", *wanted])
+        names = only or [name for name, entry in index(model, part).items() if _is_component(entry) and all(entry)]
+        folder = _download(model, [f"{below}{_INDEX}", *(f"{below}{name}/*" for name in names)])
     if not (folder / part / _INDEX).is_file():
         raise ModelNotFoundError(
             f"{model}: no {_INDEX} and no {part}/{_INDEX} in {folder}; "

@@ -143,7 +143,11 @@ def _problems_of(check_: Callable[[], None]) -> Iterator[InputError]:
 
 
 def check_handover(settings: Settings) -> None:
-    """Raise SettingsError if stage 2 cannot take what stage 1 makes."""
+    """Raise SettingsError if stage 2 cannot take what stage 1 makes, or a card waits for texts that nobody reads."""
+    if settings.pools.text.num_gpus and not any(engines.text_readers(settings).values()):
+        raise SettingsError(
+            "pools.text.num_gpus: these models read no text in that pool, and a card would idle; set it to 0"
+        )
     made = engines.of(settings, "preview").describe()
     if handover.kind_of(settings) == "latents":
         return

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save as pack
 
 from flashvideo_ray import engines
-from flashvideo_ray.graph import handover
+from flashvideo_ray.graph import handover, stages
 from flashvideo_ray.graph.events import StageEvents
 from flashvideo_ray.graph.stage_base import StageBase
 from flashvideo_ray.ledger.keys import frames_key
@@ -93,7 +93,9 @@ class Fetch(StageBase):
 
     def _fetched(self, row: Mapping[str, Any]) -> tuple[video.Frame, str]:
         """Frames that stage 2 takes, and the digest of the file that they are from. Raises PreviewError."""
-        url = row[PREVIEW_URL]
+        url = row.get(PREVIEW_URL)
+        if url is None:
+            raise PreviewError(f"this run fetches its previews, and there is no {PREVIEW_URL} to fetch this one from")
         data = read(url)
         sha256 = hashlib.sha256(data).hexdigest()
         if row[_SHA256] is not None and row[_SHA256] != sha256:
@@ -131,6 +133,11 @@ class Fetch(StageBase):
             wrong = [f"refine.model ({self.settings.refine.model}) cannot take it: {why}"]
         if wrong:
             raise PreviewError(f"{url}: {'; '.join(wrong)}")
+
+
+def stage_1(settings: Settings) -> type[Fetch] | type[stages.Preview]:
+    """The class that makes previews, or fetches them; both are made of the same."""
+    return Fetch if settings.preview.model == engines.EXISTING else stages.Preview
 
 
 def read(url: str) -> bytes:

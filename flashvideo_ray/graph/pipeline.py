@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from flashvideo_ray import engines, identity, prompts
-from flashvideo_ray.graph import checks, cluster, ending, fetching, finish, labels, remaining, scoring, stages
+from flashvideo_ray import identity, prompts
+from flashvideo_ray.graph import checks, cluster, ending, fetching, finish, labels, nightly, remaining, scoring, stages
 from flashvideo_ray.graph.bundles import bundled
 from flashvideo_ray.graph.job import Job, RunResult, run_job
 from flashvideo_ray.graph.quota import Quota
@@ -41,6 +41,7 @@ def render(
     quota: Quota | None = None,
     relabel: bool = False,
     only: str | None = None,
+    not_in: Sequence[str] = (),
 ) -> RunResult:
     """Render prompts into OUTPUT: text, preview, score, refine, publish.
 
@@ -50,13 +51,14 @@ def render(
     the first has ended or has not been heard of for `ledger.lease_seconds`, unless `takeover`. With a `quota` the job
     ends when it has enough; what is left is `skipped`, and taken up by a later job. Candidates that the run has under
     other ids or with other carried columns are refused, or get the new ones with `relabel`. `only` takes a part of the
-    prompts: a condition on their columns, or ids.
+    prompts: a condition on their columns, or ids. Prompts that one of the runs `not_in` has done are left out; what
+    they skipped, failed or left open is carried over.
     Raises an InputError of its kind (PromptError, SettingsError, RuleError, ModelNotFoundError, RecipeError,
     PlacementError, ClaimedError) before anything is started.
     """
     settings = settings or Settings()
     with ending.told(output, settings) as end:
-        end.result = _render(prompt_url, output, settings, until, retry, takeover, quota, relabel, only)
+        end.result = _render(prompt_url, output, settings, until, retry, takeover, quota, relabel, only, not_in)
     return end.result
 
 
@@ -70,12 +72,15 @@ def _render(
     quota: Quota | None,
     relabel: bool,
     only: str | None,
+    not_in: Sequence[str],
 ) -> RunResult:
     started = time.monotonic()
     store = Store(output)
     checks.check_retry(retry)
     settings = with_added_scorers(settings, run_file.read_run(store))
-    rows = checks.read_prompts(prompt_url, settings, only)
+    rows = nightly.without_done(checks.read_prompts(prompt_url, settings, only), not_in)
+    if not rows.num_rows:
+        return RunResult(store.url, {}, {}, time.monotonic() - started)
     settings = checks.with_previews(settings, rows)
     settings = checks.check(settings, [s for s in STAGES if s != "refine" or until == "refine"])
     recipe = recipe_of(settings)
@@ -210,7 +215,7 @@ def build_graph(
     # Rows that already have a preview pass through these, if others need them.
     if "preview" in needed:
         ds = ds.map_batches(
-            fetching.Fetch if settings.preview.model == engines.EXISTING else stages.Preview,
+            fetching.stage_1(settings),
             fn_constructor_kwargs={**text, "store": store},
             **cluster.map_options(pools.preview, calls=cluster.PUBLISHING_CALLS, cards=cards.next_of("preview")),
         )

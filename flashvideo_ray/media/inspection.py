@@ -15,6 +15,7 @@ from flashvideo_ray.media import credentials, video
 from flashvideo_ray.settings import SettingsError
 
 _JSON = ("settings", "models", "model_fingerprints", "seed", "candidate")  # keys that are JSON, or numbers
+_NO_FOLDERS = ("nano", "existing", "none")  # models that are names
 _FOLDER = "/path/to/"  # stands before the name of a folder, of which a file does not say where it is
 
 
@@ -133,6 +134,9 @@ def _words(made: Mapping[str, Any], notes: list[str]) -> str:
             "Its prompt and seed are withheld: put them in the command's place of PROMPT and SEED, and add a "
             "negative_prompt if it had one."
         )
+    if made["models"]["preview"]["model"] == "existing":
+        line = line.removesuffix("}") + ', "preview_url": "PREVIEW_URL"}'
+        notes.append("Its preview had existed before: put its address in the command's place of PREVIEW_URL.")
     # These alone: a file may come from anybody, and other settings name code that is imported.
     tree = {name: dict(made["settings"][name]) for name in ("text", "preview", "refine", "video")}
     for stage in ("preview", "refine"):
@@ -150,4 +154,4 @@ def _words(made: Mapping[str, Any], notes: list[str]) -> str:
 
 
 def _located(model: str) -> str:
-    return model if model == "nano" or "/" in model else _FOLDER + model
+    return model if model in _NO_FOLDERS or "/" in model else _FOLDER + model

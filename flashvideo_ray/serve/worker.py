@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 from ray import serve
 
-from flashvideo_ray.graph import scoring, stages
+from flashvideo_ray.graph import fetching, scoring, stages
 from flashvideo_ray.graph.events import Attempt, Begin
 from flashvideo_ray.graph.quota import Answer
 from flashvideo_ray.graph.stage_base import StageBase, row_schema
@@ -37,7 +37,7 @@ class Worker:
         fingerprints = json.loads(provenance["model_fingerprints"])
         made: dict[Stage, Callable[[], StageBase]] = {
             "text": lambda: stages.EncodeText(settings, self.events, fingerprints),
-            "preview": lambda: stages.Preview(settings, self.events, store, fingerprints),
+            "preview": lambda: fetching.stage_1(settings)(settings, self.events, store, fingerprints),
             "score": lambda: scoring.Score(settings, self.events, **publishing),
             "rate": lambda: scoring.Rate(settings, self.events, **publishing),
             "refine": lambda: stages.Refine(settings, self.events, **publishing),

@@ -19,7 +19,8 @@ from flashvideo_ray.engines import weights
 from flashvideo_ray.settings import Settings
 
 COMMIT = "0" * 39 + "1"
-FILES = {"model_index.json": b'{"_class_name": "WanPipeline"}', "vae/config.json": b"{}"}
+INDEX = {"_class_name": "WanPipeline", "vae": ["diffusers", "AutoencoderKLWan"], "transformer_2": [None, None]}
+FILES = {"model_index.json": json.dumps(INDEX).encode(), "vae/config.json": b"{}", "all-in-one.safetensors": b"large"}
 
 
 class Hub:
@@ -87,6 +88,7 @@ def test_actors_of_a_node_ask_the_hub_once_for_a_commit(hub: Hub) -> None:
         [folder] = {*actors.map(load, range(8))}
     assert (folder / "vae/config.json").read_bytes() == FILES["vae/config.json"]
     assert max(hub.asked.values()) <= 2  # of a file: what it is, and its content
+    assert not (folder / "all-in-one.safetensors").exists()  # no component of the pipeline
     before = hub.asked.total()
     assert load(9) == folder
     assert hub.asked.total() == before

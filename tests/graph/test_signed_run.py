@@ -130,6 +130,30 @@ def test_an_unsigned_file_shows_its_mark_and_what_is_withheld(tmp_path: Path) ->
     assert "secret" not in json.dumps(told)
 
 
+@pytest.mark.parametrize(
+    ("models", "there"),
+    [(("nano", "nano"), []), (("org/name@abc", "none"), []), (("existing", "nano"), ["preview_url"])],
+)
+def test_models_that_are_no_folders_stand_in_the_command_as_they_are(
+    tmp_path: Path, models: tuple[str, str], there: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings.of_tree({"preview": {"model": models[0]}, "refine": {"model": models[1]}})
+    recipe = {**settings.recipe(), "fingerprints": {"preview": "a", "refine": "b"}}
+    row = {"clip_id": "ab", "id": "x", "prompt": "a star", "negative_prompt": None, "seed": 3, "candidate": 0}
+    said = {**provenance.of_candidate(row), **provenance.of_run(recipe, settings)}
+    file = tmp_path / "clip.mp4"
+    file.write_bytes(video.encode_mp4(np.zeros((2, 32, 48, 3), np.uint8), 8, metadata=said))
+    told = json.loads(run("inspect", str(file), "--json").output)
+    line, _, again = told["command"].partition(" && ")
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["bash", "-c", line], check=True)
+    asked = json.loads(Path("again.jsonl").read_text())
+    assert {*asked} == {"id", "prompt", "seed", *there}
+    made = Settings.load(None, shlex.split(again)[5::2])
+    assert (made.preview.model, made.refine.model) == models
+    assert any("PREVIEW_URL" in note for note in told["notes"]) == bool(there)
+
+
 def test_what_cannot_be_inspected_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     for file, message in (("text.mp4", "not a readable video"), ("none.mp4", "cannot be read: FileNotFoundError")):
