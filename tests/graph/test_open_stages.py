@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 from support import PROMPTS, script, short_lease, write_prompts
 
 import flashvideo_ray
 from flashvideo_ray import Settings
-from flashvideo_ray.graph import handover
-from flashvideo_ray.ledger import tables
-from flashvideo_ray.ledger.keys import frames_key
+from flashvideo_ray.graph import checks, handover
+from flashvideo_ray.graph.recipe import about, recipe_of
+from flashvideo_ray.graph.refine_from import branch
+from flashvideo_ray.ledger import parquet_log, run_file, tables
+from flashvideo_ray.ledger.keys import frames_key, latents_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.verify import verify
 from flashvideo_ray.media import video
@@ -143,6 +146,20 @@ def test_a_killed_job_is_carried_on_with_what_it_had_paid_for(tmp_path: Path, pi
     assert flashvideo_ray.render(prompts, str(output), settings).total == {"rendered": 8}
     assert {path: path.stat().st_mtime_ns for path in stored} == stored
     assert not verify(Store(str(output)), decode=True).findings
+
+
+def test_latents_of_a_run_are_not_brought_to_a_stage_2_that_takes_frames(tmp_path: Path) -> None:
+    old, settings = Store(str(tmp_path / "old")), checks.check(Settings.load("nano"))
+    run_file.open_run(old, recipe_of(settings), about(settings, 1))
+    row = {"clip_id": "a", "id": "a", "prompt": PROMPTS[0], "seed": 1, "candidate": 0, "status": "previewed"}
+    row |= {"latents": latents_key("a"), "at": tables.now()}
+    parquet_log.write(old, tables.stem("previews"), pa.Table.from_pylist([row], schema=tables.PREVIEWS))
+    other = checks.check(Settings.load("nano", ["refine.model=none"]))
+    with pytest.raises(
+        SettingsError, match=r"refine\.model: none takes frames, and .*old has kept latents of 1 previews"
+    ):
+        branch(old, Store(str(tmp_path / "new")), other)
+    assert not (tmp_path / "new").exists()
 
 
 def test_previews_that_stage_2_cannot_take_are_refused_before_anything_starts(

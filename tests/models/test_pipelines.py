@@ -293,6 +293,16 @@ def test_half_precision(tiny_model, preview, dtype):
     assert (half.latents - full.latents).norm() / full.latents.norm() < 0.1
 
 
+def test_latents_are_scaled_in_float32_and_rounded_once_for_the_decoder(tiny_model):
+    pipeline = load_preview(tiny_model, dtype={"default": torch.float32, "vae": torch.bfloat16})
+    seen = []
+    pipeline.vae.decoder.register_forward_pre_hook(lambda _, args: seen.append(args[0].transpose(1, 2)))
+    latents = torch.randn(1, 3, 4, 4, 6, generator=seed(0))
+    pipeline.decode_latents(latents)
+    assert torch.equal(torch.cat(seen, dim=1), (latents / 0.7).to(torch.bfloat16))
+    assert not torch.equal(torch.cat(seen, dim=1), latents.to(torch.bfloat16) / 0.7)
+
+
 def test_defaults_are_saved_with_the_model(tiny_model, tmp_path):
     pipeline = load_preview(tiny_model, num_inference_steps=2, guidance_scale=1.5)
     pipeline.save_pretrained(tmp_path / "preview")
