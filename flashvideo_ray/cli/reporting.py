@@ -109,7 +109,12 @@ def list_(
     guarded(show)
 
 
-def report(output: OutputArgument) -> None:
+def report(
+    output: OutputArgument,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Also trace.json: where each clip's seconds went, for ui.perfetto.dev.")
+    ] = False,
+) -> None:
     """Write report.html and summary.json anew from the ledger."""
 
     def write() -> None:
@@ -118,6 +123,13 @@ def report(output: OutputArgument) -> None:
 
         store = Store(output)
         finish.finish(store, finish.settings_of(store, existing_run(store)))
+        if trace:
+            from flashvideo_ray.accounting import trace as tracing
+            from flashvideo_ray.ledger import tables
+
+            found = tracing.trace(tables.read(store, "previews"), tables.read(store, "clips"))
+            store.put("trace.json", json.dumps(found).encode())
+            console.print(f"{store.url}/trace.json", markup=False, soft_wrap=True)
         console.print(f"{store.url}/report.html", markup=False, soft_wrap=True)
 
     guarded(write)

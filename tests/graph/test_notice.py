@@ -143,6 +143,10 @@ def test_the_end_of_a_run_is_told_and_left_in_a_file(
         assert sheet.size[0] > sheet.size[1]
     left = json.loads(Store(output).get("exit.json"))
     assert (left["exit_status"], left["ended"]) == (0, {"rendered": 2})
+    # Where the seconds of each clip went, from the ledger of the same run.
+    assert CliRunner().invoke(app, ["report", output, "--trace"]).exit_code == 0
+    slices = [event["name"] for event in json.loads(Store(output).get("trace.json"))["traceEvents"]]
+    assert slices.count("preview") == slices.count("refine") == 2
     assert hook.url not in "".join(path.read_text() for path in Path(output).glob("*.json"))
 
     # Nobody who is told, or somebody else, may be named at any time; one who is dead costs nothing.
