@@ -20,9 +20,9 @@ from chaos.nodes import Nodes
 from support import S3, tiny_overrides
 from typer.testing import CliRunner
 
-from flashvideo_ray import Settings
+from flashvideo_ray import Settings, engines
 from flashvideo_ray.cli import app
-from flashvideo_ray.engines import completeness, weights
+from flashvideo_ray.engines import completeness
 from flashvideo_ray.graph import doctor, examination
 from flashvideo_ray.graph.doctor import NodeTypes
 from flashvideo_ray.graph.examination import Asked, Finding
@@ -61,7 +61,7 @@ def copied(tiny_model: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def started(tiny_model: Path, tmp_path: Path) -> str:
     """A run of the tiny model."""
-    settings = weights.with_model_defaults(settings_for(tiny_model))
+    settings = engines.with_model_defaults(settings_for(tiny_model))
     output = str(tmp_path / "run")
     run_file.open_run(Store(output), recipe_of(settings), about(settings, 1))
     return output
