@@ -82,5 +82,6 @@ def test_a_budget_counts_the_cards_that_actors_hold() -> None:
     assert gate.spent == 2.5
     assert gate.admit("preview", "a", "a") == "go"
     clock.now = 7200.0
+    assert gate.spent == 5  # and was counted once in the hour since
     assert gate.over == "the budget of 5 gpu-hours is spent"
     assert gate.admit("refine", "a", "a") == "stop"
