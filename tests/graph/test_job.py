@@ -91,7 +91,7 @@ def test_a_submitted_job_renders_into_the_bucket(jobs: dict[str, Job], s3: S3) -
         assert (info.fps, info.metadata["prompt"]) == (recipe["fps"], row["prompt"])
     named = {row[column] for row in clips for column in ("clip", "poster")}
     named |= {row[c] for row in tables.read(store, "previews").to_pylist() for c in ("latents", "preview", "poster")}
-    others = {"run.json", "summary.json", "report.html", *store.keys("ledger")}
+    others = {"run.json", "exit.json", "summary.json", "report.html", *store.keys("ledger")}
     assert contents(store) == named | others
 
     # Whoever asks for the same again, from wherever: there is nothing to do.
