@@ -22,6 +22,7 @@ import ray
 import torch
 from authority import Authority
 from PIL import Image
+from ray.serve.context import _get_global_client
 from support import at_a_terminal, ctrl_c, free_ports, script, tiny_overrides
 
 from flashvideo_ray.graph import remaining
@@ -69,6 +70,9 @@ class Served:
 
     def ctrl_c(self) -> int:
         """What a terminal sends, to the command and all that it started; its exit status."""
+        client = _get_global_client(raise_if_no_controller_running=False)
+        if client is not None:  # its handles would go on to ask a Ray that is gone, and start another one for that
+            client.shutdown_cached_handles()
         ray.shutdown()  # this process's own connection
         ctrl_c(self.process)
         return self.process.wait(PATIENCE)

@@ -256,7 +256,7 @@ def test_a_lease_that_outlasts_the_patience() -> None:
 
 
 def test_nodes_of_a_cluster_are_asked_one_by_one(
-    monkeypatch: pytest.MonkeyPatch, no_ray: None, tiny_model: Path, started: str, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Path, started: str, tmp_path: Path, no_ray: None
 ) -> None:
     """One has a clock that is 90 s ahead."""
     nodes = Nodes(0)

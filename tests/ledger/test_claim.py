@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from support import S3
 
-from flashvideo_ray.ledger.claim import Claim, ClaimedError, ClaimLostError, Identity, Lease, _interval
+from flashvideo_ray.ledger.claim import Claim, ClaimedError, ClaimLostError, Identity, Lease, renewal_seconds
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings
 
@@ -280,8 +280,8 @@ def test_while_it_is_unsure_whose_run_it_is_that_is_said_again_and_again(
 
 def test_the_defaults_of_lease_and_patience_agree() -> None:
     lease, patience = Settings().ledger.lease_seconds, Settings().store_patience_seconds
-    assert _interval(lease) <= lease / 10  # a few renewals may go wrong
-    assert _interval(lease / 20) == pytest.approx(_interval(lease) / 20)  # and in short tests as many
+    assert renewal_seconds(lease) <= lease / 10  # a few renewals may go wrong
+    assert renewal_seconds(lease / 20) == pytest.approx(renewal_seconds(lease) / 20)  # and in short tests as many
     assert patience >= 5 * lease  # the run outlives an absence of the store that its lease does not
 
 
