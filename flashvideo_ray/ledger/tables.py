@@ -1,8 +1,8 @@
 """The ledger's tables of candidates (of jobs: `jobs`): schemas, their state at one moment, and newer versions of rows.
 
-Parts of the ledger are added, never rewritten; `compact` merges them into new ones. The newest row of a candidate
-counts, and one with status `open` takes back what was before it. Media come first and their row after, so whatever a
-row names exists.
+Parts are added, and merged into new ones (`writer`, `compact`); no row is changed. The newest of a candidate counts,
+and one with status `open` takes back what was before it. Media come first and their row after, so whatever a row names
+exists.
 """
 
 from __future__ import annotations
