@@ -119,6 +119,40 @@ def test_a_cache_and_smaller_weights_do_less(pipelines: Folders) -> None:
     assert drawn(quantization="fp8")[1] < size / 2
 
 
+@pytest.mark.parametrize("family", ["wan", "ltx", "cogvideo", "hunyuan_video"])
+def test_adapters_are_merged_as_by_hand(family: str, pipelines: Folders, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    trained = diffusers.DiffusionPipeline.from_pretrained(pipelines(family))
+    torch.manual_seed(0)
+    trained.transformer.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    layers = peft.get_peft_model_state_dict(trained.transformer)
+    trained.save_lora_weights(tmp_path, transformer_lora_layers=layers, weight_name="style.safetensors")
+    adapter = {"path": str(tmp_path / "style.safetensors"), "weight": 0.5}
+
+    by_hand = diffusers.DiffusionPipeline.from_pretrained(pipelines(family))
+    by_hand.load_lora_weights(adapter["path"], adapter_name="style")
+    by_hand.set_adapters("style", 0.5)
+    video = by_hand(prompt=RED, **SMALL, **CALL, generator=loading.generator(7, "preview"), output_type="np").frames[0]
+    merged, plain = drawn(pipelines(family), adapters=[adapter]), drawn(pipelines(family))
+    assert np.abs(merged.astype(int) - (video * 255).round().astype(int)).max() <= 1  # merged, it is rounded elsewhere
+    assert not np.array_equal(merged, plain)
+
+
+def test_compiled_blocks_draw_the_same(pipelines: Folders) -> None:
+    torch._dynamo.utils.counters.clear()
+    compiled = drawn(pipelines("ltx"), optimize={"compile": True}).astype(int)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert np.abs(compiled - drawn(pipelines("ltx"))).max() <= 1
+
+
+def drawn(folder: Path, **preview: Any) -> np.ndarray:
+    engine = engines.of(settings_for(folder, **preview), "preview")
+    assert engine.problems() == []
+    default, encoder = engine.describe().default_negative, engine.load_text()
+    negative = {} if default is None else encoder.encode(default)
+    return engine.load_preview().sample(Text(RED, None, encoder.encode(RED), negative), 7, lambda *_: None)[0]
+
+
 def test_a_setting_that_the_pipeline_has_not_is_refused(pipelines: Folders) -> None:
     assert problems(pipelines("wan"), guidance_batching="apart") == [
         "preview.guidance_batching: WanPipeline has no such setting; leave it out"
