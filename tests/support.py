@@ -324,7 +324,9 @@ def serve_head(folder: Path, env: Mapping[str, str], *options: str) -> Iterator[
         log = folder / f"head-{number}.log"
         with open(log, "wb") as file:
             own = {**env, "RAY_ADDRESS": f"127.0.0.1:{port}"}
-            own.pop("RAY_prestart_worker_first_driver", None)  # a user's head starts its workers beforehand
+            # A user's head starts its workers beforehand, and has none of the settings that spare these tests time.
+            for name in ("RAY_prestart_worker_first_driver", "GLIBC_TUNABLES", "OMP_NUM_THREADS"):
+                own.pop(name, None)
             head = subprocess.Popen(command, stdout=file, stderr=file, cwd=folder, env=own)
         try:
             if not _comes_up(head, theirs, dashboard):

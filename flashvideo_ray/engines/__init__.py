@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flashvideo_ray.engines.weights import ModelStage
     from flashvideo_ray.settings import Settings
 
-EXISTING = "existing"
+EXISTING = Existing.name
 """The name of no model of stage 1: previews are fetched."""
 
 
@@ -26,7 +26,7 @@ def of(settings: Settings, stage: ModelStage) -> Engine:
         return Nano(settings, stage)
     if model == EXISTING and stage == "preview":
         return Existing(settings)
-    if model == "none" and stage == "refine":
+    if model == NoRefiner.name and stage == "refine":
         return NoRefiner(settings)
     if weights.is_pipeline(model):
         from flashvideo_ray.engines.pipelines import Pipeline  # and diffusers, which few processes need

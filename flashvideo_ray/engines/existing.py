@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NoReturn
 
-from flashvideo_ray.engines.engine import Description, Vocabulary
-from flashvideo_ray.settings import PreviewSettings, Settings
+from flashvideo_ray.engines.engine import Description
+from flashvideo_ray.engines.weightless import Weightless
+from flashvideo_ray.settings import PreviewSettings
 
 
-class Existing:
+class Existing(Weightless):
     """See `engine.Engine`. It has no weights."""
 
-    vocabulary: Vocabulary | None = None
-
-    def __init__(self, settings: Settings):
-        self.settings = settings
+    name = "existing"
 
     def resolved(self) -> PreviewSettings:
         """See Engine."""
@@ -37,43 +34,6 @@ class Existing:
             )
         return found
 
-    def refusal(self, num_frames: int | None, height: int | None, width: int | None) -> str | None:
-        """See Engine. It is no stage 2."""
-        return None
-
-    def on_negative_prompts(self) -> str | None:
-        """See Engine."""
-        return None
-
-    def source(self) -> None:
-        """See Engine. It has none."""
-
-    def fingerprint(self) -> str:
-        """See Engine."""
-        return "existing"
-
-    def text_fingerprint(self) -> str:
-        """See Engine."""
-        return "existing"
-
-    def verify(self, fingerprint: str) -> None:
-        """See Engine."""
-
-    def networks(self) -> None:
-        """See Engine. Not known."""
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """See Engine."""
-        return [0 for _ in texts]
-
-    def load_text(self) -> NoReturn:
-        """See Engine. It reads none."""
-        raise NotImplementedError("nothing reads a text")
-
-    def load_preview(self) -> NoReturn:
-        """See Engine. There is nothing to load."""
-        raise NotImplementedError("previews that exist are fetched")
-
     def load_refine(self) -> NoReturn:
         """See Engine. It is no stage 2."""
-        raise NotImplementedError("there is no such stage 2")
+        raise TypeError(f"{self.name} is no stage 2")

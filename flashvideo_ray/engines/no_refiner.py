@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from flashvideo_ray.engines.engine import Description, StepTold, Text, Vocabulary
-from flashvideo_ray.settings import RefineSettings, Settings
+from flashvideo_ray.engines.engine import Description, StepTold, Text
+from flashvideo_ray.engines.weightless import Weightless
+from flashvideo_ray.settings import RefineSettings
+
+if TYPE_CHECKING:
+    import torch
 
 
-class NoRefiner:
+class NoRefiner(Weightless):
     """See `engine.Engine`. It has neither weights nor settings."""
 
-    vocabulary: Vocabulary | None = None
-
-    def __init__(self, settings: Settings):
-        self.settings = settings
+    name = "none"
 
     def resolved(self) -> RefineSettings:
         """See Engine."""
@@ -37,43 +36,6 @@ class NoRefiner:
         if self.settings.pools.refine.num_gpus and self.settings.video.codec == "libx264":
             found.append("pools.refine.num_gpus: without a stage 2 (refine.model: none) a card would idle; set it to 0")
         return found
-
-    def refusal(self, num_frames: int | None, height: int | None, width: int | None) -> str | None:
-        """See Engine."""
-        return None
-
-    def on_negative_prompts(self) -> str | None:
-        """See Engine."""
-        return None
-
-    def source(self) -> None:
-        """See Engine. It has none."""
-
-    def fingerprint(self) -> str:
-        """See Engine."""
-        return "none"
-
-    def text_fingerprint(self) -> str:
-        """See Engine."""
-        return "none"
-
-    def verify(self, fingerprint: str) -> None:
-        """See Engine."""
-
-    def networks(self) -> None:
-        """See Engine. Not known."""
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """See Engine."""
-        return [0 for _ in texts]
-
-    def load_text(self) -> NoReturn:
-        """See Engine. It reads none."""
-        raise NotImplementedError("nothing reads a text")
-
-    def load_preview(self) -> NoReturn:
-        """See Engine. It is no stage 1."""
-        raise NotImplementedError("there is no such stage 1")
 
     def load_refine(self) -> Unrefined:
         """See Engine."""

@@ -271,3 +271,10 @@ def test_a_job_without_a_node_left_names_stage_node_and_cause(capfd: pytest.Capt
 
     assert run_job(job) == 1
     assert capfd.readouterr().err.startswith("error: refine on gpu-7: OSError: model.safetensors: truncated\n")
+
+
+def test_the_help_of_a_command_waits_for_no_model_library() -> None:
+    heavy = "{'torch', 'ray', 'diffusers', 'transformers', 'av', 'pandas'}"
+    code = f"import sys, flashvideo_ray.cli, flashvideo_ray.engines; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
