@@ -29,7 +29,7 @@ test: $(READY)
 test-browser: $(READY)
 	$(BIN)/python -m pytest tests/serve
 
-# A whole run, watched by a real Prometheus (Debian's package `prometheus`): every panel of the board has data.
+# Whole runs, watched by a real Prometheus (Debian's package `prometheus`): panels have data, and alerts fire.
 test-metrics: $(READY)
 	FLASHVIDEO_PROMETHEUS=1 $(BIN)/python -m pytest tests/test_board.py
 
