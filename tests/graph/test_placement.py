@@ -35,6 +35,7 @@ def cluster() -> Iterator[Cluster]:
     nodes.shutdown()
 
 
+@pytest.mark.long
 def test_each_pool_runs_on_its_cards_and_clips_come_while_previews_are_made(
     cluster: Cluster, tmp_path: Path, tiny_model: Path
 ) -> None:
