@@ -25,7 +25,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations=15 -m 'not long'
 
-# What takes minutes each: whole runs in which stores, nodes and jobs go, come back, or stay away.
+# Whole runs that take a minute or more each: a submitted job, and stores, nodes and jobs that go and come back.
 test-long: $(READY)
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations=15 -m long
 
