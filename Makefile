@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-browser test-metrics chaos wheel check format nano nano-eval constraints clean
+.PHONY: setup demo test test-long test-browser test-metrics chaos wheel check format nano nano-eval constraints clean
 
 setup: $(READY)
 
@@ -23,7 +23,11 @@ demo: $(READY)
 
 # Two processes share the tests by their files (`tests/conftest.py`): much of a test that starts Ray is waiting.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations=15
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations=15 -m 'not long'
+
+# Whole runs that take a minute or more each: a submitted job, and stores, nodes and jobs that go and come back.
+test-long: $(READY)
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations=15 -m long
 
 # The page alone, in a real Chromium (CHROMIUM=… names one). `make test` runs it too.
 test-browser: $(READY)
@@ -33,7 +37,7 @@ test-browser: $(READY)
 test-metrics: $(READY)
 	FLASHVIDEO_PROMETHEUS=1 $(BIN)/python -m pytest tests/test_board.py
 
-# Whole runs under faults; `make test` has a short form. CHAOS="--seed 7 --faults 120" for another one.
+# Whole runs under faults; `make test-long` has a short form. CHAOS="--seed 7 --faults 120" for another one.
 chaos: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m chaos faults $(CHAOS)
 	PYTHONPATH=tests $(BIN)/python -m chaos kills $(CHAOS)

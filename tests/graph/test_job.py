@@ -29,6 +29,8 @@ PROMPTS = [
 ]
 AS_IN_THE_README = ("--config", "nano", "--set", "progress_seconds=2")
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def head(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
