@@ -3,9 +3,10 @@
     python benchmarks/pipeline.py [--systems ours,ray_data_tuned] [--candidates 1000] [--cards 16+8] [--json FILE]
 
 Calls occupy declared cards for times that are drawn about the paper's, scaled down (`pipeline_workload`); latents, MP4s
-and rows are real and go to a real S3 server. Each system runs in a process of its own, one after the other, on the same
-cluster of raylets on this machine. Figures are ratios to a bound that no schedule of the same calls can be under, so
-that they hold for other cards; the machine's load is told beside them, as it must not be the limit.
+and rows are real and go to a real S3 server. Each system runs in a process of its own, one after the other, each on a
+new cluster of raylets on this machine that declare the same cards. Figures are ratios to a bound that no schedule of
+the same calls can be under, so that they hold for other cards; the machine's load is told beside them, as it must not
+be the limit.
 
 Columns: seconds from the first call to the last clip in the store over the bound; the same from the start of the
 command; how much of that time each pool's cards were at work; seconds from the start of the pools to the first clip
@@ -15,6 +16,7 @@ command; how much of that time each pool's cards were at work; seconds from the 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -24,6 +26,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -37,30 +40,38 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
 from pipeline_workload import PAPER, Calls, Workload, loaded, saved  # noqa: E402
 
+
+@dataclass(frozen=True)
+class System:
+    """What the workload is given to: `function(workload, folder, url)` of a module, run by a Python."""
+
+    title: str
+    module: str
+    function: str = "run"
+    apart: bool = False
+    """Whether it has an environment of its own, which `--python NAME=PATH` names."""
+    cards: str = "GPU"
+    """What Ray calls the cards, for a system that takes no declared GPU for one."""
+
+
 SYSTEMS = {
-    "ours": "flashvideo_ray",
-    "ray_data": "Ray Data, its defaults",
-    "ray_data_tuned": "Ray Data, tuned",
-    "static_split": "both models on every card, prompts split",
+    "ours": System("flashvideo_ray", "pipeline_ours"),
+    "ray_data": System("Ray Data, its defaults", "pipeline_others", "ray_data"),
+    "ray_data_tuned": System("Ray Data, tuned", "pipeline_others", "ray_data_tuned"),
+    "static_split": System("both models on every card, prompts split", "pipeline_others", "static_split"),
+    "xenna": System("cosmos-xenna, autoscaled", "pipeline_xenna", apart=True, cards="CPU"),
 }
 TIMEOUT = 7200
-console = Console(width=170)
+console = Console(width=200)
 
 
 def run_one(system: str, folder: Path, url: str) -> None:
     """In a process of its own: the whole of one system."""
-    workload = loaded(str(folder / "workload.json"))
-    store = _StoreWatch(folder / "store-mb")
-    if system == "ours":
-        import pipeline_ours
-
-        run = pipeline_ours.run
-    else:
-        import pipeline_others
-
-        run = getattr(pipeline_others, system)
-    store.start()
-    run(workload, folder, url)
+    own = SYSTEMS[system]
+    watch = _StoreWatch(folder / "store-mb")
+    run = getattr(importlib.import_module(own.module), own.function)
+    watch.start()
+    run(loaded(str(folder / "workload.json")), folder, url)
 
 
 class _StoreWatch(threading.Thread):
@@ -83,33 +94,51 @@ class _StoreWatch(threading.Thread):
             time.sleep(1)
 
 
-@contextmanager
-def cluster(workload: Workload) -> Iterator[str]:
-    """Raylets on this machine that declare cards; gives the address."""
+def run_cluster(cards: str, counts: str) -> None:
+    """In a process of its own: raylets on this machine that declare cards, until the input ends."""
     from ray.cluster_utils import Cluster
 
     nodes = Cluster()
     store: dict[str, Any] = {"object_store_memory": 2**30}
-    nodes.add_node(num_cpus=16, include_dashboard=False, labels={"gpu-tier": "none"}, **store)
-    for count, tier in ((workload.previews, "large"), (workload.refiners, "small")):
-        nodes.add_node(num_cpus=4 * count, num_gpus=count, labels={"gpu-tier": tier}, **store)
-    try:
-        yield nodes.address
-    finally:
-        nodes.shutdown()
+    nodes.add_node(num_cpus=16 if cards == "GPU" else 0, include_dashboard=False, labels={"gpu-tier": "none"}, **store)
+    for count, tier in zip(map(int, counts.split("+")), ("large", "small"), strict=True):
+        declared: dict[str, Any] = {"num_cpus": 4 * count, "num_gpus": count} if cards == "GPU" else {"num_cpus": count}
+        nodes.add_node(labels={"gpu-tier": tier}, **declared, **store)
+    print(nodes.address, flush=True)
+    sys.stdin.read()
+    nodes.shutdown()
 
 
-def measure(system: str, workload: Workload, address: str, s3: Any, folder: Path) -> dict[str, Any]:
-    """Run one system to its end; its figures."""
+@contextmanager
+def cluster(system: System, python: str, workload: Workload) -> Iterator[str]:
+    """A cluster of a system's own Ray; gives the address."""
+    counts = f"{workload.previews}+{workload.refiners}"
+    command = [python, __file__, "--cluster", system.cards, "--cards", counts]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.stdin.close()
+            process.wait(60)
+
+
+def measure(name: str, python: str, workload: Workload, bucket: str, folder: Path) -> dict[str, Any]:
+    """Run one system to its end on a cluster of its own; its figures."""
+    with cluster(SYSTEMS[name], python, workload) as address:
+        return _measured(name, python, workload, f"s3://{bucket}/{folder.name}", folder, address)
+
+
+def _measured(name: str, python: str, workload: Workload, url: str, folder: Path, address: str) -> dict[str, Any]:
     folder.mkdir()
     (folder / "calls").mkdir()
     saved(workload, folder / "workload.json")
-    url = f"s3://{s3.bucket}/{folder.name}"
     env = {**os.environ, "RAY_ADDRESS": address}
     now = Path(os.environ["PIPELINE_BENCHMARK"])  # what workers know of
     now.unlink(missing_ok=True)
     now.symlink_to(folder)
-    command = [sys.executable, __file__, "--run", system, "--folder", str(folder), "--url", url]
+    command = [python, __file__, "--run", name, "--folder", str(folder), "--url", url]
     begun, busy, driver = time.time(), [], 0
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
@@ -124,14 +153,14 @@ def measure(system: str, workload: Workload, address: str, s3: Any, folder: Path
             break
         if time.time() - begun > TIMEOUT:
             process.kill()
-            raise TimeoutError(f"{system} does not end: {(folder / 'log').read_text()[-2000:]}")
+            raise TimeoutError(f"{name} does not end: {(folder / 'log').read_text()[-2000:]}")
     if process.wait() != 0:
-        raise RuntimeError(f"{system} failed: {(folder / 'log').read_text()[-3000:]}")
+        raise RuntimeError(f"{name} failed: {(folder / 'log').read_text()[-3000:]}")
     figures = figures_of(Calls(workload, str(folder / "calls")).read(), workload, begun)
     held = folder / "store-mb"
     return {
         **figures,
-        "system": system,
+        "system": name,
         "driver_mb": driver / 1e6,
         "store_mb": float(held.read_text()) if held.exists() else 0.0,
         "load": fmean(busy) / 100,
@@ -181,7 +210,7 @@ def table_of(results: Sequence[dict[str, Any]]) -> Table:
         table.add_column(name, justify="left" if name == "system" else "right")
     for row in results:
         table.add_row(
-            SYSTEMS[row["system"]],
+            SYSTEMS[row["system"]].title,
             row["cards"],
             str(row["candidates"]),
             f"{row['bound_s']:.1f}",
@@ -208,12 +237,22 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=0.1, help="of the paper's seconds")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--python", action="append", default=[], metavar="NAME=PATH", help="of a system in an environment of its own"
+    )
+    parser.add_argument("--cluster", help=argparse.SUPPRESS)
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
         return run_one(options.run, options.folder, options.url)
+    if options.cluster:
+        return run_cluster(options.cluster, options.cards)
+    pythons = dict(each.split("=", 1) for each in options.python)
+    systems = [name for name in options.systems if name in pythons or not SYSTEMS[name].apart]
+    for name in sorted({*options.systems} - {*systems}):
+        console.print(f"{name} is left out: name the Python of its environment (--python {name}=PATH)")
 
     from support import serve_s3
 
@@ -222,16 +261,16 @@ def main() -> None:
     results = []
     # The raylets' workers have the environment in which the raylets were started.
     os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], os.environ.get("PYTHONPATH", "")])
-    with tempfile.TemporaryDirectory(prefix="pipeline-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="pipeline-", ignore_cleanup_errors=True) as where:
+        folder = Path(where)
         (folder / "s3").mkdir()
         with ExitStack() as stack:
             s3 = stack.enter_context(serve_s3(folder / "s3"))
             os.environ.update(s3.env, PIPELINE_BENCHMARK=str(folder / "now"))
-            address = stack.enter_context(cluster(workload))
             for number in range(options.repeat):
-                for system in options.systems:
-                    found = measure(system, workload, address, s3, folder / f"{system}-{number}")
+                for name in systems:
+                    python = pythons.get(name, sys.executable)
+                    found = measure(name, python, workload, s3.bucket, folder / f"{name}-{number}")
                     results.append({**found, "cards": options.cards, "candidates": options.candidates})
                     console.print(table_of(results[-1:]))
                     if options.json:
