@@ -100,7 +100,8 @@ def run_cluster(cards: str, counts: str) -> None:
 
     nodes = Cluster()
     store: dict[str, Any] = {"object_store_memory": 2**30}
-    nodes.add_node(num_cpus=16 if cards == "GPU" else 0, include_dashboard=False, labels={"gpu-tier": "none"}, **store)
+    if cards == "GPU":
+        nodes.add_node(num_cpus=16, include_dashboard=False, labels={"gpu-tier": "none"}, **store)
     for count, tier in zip(map(int, counts.split("+")), ("large", "small"), strict=True):
         declared: dict[str, Any] = {"num_cpus": 4 * count, "num_gpus": count} if cards == "GPU" else {"num_cpus": count}
         nodes.add_node(labels={"gpu-tier": tier}, **declared, **store)

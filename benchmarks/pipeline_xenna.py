@@ -52,6 +52,6 @@ def run(workload: Workload, folder: Path, url: str) -> None:
     own = xenna.StreamingSpecificSpec(
         autoscale_interval_s=seconds, autoscale_speed_estimation_window_duration_s=seconds
     )
-    config = xenna.PipelineConfig(mode_specific=own, return_last_stage_outputs=True)
+    config = xenna.PipelineConfig(mode_specific=own, return_last_stage_outputs=True, cpu_allocation_percentage=1.0)
     stages = [xenna.StageSpec(Previews(*args)), xenna.StageSpec(Clips(*args))]
     xenna.run_pipeline(xenna.PipelineSpec(input_data=workload.prompts(), stages=stages, config=config))
