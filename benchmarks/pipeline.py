@@ -60,6 +60,7 @@ SYSTEMS = {
     "ray_data_tuned": System("Ray Data, tuned", "pipeline_others", "ray_data_tuned"),
     "static_split": System("both models on every card, prompts split", "pipeline_others", "static_split"),
     "xenna": System("cosmos-xenna, autoscaled", "pipeline_xenna", apart=True, cards="CPU"),
+    "daft": System("Daft", "pipeline_daft", apart=True),
 }
 TIMEOUT = 7200
 console = Console(width=200)

@@ -88,7 +88,7 @@ def ray_data(workload: Workload, folder: Path, url: str) -> None:
         "batch_format": "pyarrow",
         "num_gpus": 1,
     }
-    ds = ray.data.read_parquet(_prompts(workload, folder))
+    ds = ray.data.read_parquet(prompts_file(workload, folder))
     ds = ds.map_batches(Previews, batch_size=1, concurrency=workload.previews, label_selector=LARGE, **own)
     ds = ds.filter(lambda row: row["lot"] >= workload.limit)
     ds = ds.map_batches(Clips, batch_size=1, concurrency=workload.refiners, label_selector=SMALL, **own)
@@ -119,7 +119,7 @@ def ray_data_tuned(workload: Workload, folder: Path, url: str) -> None:
             "num_cpus": 0.1,
         }
 
-    table = pq.read_table(_prompts(workload, folder))
+    table = pq.read_table(prompts_file(workload, folder))
     ds: ray.data.Dataset = ray.data.from_arrow([table.slice(number, 1) for number in range(table.num_rows)])
     ds = ds.map_batches(Previews, label_selector=LARGE, **pool(workload.previews))
     ds = ds.filter(expr=f"lot >= {workload.limit}", num_cpus=0.1)
@@ -163,7 +163,8 @@ class _Card(Stage):
         return wanted
 
 
-def _prompts(workload: Workload, folder: Path) -> str:
+def prompts_file(workload: Workload, folder: Path) -> str:
+    """Where they are."""
     path = folder / "prompts.parquet"
     pq.write_table(pa.table({"prompt": workload.prompts()}), path)
     return str(path)
