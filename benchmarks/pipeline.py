@@ -99,6 +99,8 @@ def run_cluster(cards: str, counts: str) -> None:
     """In a process of its own: raylets on this machine that declare cards, until the input ends."""
     from ray.cluster_utils import Cluster
 
+    # cosmos-xenna asks the dashboard for more than it gives by default.
+    os.environ |= dict.fromkeys(("RAY_MAX_LIMIT_FROM_API_SERVER", "RAY_MAX_LIMIT_FROM_DATA_SOURCE"), "40000")
     nodes = Cluster()
     store: dict[str, Any] = {"object_store_memory": 2**30}
     if cards == "GPU":

@@ -1,4 +1,4 @@
-"""Daft in `pipeline.py`: run by the Python of an environment of its own (`--python daft=PATH`): it needs another Ray."""
+"""Daft in `pipeline.py`: run by the Python (`--python daft=PATH`); it needs another Ray."""
 
 from __future__ import annotations
 
