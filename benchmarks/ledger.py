@@ -156,7 +156,7 @@ def compact(store: Store, folder: Path) -> int:
 def status(store: Store, folder: Path) -> int:
     run = run_file.read_run(store)
     assert run is not None
-    return sum(Standing.read(store, finish.settings_of(store, run)).counts(run["candidates"]).values())
+    return sum(Standing.read(store, finish.settings_of(store, run), figures=True).counts(run["candidates"]).values())
 
 
 def report(store: Store, folder: Path) -> int:

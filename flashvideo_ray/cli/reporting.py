@@ -49,7 +49,7 @@ def status(
 
         store = Store(output)
         run = existing_run(store)
-        counts = Standing.read(store, finish.settings_of(store, run)).counts(run["candidates"])
+        counts = Standing.read(store, finish.settings_of(store, run), figures=True).counts(run["candidates"])
         console.print(store.url, markup=False, soft_wrap=True)
         table = Table("status", "candidates")
         for name, count in counts.items():

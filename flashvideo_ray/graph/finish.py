@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 
 from flashvideo_ray.accounting import billing, report
-from flashvideo_ray.accounting.summary import statuses, summarise
+from flashvideo_ray.accounting.summary import counts, statuses, summarise
 from flashvideo_ray.graph import audit
 from flashvideo_ray.graph.standing import Standing
-from flashvideo_ray.ledger import jobs, run_file
+from flashvideo_ray.ledger import jobs, run_file, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings
 
@@ -30,7 +29,7 @@ def finish(store: Store, settings: Settings) -> dict[str, int]:
     if run is None:
         raise run_file.NoRunError(f"{store.url}: no run here (no run.json)")
     jobs.take_up(store, run)
-    now = Standing.read(store, settings)
+    now = Standing.read(store, settings, figures=True)
     summary = summary_of(store, settings, now)
     store.put("summary.json", json.dumps(summary, indent=2).encode())
     page = report.write_report(
@@ -41,15 +40,19 @@ def finish(store: Store, settings: Settings) -> dict[str, int]:
         audit=audit.read(store),
         poster=lambda key: _bytes(store, key),
         title=store.url.rstrip("/").rpartition("/")[2],
+        whole=lambda clip_ids: (
+            tables.read(store, "previews", only=clip_ids),
+            tables.read(store, "clips", only=clip_ids),
+        ),
     )
     store.put("report.html", page.encode())
-    return dict(Counter(statuses(now.previews, now.clips).values()))
+    return counts(statuses(now.previews, now.clips)["status"])
 
 
 def summary_of(store: Store, settings: Settings, now: Standing) -> dict[str, Any]:
     """summary.json of a run."""
     summary = summarise(now.previews, now.clips)
-    summary["earlier_texts"] = len(statuses(*now.earlier))
+    summary["earlier_texts"] = statuses(*now.earlier).num_rows
     done = jobs.read(store)
     summary["wall_seconds"], summary["pools"] = jobs.usage(done)
     summary["troubles"] = [row["error"] for row in done if row["error"]]
