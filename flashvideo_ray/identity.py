@@ -38,6 +38,13 @@ def candidates(prompts: pa.Table, count: int, stage1: Mapping[str, Any], fingerp
     return made.filter(pc.greater_equal(made[CANDIDATE], first)) if first else made
 
 
+def check_distinct(prompts: pa.Table, count: int, stage1: Mapping[str, Any], fingerprint: str) -> None:
+    """Raise PromptError if two prompts give the same candidate; costs little where few have their text in common."""
+    texts = prompts.group_by(["prompt", "negative_prompt"]).aggregate([([], "count_all")])
+    shared = texts.filter(pc.greater(texts["count_all"], 1))["prompt"].combine_chunks()
+    candidates(prompts.filter(pc.is_in(prompts["prompt"], shared)), count, stage1, fingerprint)
+
+
 def _whole(rows: pa.Table) -> pa.Table:
     """The prompts that rows of single candidates belong to, with the seed of candidate 0."""
     places: dict[str, int] = {}

@@ -37,6 +37,10 @@ ColumnOption = Annotated[
 OnlyOption = Annotated[
     str | None, typer.Option(metavar="EXPR|IDS", help="A part of them: \"mood == 'calm'\", or ids: a,b,c or @FILE.")
 ]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(metavar="K/N", help="A share of the prompts, beside jobs on the others in the same OUTPUT: 3/8."),
+]
 DateOption = Annotated[
     str | None,
     typer.Option(metavar="YYYY-MM-DD", help="Of the night, for {date} in OUTPUT and PROMPTS. By default today (UTC)."),

@@ -21,11 +21,13 @@ from flashvideo_ray.cli.options import (
     RelabelOption,
     RetryOption,
     SetOption,
+    ShardOption,
     TakeoverOption,
 )
 from flashvideo_ray.cli.outcome import console, run_job
 from flashvideo_ray.cli.runs import columns_as_overrides, run_settings
 from flashvideo_ray.graph.quota import Quota
+from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.settings import Settings
 
 
@@ -44,12 +46,14 @@ def render(
     budget: BudgetOption = None,
     date: DateOption = None,
     new: NewOption = False,
+    shard: ShardOption = None,
 ) -> None:
     """Render prompts to clips: preview, score, select, refine. Start it again and it carries on."""
     from flashvideo_ray.graph import nightly, pipeline
 
     def job() -> Any:
         settings = Settings.load(config, [*(set_ or []), *columns_as_overrides(column)])
+        share = Shard.parse(shard) if shard is not None else None
         render = partial(
             pipeline.render,
             settings=settings,
@@ -59,13 +63,14 @@ def render(
             quota=Quota.parse(accept, budget),
             relabel=relabel,
             only=only,
+            shard=share,
         )
         if nightly.DATE not in output:
             if date is not None or new:
                 raise nightly.NightError(f"--date, --new: OUTPUT has no {nightly.DATE}: {output}")
             return render(prompts, output)
         night = nightly.Night.of(output, date)
-        with nightly.held(night, settings, takeover):
+        with nightly.held(night, settings, takeover, share):
             console.print(f"The night of {night.date}: {night.output}", markup=False, soft_wrap=True)
             earlier = night.earlier() if new else []
             return render(prompts.replace(nightly.DATE, night.date), night.output, not_in=earlier)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from typing import Literal
 
 import pyarrow as pa
 
@@ -15,6 +16,7 @@ from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph import handover
 from flashvideo_ray.graph.recipe import sizes
 from flashvideo_ray.graph.stage_base import row_schema
+from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.media import video
 from flashvideo_ray.media.credentials import Signer
 from flashvideo_ray.scorers import columns
@@ -245,6 +247,15 @@ def _warn_of_cut(table: pa.Table, engine: Engine, prefix: str) -> None:
             most,
             ", ".join(cut),
             more,
+        )
+
+
+def check_shard(shard: Shard | None, settings: Settings, until: Literal["preview", "refine"]) -> None:
+    """Raise SettingsError where a job on a share of the prompts would have to know the previews of all the others."""
+    if shard is not None and until == "refine" and settings.select.needs_whole_run:
+        raise SettingsError(
+            f"--shard {shard}: select compares each preview with those of the whole run (percentiles, or duplicates "
+            "within the run), which no share has; render the shares with --until preview, then `refine OUTPUT`"
         )
 
 

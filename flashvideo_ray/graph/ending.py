@@ -19,11 +19,13 @@ from flashvideo_ray.errors import InputError, in_a_line
 from flashvideo_ray.graph.notice import Notifier
 from flashvideo_ray.ledger import run_file, tables
 from flashvideo_ray.ledger.claim import ClaimLostError
+from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.media import video
 from flashvideo_ray.settings import Settings
 
 FILE = "exit.json"
+FOLDER = "exit"  # of jobs on shares of the prompts: exit/shard-3-of-8.json
 SHEET = "contact-sheet.jpg"
 _SHOWN = 9  # clips of a contact sheet
 
@@ -31,13 +33,13 @@ _SHOWN = 9  # clips of a contact sheet
 class Ending:
     """What is known of a job's end. `result` is set where it came to one of its own."""
 
-    def __init__(self, output: str, settings: Settings):
-        self.store, self.settings = Store(output), settings
+    def __init__(self, output: str, settings: Settings, shard: Shard | None = None):
+        self.store, self.settings, self.shard = Store(output), settings, shard
         self.result: Any = None
         self._started = time.monotonic()
 
     def tell(self, error: BaseException | None) -> None:
-        """Leave `exit.json`, unless the run is not this job's, and tell. Nothing here raises."""
+        """Leave `exit.json` (or that of the share), unless the run is not this job's, and tell. Nothing here raises."""
         seconds = time.monotonic() - self._started
         status = self.result.exit_status if error is None else 2 if isinstance(error, InputError) else 1
         facts: dict[str, Any] = {
@@ -50,7 +52,7 @@ class Ending:
         }
         if not isinstance(error, InputError | ClaimLostError):  # nothing was started, or it is another job's by now
             with suppress(Exception):
-                self.store.put(FILE, json.dumps(facts, indent=2).encode())
+                self.store.put(file_of(self.shard), json.dumps(facts, indent=2).encode())
         if self.settings.notify is None:
             return
         with suppress(Exception):
@@ -58,7 +60,9 @@ class Ending:
 
     def _notify(self, facts: dict[str, Any], error: BaseException | None) -> None:
         url = self.store.url
-        facts["links"] = {"report": f"{url}/report.html", "summary": f"{url}/summary.json", "exit": f"{url}/{FILE}"}
+        files = {"report": "report.html", "summary": "summary.json", "exit": file_of(self.shard)}
+        facts["links"] = {name: f"{url}/{file}" for name, file in files.items()}
+        how = f"{'' if self.shard is None else f'shard {self.shard} '}ended with exit status {facts['exit_status']}"
         bill = ""
         if not isinstance(error, InputError):
             with suppress(Exception):
@@ -70,18 +74,18 @@ class Ending:
                     facts["contact_sheet"] = contact_sheet(self.store)
         if error is None:
             counts = ", ".join(f"{count} {name}" for name, count in sorted(self.result.total.items()))
-            text = f"ended with exit status {facts['exit_status']} after {duration(facts['seconds'])}: {counts}. {bill}"
+            text = f"{how} after {duration(facts['seconds'])}: {counts}. {bill}"
         else:
-            text = f"ended with exit status {facts['exit_status']}: {facts['error']}. The same command carries on."
+            text = f"{how}: {facts['error']}. The same command carries on."
         notifier = Notifier(self.settings.notify, url)
         notifier.tell("end", f"{text} {url}/report.html", facts)
         notifier.close()
 
 
 @contextmanager
-def told(output: str, settings: Settings) -> Iterator[Ending]:
+def told(output: str, settings: Settings, shard: Shard | None = None) -> Iterator[Ending]:
     """A job: however it ends, that is told."""
-    ending = Ending(output, settings)
+    ending = Ending(output, settings, shard)
     try:
         yield ending
     except BaseException as error:
@@ -90,12 +94,35 @@ def told(output: str, settings: Settings) -> Iterator[Ending]:
     ending.tell(None)
 
 
+def file_of(shard: Shard | None) -> str:
+    """Where a job leaves how it ended."""
+    return FILE if shard is None else f"{FOLDER}/{shard.name}.json"
+
+
+def forget(store: Store, shard: Shard | None) -> None:
+    """Remove what tells of jobs before one that begins; ends of jobs on other shares, of as many, stay."""
+    for key in store.keys(FOLDER, ".json"):
+        if shard is None or key == file_of(shard) or not key.endswith(f"-of-{shard.count}.json"):
+            store.delete(key)
+    store.delete(FILE)
+
+
 def exit_status(store: Store) -> int:
-    """Of the last job that began on the run. Raises NoRunError where none has ended yet."""
-    try:
+    """Of the last job that began on the run; of jobs on all shares together the worst: 1, then 3, then 0.
+
+    Raises NoRunError where none has ended yet, or those on some shares have not.
+    """
+    if store.exists(FILE):
         return int(json.loads(store.get(FILE))["exit_status"])
-    except FileNotFoundError:
-        raise run_file.NoRunError(f"{store.url}: no job has ended here ({FILE} is not there)") from None
+    ended = store.keys(FOLDER, ".json")
+    if not ended:
+        raise run_file.NoRunError(f"{store.url}: no job has ended here ({FILE} is not there)")
+    count = int(ended[0].removesuffix(".json").rpartition("-")[2])
+    shards = [Shard(number, count) for number in range(1, count + 1)]
+    if missing := [str(shard) for shard in shards if file_of(shard) not in ended]:
+        raise run_file.NoRunError(f"{store.url}: of its shards {', '.join(missing)} have not ended")
+    found = [int(json.loads(store.get(key))["exit_status"]) for key in ended]
+    return next((status for status in (1, 2, 3) if status in found), 0)
 
 
 def contact_sheet(store: Store) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,8 @@ from flashvideo_ray.graph.health import Fault
 from flashvideo_ray.graph.quota import Quota
 from flashvideo_ray.graph.rounds import Graph, Rounds, gate_of
 from flashvideo_ray.ledger import held_store, jobs, prune, run_file, tables
-from flashvideo_ray.ledger.claim import Claim, Identity
+from flashvideo_ray.ledger.claim import Claim, Identity, scope_of
+from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings, Stage
 
@@ -54,6 +56,7 @@ class Job:
     takeover: bool
     retry: str | None
     quota: Quota | None
+    shard: Shard | None = None
 
 
 def run_job(job: Job, graph: Graph, started: float) -> RunResult:
@@ -72,10 +75,10 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
                 cluster.try_encoder(job.settings)
         identity = Identity.of_this_process()
         lease, patience = job.settings.ledger.lease_seconds, job.settings.store_patience_seconds
-        with Claim(job.store, identity, lease, job.takeover, patience) as claim:
+        with Claim(job.store, identity, lease, job.takeover, patience, scope_of(job.shard)) as claim:
             # From here on the job waits for a store that is away, and writes nothing while it may be another's run.
             job = replace(job, store=held_store.under(claim))
-            job.store.delete(ending.FILE)  # it tells of the job before
+            ending.forget(job.store, job.shard)
             if tables.parts(job.store) != before:  # another job has worked on the run until just now
                 work = _wanted(job)
             run = run_file.open_run(job.store, job.recipe, job.about)
@@ -83,19 +86,30 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
                 rounds = Rounds(graph, job.store, claim, record, job.settings, job.recipe, job.extra, job.quota)
                 work = rounds.run(work, lambda: job.next_work(job.store, None))
             if not set(job.settings.keep) >= _KEPT:
-                prune.prune(job.store, prune.plan(job.store, job.settings.keep))
-            tables.compact(job.store)
-            jobs.merge(job.store)
-            total = finish.finish(job.store, job.settings)  # under the claim: it may take longer than a lease
+                prune.prune(job.store, prune.plan(job.store, job.settings.keep, job.shard))
+            total = _closed(job, claim)  # under the claim: it may take longer than a lease
     else:
         _note_settings(job)
-        total = finish.finish(job.store, job.settings)
+        total = _closed(job)
     seconds = time.monotonic() - started
     if rounds is None:
         return RunResult(job.store.url, {}, total, seconds, work.without_latents)
     rounds.raise_if_lost()
     ended, left_out = dict(+rounds.ended), tuple(rounds.left_out)
     return RunResult(job.store.url, ended, total, seconds, work.without_latents, left_out, rounds.stopped)
+
+
+def _closed(job: Job, claim: Claim | None = None) -> dict[str, int]:
+    """The ledger in few parts, if the job worked on it, and the report as it is now.
+
+    Jobs on shares of the run take turns: the last one's report has all that the others did. Where others are at work,
+    parts are left as they are: each job has merged its own on the way.
+    """
+    with nullcontext(job.store) if job.shard is None else held_store.turn(job.store, job.settings) as store:
+        if claim is not None and (job.shard is None or not claim.at_work_beside()):
+            tables.compact(job.store)
+            jobs.merge(job.store)
+        return finish.finish(store, job.settings)
 
 
 def _wanted(job: Job) -> remaining.Work:

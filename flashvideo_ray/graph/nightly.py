@@ -16,7 +16,8 @@ from flashvideo_ray.accounting.summary import statuses
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph import signals
 from flashvideo_ray.ledger import tables
-from flashvideo_ray.ledger.claim import Claim, ClaimLostError, Identity
+from flashvideo_ray.ledger.claim import Claim, ClaimLostError, Identity, scope_of
+from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.texts import COLUMNS
 from flashvideo_ray.settings import Settings
@@ -78,13 +79,16 @@ def _date(text: str | None) -> str:
 
 
 @contextmanager
-def held(night: Night, settings: Settings, takeover: bool = False) -> Iterator[None]:
+def held(night: Night, settings: Settings, takeover: bool = False, shard: Shard | None = None) -> Iterator[None]:
     """Hold the pattern, so that no two nights pay for the same prompts. Raises ClaimedError, or ClaimLostError later.
+
+    Of a share of the prompts, that share of all nights.
 
     The claim on the run itself is another one.
     """
     lease, patience = settings.ledger.lease_seconds, settings.store_patience_seconds
-    with Claim(Store(night.root), Identity.of_this_process(), lease, takeover, patience) as claim:
+    who, scope = Identity.of_this_process(), scope_of(shard)
+    with Claim(Store(night.root), who, lease, takeover, patience, scope) as claim:
         over, waits = threading.Event(), threading.current_thread()
 
         def watch() -> None:

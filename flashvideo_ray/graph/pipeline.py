@@ -22,6 +22,7 @@ from flashvideo_ray.graph.shared_cards import SharedCards
 from flashvideo_ray.graph.stage_base import PAYLOAD, row_schema
 from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import run_file, tables
+from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.media import provenance
 from flashvideo_ray.scorers import columns
@@ -42,6 +43,7 @@ def render(
     relabel: bool = False,
     only: str | None = None,
     not_in: Sequence[str] = (),
+    shard: Shard | None = None,
 ) -> RunResult:
     """Render prompts into OUTPUT: text, preview, score, refine, publish.
 
@@ -52,13 +54,14 @@ def render(
     ends when it has enough; what is left is `skipped`, and taken up by a later job. Candidates that the run has under
     other ids or with other carried columns are refused, or get the new ones with `relabel`. `only` takes a part of the
     prompts: a condition on their columns, or ids. Prompts that one of the runs `not_in` has done are left out; what
-    they skipped, failed or left open is carried over.
+    they skipped, failed or left open is carried over. Of a `shard` the job is about that share of the prompts, beside
+    jobs on the others, into one ledger; it has its share of a quota's clips.
     Raises an InputError of its kind (PromptError, SettingsError, RuleError, ModelNotFoundError, RecipeError,
     PlacementError, ClaimedError) before anything is started.
     """
     settings = settings or Settings()
-    with ending.told(output, settings) as end:
-        end.result = _render(prompt_url, output, settings, until, retry, takeover, quota, relabel, only, not_in)
+    with ending.told(output, settings, shard) as end:
+        end.result = _render(prompt_url, output, settings, until, retry, takeover, quota, relabel, only, not_in, shard)
     return end.result
 
 
@@ -73,6 +76,7 @@ def _render(
     relabel: bool,
     only: str | None,
     not_in: Sequence[str],
+    shard: Shard | None,
 ) -> RunResult:
     started = time.monotonic()
     store = Store(output)
@@ -86,12 +90,19 @@ def _render(
     recipe = recipe_of(settings)
     if prompts.CANDIDATE not in rows.column_names:  # else each row is one, of a run that held them
         checks.check_count(rows.num_rows, settings)
-    checks.warn_of_prompts(rows, settings)
+    checks.check_shard(shard, settings, until)
     fingerprint = recipe["fingerprints"]["preview"]
 
     def candidates(first: int, count: int) -> pa.Table:
         return identity.candidates(rows, count, settings.stage1_recipe(), fingerprint, first)
 
+    told = about(settings, rows.num_rows * (1 if prompts.CANDIDATE in rows.column_names else settings.candidates))
+    if shard is not None:
+        identity.check_distinct(rows, settings.candidates, settings.stage1_recipe(), fingerprint)
+        rows = shard.of(rows)
+        if not rows.num_rows:
+            return RunResult(store.url, {}, {}, time.monotonic() - started)
+    checks.warn_of_prompts(rows, settings)
     run_file.check_recipe(store, recipe)
     rows = labels.agreed(store, rows)
     table = candidates(0, settings.candidates)
@@ -100,11 +111,11 @@ def _render(
 
     def next_work(run: Store, again: str | None) -> remaining.Work:
         more = partial(candidates, settings.candidates, settings.select.draw)
-        return remaining.next_work(run, table, schema, settings, until, again, more, relabel)
+        return remaining.next_work(run, table, schema, settings, until, again, more, relabel, shard)
 
     needed = stages_of(settings, until, previews=True)
-    told = about(settings, table.num_rows)
-    job = Job(store, settings, recipe, told, needed, next_work, extra, takeover, retry, quota)
+    quota = quota.part(shard) if quota is not None else None
+    job = Job(store, settings, recipe, told, needed, next_work, extra, takeover, retry, quota, shard)
     return run_job(job, build_graph, started)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from flashvideo_ray.errors import InputError
+from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.settings import Pool, Pools, Stage
 
 Answer = Literal["go", "wait", "stop"]
@@ -39,6 +40,10 @@ class Quota:
         if found is None or not 0 < float(found[1]) <= 1e9:
             raise QuotaError(f"--budget {budget!r}: write it like '200 gpu-hours', or '8 cpu-hours'")
         return cls(accept, float(found[1]), "gpu" if found[2] == "gpu" else "cpu")
+
+    def part(self, shard: Shard | None) -> Self:
+        """That of a job on a share of the prompts: a share of the clips, and the hours as they are, of this job."""
+        return self if shard is None or self.accept is None else replace(self, accept=shard.part_of(self.accept))
 
     def spent(self, pools: Pools, held_seconds: Mapping[Stage, float]) -> tuple[float, str] | None:
         """The share of the budget that actors have held, and the budget in words; None without one."""

@@ -14,6 +14,7 @@ from flashvideo_ray.graph import labels
 from flashvideo_ray.graph.labels import News
 from flashvideo_ray.graph.verdicts import judged
 from flashvideo_ray.ledger import decisions, tables, texts
+from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.texts import Texts
 from flashvideo_ray.prompts import PromptError
@@ -60,6 +61,7 @@ def next_work(
     retry: str | None = None,
     more: Callable[[], pa.Table] | None = None,
     relabel: bool = False,
+    shard: Shard | None = None,
 ) -> Work:
     """The candidates that have not ended, and how far to take them in the next round.
 
@@ -70,6 +72,7 @@ def next_work(
         more: further candidates of the prompts in `table`, for those none of whose candidates survived.
         relabel: candidates that the ledger has under another id, or with other carried columns, get those of `table`.
             Otherwise they raise PromptError: what is made next would carry the old ones.
+        shard: the share of the prompts that `table` has; all that is not of it is another job's.
 
     Rules that look at the whole run need all previews first: then a round makes previews, and the next one goes on. A
     preview whose latents were pruned is made anew if it is needed.
@@ -77,6 +80,8 @@ def next_work(
     carried = [] if table is None else [name for name in table.column_names if name not in tables.CANDIDATES.names]
     recorded, previews = tables.read(store, "candidates"), tables.read(store, "previews")
     clips = tables.read(store, "clips", [*texts.COLUMNS, "status", "stage", "error_class", "clip", *carried])
+    if shard is not None and table is not None:
+        recorded, previews, clips = (_own(rows, shard, table) for rows in (recorded, previews, clips))
     news = News()
     if table is not None:
         changed = labels.relabelled(table, previews, clips)
@@ -119,6 +124,12 @@ def next_work(
     rows = [as_rows(survivors, schema), as_rows(fresh, schema)]
     rendered = pc.sum(pc.equal(clips["status"], "rendered")).as_py() or 0
     return Work(pa.concat_tables(rows), context, as_rows(decided, schema), until, news, rendered, gone)
+
+
+def _own(rows: pa.Table, shard: Shard, table: pa.Table) -> pa.Table:
+    """What the ledger has of a share; and of its candidates also where the ledger has them under another id."""
+    mine = pc.is_in(rows["clip_id"], table["clip_id"].combine_chunks())
+    return rows.filter(pc.or_(shard.holds(rows), mine))
 
 
 def _ended(previews: pa.Table, clips: pa.Table, settings: Settings, retry: str | None) -> pa.Array:

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from fsspec.asyn import AsyncFileSystem
 
-from flashvideo_ray.ledger.claim import Claim, ClaimLostError, ClaimUnsureError, Identity, clock
+from flashvideo_ray.ledger.claim import (
+    REPORT,
+    SAY_SECONDS,
+    Claim,
+    ClaimedError,
+    ClaimLostError,
+    ClaimUnsureError,
+    Identity,
+    clock,
+)
 from flashvideo_ray.ledger.clock import Clock
 from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings
 
 _ASKED_SECONDS = 5.0
+_TURN_SECONDS = 1.0  # between looks at whose turn it is
+log = logging.getLogger("flashvideo_ray")
 
 
 class Permit(Protocol):
@@ -87,6 +100,25 @@ def hold(store: Store, settings: Settings, takeover: bool = False) -> Iterator[H
     """Claim the run for a time of work, with the lease and the patience of the settings. Raises ClaimedError."""
     lease, patience = settings.ledger.lease_seconds, settings.store_patience_seconds
     with Claim(store, Identity.of_this_process(), lease, takeover, patience) as claim:
+        yield under(claim)
+
+
+@contextmanager
+def turn(store: Store, settings: Settings) -> Iterator[HeldStore]:
+    """Hold the report of a run, after whoever has it: so who writes it last has read all that was there."""
+    lease, patience = settings.ledger.lease_seconds, settings.store_patience_seconds
+    said = clock()
+    with ExitStack() as held:
+        while True:
+            claim = Claim(store, Identity.of_this_process(), lease, patience_seconds=patience, scope=REPORT)
+            try:
+                held.enter_context(claim)
+                break
+            except ClaimedError as error:
+                if clock() - said >= SAY_SECONDS:
+                    said = clock()
+                    log.warning("waiting to write the report: %s", error)
+                time.sleep(_TURN_SECONDS)
         yield under(claim)
 
 

@@ -48,12 +48,22 @@ def newest_settings(store: Store, run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def usage(rows: list[dict[str, Any]]) -> tuple[float, dict[str, dict[str, float]]]:
-    """Wall seconds of all jobs, and by stage `held_seconds` and `busy_seconds` of its pool."""
+    """Seconds in which a job was at work, and by stage `held_seconds` and `busy_seconds` of its pool."""
     pools = {
         stage: {name: round(sum(row[f"{stage}_{name}"] or 0.0 for row in rows), 3) for name in _TIMES}
         for stage in STAGES
     }
-    return sum(row["seconds"] for row in rows), {stage: use for stage, use in pools.items() if use["held_seconds"]}
+    return _wall(rows), {stage: use for stage, use in pools.items() if use["held_seconds"]}
+
+
+def _wall(rows: list[dict[str, Any]]) -> float:
+    """Jobs on shares of a run work at the same time, and that counts once."""
+    seconds, until = 0.0, dt.datetime.min.replace(tzinfo=dt.UTC)
+    for row in sorted(rows, key=lambda row: row["at"] - dt.timedelta(seconds=row["seconds"])):
+        begun = max(until, row["at"] - dt.timedelta(seconds=row["seconds"]))
+        until = max(until, row["at"])
+        seconds += (until - begun).total_seconds()
+    return seconds
 
 
 def take_up(store: Store, run: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashvideo_ray.ledger import tables
+from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.ledger.store import Store
 
 _THREADS = 16
@@ -25,8 +26,8 @@ class Plan:
     rows: pa.Table
 
 
-def plan(store: Store, keep: Sequence[str]) -> Plan:
-    """Find what is not needed any more and not to be kept.
+def plan(store: Store, keep: Sequence[str], shard: Shard | None = None) -> Plan:
+    """Find what is not needed any more and not to be kept, of all candidates or those of one share.
 
     A candidate needs nothing more when it is rendered, rejected or failed; one that is still open keeps all it has.
     """
@@ -35,6 +36,8 @@ def plan(store: Store, keep: Sequence[str]) -> Plan:
     final = pc.is_in(clips["status"], pa.array(["rendered", "rejected", "failed"]))
     ended = clips.filter(final)["clip_id"].combine_chunks()
     rows = previews.filter(pc.is_in(previews["clip_id"], ended))
+    if shard is not None:
+        rows = shard.of(rows)
     named: set[str] = set()
     changed = pa.array([False] * rows.num_rows)
     for what, columns in _COLUMNS.items():

@@ -125,7 +125,12 @@ def open_run(store: Store, recipe: Mapping[str, Any], about: Mapping[str, Any]) 
     `recipe` is what must stay the same; `about` is recorded anew by each job. Raises RecipeError if the run that is
     there has another recipe.
     """
-    run = check_recipe(store, recipe) or {"recipe": dict(recipe), "created": now().isoformat()}
+    run = check_recipe(store, recipe)
+    if run is None:
+        run = {"recipe": dict(recipe), "created": now().isoformat(), **about}
+        if store.create("run.json", json.dumps(run, indent=2).encode()):
+            return run
+        run = check_recipe(store, recipe) or run  # a job on another share was first
     run |= about
     store.put("run.json", json.dumps(run, indent=2).encode())
     return run

@@ -12,11 +12,23 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import S3
 
-from flashvideo_ray.ledger.claim import Claim, ClaimedError, ClaimLostError, Identity, Lease, renewal_seconds
+from flashvideo_ray.ledger.claim import (
+    REPORT,
+    Claim,
+    ClaimedError,
+    ClaimLostError,
+    Identity,
+    Lease,
+    renewal_seconds,
+    scope_of,
+)
+from flashvideo_ray.ledger.held_store import turn
+from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings
 
@@ -28,16 +40,17 @@ ME = Identity(host="alpha", pid=7, user="ann", command="render a b", ray_job="ra
 
 
 def job(parent: Connection, environment: dict[str, str], url: str, lease_seconds: float) -> None:
-    """Claim at each message; hold what was claimed until the next one, or until the claim is lost."""
+    """Claim at each message, which names a shard or nothing; hold it until the next one, or until it is lost."""
     os.environ.update(environment)
     store = Store(url)
     # As a job on another machine: nobody here can see whether its process is alive.
     elsewhere = Identity.of_this_process().model_copy(update={"pids": None})
     store.keys("claims")  # the connection is open before anyone races
     parent.send("ready")
-    while parent.recv():
+    while (shard := parent.recv()) is not None:
+        scope = scope_of(Shard.parse(shard) if shard else None)
         try:
-            with Claim(store, elsewhere, lease_seconds, patience_seconds=PATIENCE * lease_seconds) as claim:
+            with Claim(store, elsewhere, lease_seconds, False, PATIENCE * lease_seconds, scope) as claim:
                 parent.send(f"holds {claim.generation}")
                 while not claim.lost.is_set() and not parent.poll(0.05):
                     pass
@@ -59,11 +72,11 @@ class Job:
         assert self.connection.poll(100), "the job says nothing"
         return self.connection.recv()
 
-    def tell(self) -> None:
-        self.connection.send("claim")
+    def tell(self, shard: str = "") -> None:
+        self.connection.send(shard)
 
-    def claims(self) -> str:
-        self.tell()
+    def claims(self, shard: str = "") -> str:
+        self.tell(shard)
         return self.says()
 
     def signal(self, number: signal.Signals) -> None:
@@ -393,3 +406,85 @@ def test_a_claim_that_cannot_be_read_lapses(tmp_path: Path) -> None:
     store.put("claims/000001.json", b"")  # what a machine that loses its power can leave
     with Claim(store, ME, lease_seconds=2) as claim:
         assert claim.generation == 2
+
+
+def on(shard: str, store: Store, **options: Any) -> Claim:
+    return Claim(store, ME, scope=scope_of(Shard.parse(shard)), **options)
+
+
+def test_shards_stand_side_by_side_and_the_whole_run_waits_for_all_of_them(store: Store) -> None:
+    with on("1/2", store) as one:
+        with on("2/2", store) as two:
+            assert (one.generation, two.generation) == (1, 1)
+            assert one.at_work_beside()
+            with pytest.raises(ClaimedError, match=r"its shard 1/2.*--takeover"), on("1/2", store):
+                pass
+            with pytest.raises(ClaimedError, match=r"its shard [12]/2\)"), Claim(store, ME):
+                pass
+            with pytest.raises(ClaimedError, match="the same number of shares"), on("1/3", store):
+                pass
+            one.check()
+            two.check()
+        assert not one.at_work_beside()
+        with pytest.raises(ClaimedError, match="shard 1/2"), Claim(store, ME):
+            pass
+    with Claim(store, ME) as whole:
+        with pytest.raises(ClaimedError, match="is claimed by another job") as refused, on("2/2", store):
+            pass
+        assert "its shard" not in str(refused.value)
+        whole.check()
+    with on("3/3", store):
+        pass
+    assert {key.rpartition("/")[2][:6] for key in store.keys("claims")} == {"000001"}  # who is refused leaves nothing
+
+
+@pytest.mark.parametrize("takeover", [False, True])
+def test_a_shard_that_the_whole_run_has_overtaken_touches_nothing(
+    tmp_path: Path, start: StartJobs, takeover: bool
+) -> None:
+    """Whether it was stopped until its lease had lapsed, or is alive and the run is taken from it."""
+    store = Store(str(tmp_path))
+    holder, other = start(store, 6 if takeover else 2, 2)
+    assert (holder.claims("1/2"), other.claims("2/2")) == ("holds 1", "holds 1")
+    for each in (holder, other):
+        if not takeover:
+            each.signal(signal.SIGSTOP)
+    if not takeover:
+        time.sleep(2.5)
+    with Claim(store, ME, takeover=takeover) as claim:
+        for each in (holder, other):
+            each.signal(signal.SIGCONT)
+            assert each.says().startswith("ClaimLostError")
+            assert each.claims("1/2").startswith("ClaimedError")
+        claim.check()
+    assert holder.claims("1/2") == "holds 3"
+
+
+def test_of_shards_and_whole_runs_that_start_together_no_two_exclude_one_another(
+    store: Store, start: StartJobs
+) -> None:
+    jobs = start(store, 20, 6)
+    wanted = ["", "1/2", "2/2", "", "1/3", "1/2"]
+    for each, shard in zip(jobs, wanted, strict=True):
+        each.tell(shard)
+    held = {shard for each, shard in zip(jobs, wanted, strict=True) if each.says().startswith("holds")}
+    assert held in ({""}, {"1/2"}, {"2/2"}, {"1/2", "2/2"}, {"1/3"}, set())
+
+
+def test_reports_are_written_in_turn(tmp_path: Path) -> None:
+    store, settings = Store(str(tmp_path)), Settings()
+
+    def write(name: str) -> None:
+        with turn(store, settings) as held:
+            before = held.get("report") if held.exists("report") else b""
+            time.sleep(0.2)
+            held.put("report", before + name.encode())
+
+    with on("1/2", store):  # beside its claim, not instead of it
+        threads = [threading.Thread(target=write, args=[name]) for name in "ab"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(store.get("report").decode()) == [*"ab"]
+    assert store.keys(REPORT)
