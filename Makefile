@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-browser test-metrics chaos wheel check format nano nano-eval constraints clean
+.PHONY: setup demo test test-browser test-metrics test-docs chaos wheel check format nano nano-eval constraints clean
 
 setup: $(READY)
 
@@ -32,6 +32,10 @@ test-browser: $(READY)
 # A whole run, watched by a real Prometheus (Debian's package `prometheus`): every panel of the board has data.
 test-metrics: $(READY)
 	FLASHVIDEO_PROMETHEUS=1 $(BIN)/python -m pytest tests/test_board.py
+
+# The quickstart as a newcomer does it: a fresh clone, an empty home, each command as it stands there. Ten minutes.
+test-docs: $(READY)
+	FLASHVIDEO_QUICKSTART=1 $(BIN)/python -m pytest -s tests/docs
 
 # Whole runs under faults; `make test` has a short form. CHAOS="--seed 7 --faults 120" for another one.
 chaos: $(READY)

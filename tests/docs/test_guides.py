@@ -193,3 +193,13 @@ def test_what_a_guide_tells_to_type_works(guide: Path, reader: Path) -> None:
                 run(words_of(line, names), *failed) if OURS.match(line) else in_bash(line)
         else:
             in_bash(each.text)
+
+
+def test_the_messages_of_the_troubleshooting_are_those_of_the_program() -> None:
+    """The first column of its tables, up to the doctor's: each piece of a message stands in the source."""
+    guide = (ROOT / "docs" / "troubleshooting.md").read_text().partition("## Doctor")[0]
+    rows = re.findall(r"^\| (?!---|you see)(.*?) \|", guide, re.MULTILINE)
+    pieces = {piece.strip() for row in rows for text in re.findall("`(.+?)`", row) for piece in text.split("…")}
+    assert len(pieces) >= 25
+    source = "".join(path.read_text() for path in (ROOT / "flashvideo_ray").rglob("*.py"))
+    assert {piece for piece in pieces if piece not in source} == set()
