@@ -1,4 +1,7 @@
-"""Writes docs/settings.md and docs/ledger-columns.md: every setting, every column, from the code. `python docs/reference.py`."""
+"""Writes docs/settings.md and docs/ledger-columns.md, from the code: every setting, every column.
+
+`python docs/reference.py`
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,9 @@ _LEDGER = """# The ledger's columns
 
 Made from the code by `python docs/reference.py`; a test says so where it is out of date.
 
-Types as Arrow names them; a column that is never null says so. How the tables work together: [ledger.md](ledger.md). Beside these stand `score_<name>`
-(double, in previews), one column a score, and the other columns of the prompt file. Keys are relative to OUTPUT, seconds are of wall time.
+Types as Arrow names them; a column that is never null says so. How the tables work together: [ledger.md](ledger.md).
+Beside these stand `score_<name>` (double, in previews), one column a score, and the other columns of the prompt file. Keys
+are relative to OUTPUT, seconds are of wall time.
 """
 
 # What a column means where its table says nothing else. A column without a meaning stops this program.
@@ -56,18 +60,18 @@ _OF_ALL = {
 _OF_TABLE: dict[str, dict[str, str]] = {
     "candidates": {"status": "`wanted`: a job was started for it"},
     "previews": {
-        "status": "`previewed`, `rejected` by the rules, `approved` by a person, `failed` where a score was missing and "
-        "`select.missing` is `fail`; `open` takes the rows before it back",
-        "latents": "key of what stage 2 takes: latents, or frames without loss where stage 2 is of another model; null: "
-        "not kept",
+        "status": "`previewed`, `rejected` by the rules, `approved` by a person, `failed` where a score was missing "
+        "and `select.missing` is `fail`; `open` takes the rows before it back",
+        "latents": "key of what stage 2 takes: latents, or frames without loss where stage 2 is of another model; "
+        "null: not kept",
         "preview": "key of the MP4; null: not kept",
         "preview_sha256": "of the file at `preview_url`, where the preview existed already",
         "rank": "what candidates of its prompt were compared by; the greater, the better",
         "scorer_errors": "which scorers gave no number, and why",
     },
     "clips": {
-        "status": "`rendered`, `rejected`, `failed` or `skipped` (by a quota: the next job takes it up); `open` takes the "
-        "rows before it back",
+        "status": "`rendered`, `rejected`, `failed` or `skipped` (by a quota: the next job takes it up); `open` takes "
+        "the rows before it back",
         "stage": "where it failed",
         "error_class": "of what it failed",
         "error": "the message",
@@ -79,8 +83,8 @@ _OF_TABLE: dict[str, dict[str, str]] = {
         "fps": "of the MP4, frames a second",
         "bytes": "of the MP4",
         "sha256": "of the MP4 as it was published",
-        "stream_sha256": "of its video stream alone: equal for the same candidate over retries, whatever the file says of "
-        "itself or is signed with; `ffmpeg -i FILE -map 0:v -c copy -f hash -hash sha256 -` gives it, too",
+        "stream_sha256": "of its video stream alone: equal for the same candidate over retries, whatever the file says "
+        "of itself or is signed with; `ffmpeg -i FILE -map 0:v -c copy -f hash -hash sha256 -` gives it, too",
         "refine_seconds": "of stage 2, of a call that failed, too",
         "publish_seconds": "of encoding and storing, likewise",
         "audit": "rejected, and refined all the same: it has a `clip`",

@@ -1,7 +1,7 @@
 """What README and docs/ tell to type is typed here, a guide at a time, in a folder with a small finished run.
 
 Commands of the package run in this process, with its stages in place of actors (`inline`), few steps and small clips;
-others in bash. YAML is read as settings, Python is executed. `make test-docs` does the quickstart as a newcomer would.
+others in bash. YAML is read as settings, Python is executed. `test_quickstart` does the quickstart as a newcomer would.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/quickstart.md on a clean machine: a fresh clone, an empty home, each block as it stands there. `make test-docs`."""
+"""docs/quickstart.md on a clean machine: a fresh clone, an empty home, each block as it stands. `make test-docs`."""
 
 from __future__ import annotations
 
