@@ -33,8 +33,8 @@ _LEDGER = """# The ledger's columns
 Made from the code by `python docs/reference.py`; a test says so where it is out of date.
 
 Types as Arrow names them; a column that is never null says so. How the tables work together: [ledger.md](ledger.md).
-Beside these stand `score_<name>` (double, in previews), one column a score, and the other columns of the prompt file. Keys
-are relative to OUTPUT, seconds are of wall time.
+Beside these stand `score_<name>` (double, in previews), one column a score, and the other columns of the prompt file.
+Keys are relative to OUTPUT, seconds are of wall time.
 """
 
 # What a column means where its table says nothing else. A column without a meaning stops this program.

@@ -32,9 +32,9 @@ from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.settings import LedgerSettings, Settings
 
-QUICK = ("preview.num_inference_steps=2", "preview.num_frames=5", "refine.num_inference_steps=1")
-QUICK += ("refine.height=96", "refine.width=128")
-CHOOSING = ("candidates=3", "select={rank: motion, keep: 1, audit: 1}")
+QUICK = ("preview.num_inference_steps=2", "preview.num_frames=2", "refine.num_inference_steps=1")
+QUICK += ("refine.height=48", "refine.width=64")
+CHOOSING = ("candidates=2", "select={rank: motion, keep: 1, audit: 1}")
 RENDERS = ("render", "preview", "demo")  # commands that are told to be quick
 # What the guides leave to the reader. A guide whose OUTPUT is not there yet has one of its own.
 WORDS = {"PROMPTS": "prompts.parquet", "OUTPUT": "runs/mine", "NEW": "runs/new", "CHECKPOINTS": "checkpoints"}
