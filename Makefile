@@ -35,7 +35,7 @@ test-metrics: $(READY)
 
 # The quickstart as a newcomer does it: a fresh clone, an empty home, each command as it stands there. Ten minutes.
 test-docs: $(READY)
-	FLASHVIDEO_QUICKSTART=1 $(BIN)/python -m pytest -s tests/docs
+	FLASHVIDEO_QUICKSTART=1 $(BIN)/python -m pytest -s tests/docs/test_quickstart.py
 
 # Whole runs under faults; `make test` has a short form. CHAOS="--seed 7 --faults 120" for another one.
 chaos: $(READY)
