@@ -32,6 +32,8 @@ PROMPTS = [
 OPTIONS = guides.block("README.md", "ray job submit").partition("--output s3://bucket/run1 ")[2].split()
 AS_IN_THE_README = (*OPTIONS, "--set", "progress_seconds=2")
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def head(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:

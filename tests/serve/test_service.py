@@ -303,6 +303,7 @@ def test_a_service_whose_run_was_taken_writes_no_media_after_that_and_says_whose
     assert [row["status"] for row in rows if row["clip_id"] == clip_id] == ["rendered"]
 
 
+@pytest.mark.long
 def test_all_queued_prompts_end_though_it_is_restarted(served: Served) -> None:
     client = of(served)
     prompts = [f"a {colour} {figure} on the sand {way}" for colour in COLOURS for figure in FIGURES for way in WAYS]
