@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
-
-from flashvideo_ray.accounting import billing, report
+from flashvideo_ray.accounting import billing, forecast, report
 from flashvideo_ray.accounting.summary import statuses, summarise
 from flashvideo_ray.graph import audit
 from flashvideo_ray.graph.standing import Standing
@@ -32,6 +30,7 @@ def finish(store: Store, settings: Settings) -> dict[str, int]:
     jobs.take_up(store, run)
     now = Standing.read(store, settings)
     summary = summary_of(store, settings, now)
+    summary["forecast"] = forecast_of(store, settings, now, run["candidates"])
     store.put("summary.json", json.dumps(summary, indent=2).encode())
     page = report.write_report(
         now.previews,
@@ -46,6 +45,15 @@ def finish(store: Store, settings: Settings) -> dict[str, int]:
     return dict(Counter(statuses(now.previews, now.clips).values()))
 
 
+def forecast_of(store: Store, settings: Settings, now: Standing, wanted: int) -> dict[str, Any]:
+    """When the run ends, and what it costs by then, as `forecast.as_dict` says it. `wanted` as in `Standing.counts`."""
+    previews, clips = now.paid()
+    spent = billing.bill(previews, clips, settings).total
+    started = max((row["started"] for row in jobs.read(store)), default=None)
+    found = forecast.of_run(now.counts(wanted), now.clips["at"].to_pylist(), started, spent)
+    return forecast.as_dict(found, settings.prices.currency)
+
+
 def summary_of(store: Store, settings: Settings, now: Standing) -> dict[str, Any]:
     """summary.json of a run."""
     summary = summarise(now.previews, now.clips)
@@ -56,9 +64,7 @@ def summary_of(store: Store, settings: Settings, now: Standing) -> dict[str, Any
     from flashvideo_ray.accounting import estimates
 
     operations = estimates.known_operations(settings)
-    # What earlier texts took was paid all the same.
-    paid = zip((now.previews, now.clips), now.earlier, strict=True)
-    previews, clips = (pa.concat_tables(pair, promote_options="permissive") for pair in paid)
+    previews, clips = now.paid()
     bill = billing.bill(previews, clips, settings, summary["pools"], operations)
     if (unknown := estimates.not_known(settings)) is not None:
         bill = replace(bill, notes=(*bill.notes, f"{unknown}; so neither is what a single stage would take"))

@@ -68,6 +68,7 @@ class Rounds:
         recipe: Mapping[str, Any],
         extra: Sequence[pa.Field],
         quota: Quota | None,
+        notifier: Notifier,
     ):
         self.graph, self.store, self.claim, self.record = graph, store, claim, record
         self.settings, self.recipe, self.extra, self.quota = settings, recipe, extra, quota
@@ -79,6 +80,7 @@ class Rounds:
         self._given_back: set[str] = set()
         self._pauses = iter(_START_PAUSES)
         self._broke_off = False
+        self._watch = Watch(settings.notify, notifier)  # of all rounds: each thing once
 
     def run(self, work: Work, more: Callable[[], Work]) -> Work:
         """Round after round until there is no more work, or none that would come to an end. Returns what is left.
@@ -161,23 +163,23 @@ class Rounds:
         cards = SharedCards(settings.pools, stages, cluster.needs)
         progress = Progress(settings, _totals(work, settings.select.keep), stages)
         placement = Placement(settings.pools, stages, settings.placement_patience_seconds)
-        watch = Watch(settings.notify, Notifier(settings.notify, store.url))
         gauges = Gauges(store.url, settings, self.claim)
 
         def tell(states: Mapping[Stage, StageState]) -> None:
             spent = self._spent(states)
             totals = expected(progress.totals, states, self.ended, stages)
             gauges.tell(states, totals, self.ended, spent, placement.seconds)
-            watch.look(states, self.ended, spent)
+            self._watch.look(states, self.ended, spent)
 
         heartbeat = Heartbeat(self.claim, tracker, clips, progress, self.ended, self.record, placement, tell)
-        over, last_patience, self._broke_off = None, LAST_SECONDS, False
+        enough, last_patience, self._broke_off = None, LAST_SECONDS, False
         try:
             with cluster.data_context(), progress, heartbeat, cards:
                 dataset = self.graph(work.rows, patient, settings, self.recipe, events, stages, cards)
                 self._collect(dataset, clips, tracker, heartbeat, came)
                 del dataset  # Ray Data gives its actors back
-                over = ray.get(tracker.over.remote())
+                # Not `over`: a call may have begun since that was looked at, and none is waited for any more.
+                enough = ray.get(tracker.enough.remote())
                 if stopped := ray.get(tracker.stopped.remote()):
                     self.stopped = stopped[0]
             last_patience = max(last_patience, settings.store_patience_seconds)  # nobody waits for the end of this job
@@ -205,7 +207,7 @@ class Rounds:
                 last.callback(self.record.round_over)
                 last.callback(lambda: self.record.used(used(ray.get(tracker.tick.remote()))))
         self.claim.check()
-        return over[0] if over is not None else None
+        return enough
 
     def _spent(self, states: Mapping[Stage, StageState]) -> tuple[float, str] | None:
         if self.quota is None:
