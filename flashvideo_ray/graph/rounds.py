@@ -76,6 +76,7 @@ class Rounds:
         self.left_out: list[Fault] = []
         self.stopped: Fault | None = None
         self.lost: Stage | None = None
+        self._held = dict.fromkeys(STAGES, 0.0)  # seconds of actors, in rounds that are over
         self._failed: set[str] = set()  # candidates whose failure is in the ledger
         self._given_back: set[str] = set()
         self._pauses = iter(_START_PAUSES)
@@ -134,7 +135,7 @@ class Rounds:
         if not work.rows.num_rows:
             return False
         came: set[str] = set()
-        gate = gate_of(work, self.settings, self.quota)
+        gate = gate_of(work, self.settings, self.quota, self._held)
         why = gate.over if gate is not None else None
         if why is None:
             why = self._run_graph(work, gate, came)
@@ -205,14 +206,21 @@ class Rounds:
                 # The last one first: a clip's row follows its preview's.
                 last.callback(lambda: _insist(lambda: ray.get(writing(tracker.flush).remote()), last_patience))
                 last.callback(self.record.round_over)
-                last.callback(lambda: self.record.used(used(ray.get(tracker.tick.remote()))))
+                last.callback(lambda: self._note_use(ray.get(tracker.tick.remote())))
         self.claim.check()
         return enough
+
+    def _note_use(self, states: Mapping[Stage, StageState]) -> None:
+        """What the pools held and used in a round that is over."""
+        self.record.used(used(states))
+        for stage, state in states.items():
+            self._held[stage] += state.held_seconds
 
     def _spent(self, states: Mapping[Stage, StageState]) -> tuple[float, str] | None:
         if self.quota is None:
             return None
-        return self.quota.spent(self.settings.pools, {stage: state.held_seconds for stage, state in states.items()})
+        held = {stage: self._held[stage] + state.held_seconds for stage, state in states.items()}
+        return self.quota.spent(self.settings.pools, held)
 
     def _wait_for_start(self, error: RayError, anew: bool) -> None:
         """Wait if a worker could not begin, for reasons of Ray's or of its host's such as a full disk; else raise.
@@ -273,13 +281,19 @@ def stages_of(settings: Settings, until: Until, previews: bool) -> tuple[Stage, 
     return tuple(stage for stage in STAGES if stage in wanted)
 
 
-def gate_of(work: Work, settings: Settings, quota: Quota | None) -> Gate | None:
-    """What lets candidates begin until the quota is used up; None without one."""
+def gate_of(
+    work: Work, settings: Settings, quota: Quota | None, held_seconds: Mapping[Stage, float] | None = None
+) -> Gate | None:
+    """What lets candidates begin until the quota is used up; None without one.
+
+    `held_seconds` is what the pools have held in the job's earlier rounds, which its budget has paid for.
+    """
     if quota is None:
         return None
     rows = work.rows
     waiting = rows.filter(pc.is_in(rows["status"], pa.array(["previewed", "approved"])))["clip_id"].to_pylist()
-    return Gate(quota, settings.pools, work.rendered, set(waiting))
+    spent = quota.held(settings.pools, held_seconds or {})
+    return Gate(quota, settings.pools, work.rendered, set(waiting), spent_hours=spent)
 
 
 def _insist(flush: Callable[[], None], patience_seconds: float) -> None:

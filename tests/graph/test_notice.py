@@ -176,6 +176,12 @@ def test_the_end_of_a_run_is_told_and_left_in_a_file(
     assert slices.count("preview") == slices.count("refine") == 2
     assert hook.url not in "".join(path.read_text() for path in Path(output).glob("*.json"))
 
+    # Nothing is left, so all that it takes is spent.
+    ends = json.loads(Store(output).get("summary.json"))["forecast"]
+    assert (ends["seconds_left"], ends["expected"]) == (0.0, ends["spent"])
+    assert ends["spent"]["cpu_seconds"] > 0
+    assert CliRunner().invoke(app, ["status", output]).exit_code == 0
+
     # A job that begins as soon as the run is free does not find how the one before it ended.
     [released] = Path(output, "claims").glob("*.lease")
     for name in ("exit.json", "contact-sheet.jpg"):
