@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-browser test-metrics chaos wheel check format nano nano-eval constraints clean
+.PHONY: setup demo test test-long test-browser test-metrics test-docs chaos wheel check format nano nano-eval constraints clean
 
 setup: $(READY)
 
@@ -23,17 +23,25 @@ demo: $(READY)
 
 # Two processes share the tests by their files (`tests/conftest.py`): much of a test that starts Ray is waiting.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations=15
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations=15 -m 'not long'
+
+# Whole runs that take a minute or more each: a submitted job, and stores, nodes and jobs that go and come back.
+test-long: $(READY)
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations=15 -m long
 
 # The page alone, in a real Chromium (CHROMIUM=… names one). `make test` runs it too.
 test-browser: $(READY)
 	$(BIN)/python -m pytest tests/serve
 
-# A whole run, watched by a real Prometheus (Debian's package `prometheus`): every panel of the board has data.
+# Whole runs, watched by a real Prometheus (Debian's package `prometheus`): panels have data, and alerts fire.
 test-metrics: $(READY)
 	FLASHVIDEO_PROMETHEUS=1 $(BIN)/python -m pytest tests/test_board.py
 
-# Whole runs under faults; `make test` has a short form. CHAOS="--seed 7 --faults 120" for another one.
+# The quickstart as a newcomer does it: a fresh clone, an empty home, each command as it stands there. Ten minutes.
+test-docs: $(READY)
+	FLASHVIDEO_QUICKSTART=1 $(BIN)/python -m pytest -s tests/docs/test_quickstart.py
+
+# Whole runs under faults; `make test-long` has a short form. CHAOS="--seed 7 --faults 120" for another one.
 chaos: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m chaos faults $(CHAOS)
 	PYTHONPATH=tests $(BIN)/python -m chaos kills $(CHAOS)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from inline import stages_inline
 from support import PROMPTS, TESTS, own_ray, tiny_overrides, write_prompts
 
@@ -18,6 +19,7 @@ from flashvideo_ray.ledger.keys import clip_key, latents_key
 from flashvideo_ray.ledger.store import Store
 
 
+@pytest.mark.long
 def test_the_short_form() -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "chaos", "faults", "--short"]

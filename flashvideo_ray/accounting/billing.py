@@ -217,6 +217,13 @@ def line(stage: Stage, device: str | None, seconds: float, count: int, settings:
     return Line(stage, device, "CPU" if on_cpu else "GPU", count, seconds, used, price, money)
 
 
+def held_cost(stage: Stage, seconds: float, settings: Settings) -> Cost:
+    """What it costs to hold actors of a pool for so many seconds in all, at work or not."""
+    pool = getattr(settings.pools, stage)
+    device = settings.pools.where(stage).accelerator_type if pool.num_gpus else "cpu"
+    return line(stage, device, seconds, 0, settings).cost
+
+
 def price_of(device: str | None, prices: Mapping[str, DevicePrice]) -> DevicePrice | None:
     """The price of a device: the longest key that is a whole word, or several, of its name. `L4` is not `L40S`."""
     fitting = [

@@ -7,6 +7,7 @@ scripts: it can be mailed, printed, or opened from the run directory, where its 
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -52,7 +53,7 @@ def write_report(
         clips: the ledger's clips, likewise.
         whole: gives all columns of both for these clip_ids; None: they have them.
         run: run.json; `created` stands in the head of the page, everything in a fold at its end.
-        summary: of `summarise`, with `wall_seconds` and the `bill` if they are known.
+        summary: of `summarise`, with `wall_seconds`, the `bill` and the `forecast` if they are known.
         poster: gives a poster file's bytes for its path relative to the run, or None if it is not to be had.
         audit: audit.json, if an audit was made.
         title: the page's title, such as the name of the run.
@@ -73,6 +74,7 @@ def write_report(
         title=title,
         run=run,
         summary=summary,
+        forecast=_forecast(summary),
         funnel=_funnel(summary),
         groups=sample.groups,
         alone=sample.alone,
@@ -88,6 +90,14 @@ def write_report(
         limit=CARDS,
         strips=PROMPTS,
     )
+
+
+def _forecast(summary: Mapping[str, Any]) -> str | None:
+    """When the run ends, if something is left of it."""
+    told = summary.get("forecast")
+    if told is None or told["seconds_left"] == 0:
+        return None
+    return terminal.forecast_line(told, dt.datetime.now(dt.UTC))
 
 
 class _Thumbnails:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
+import pyarrow.compute as pc
 
-from flashvideo_ray.accounting import billing, report
+from flashvideo_ray.accounting import billing, forecast, report
 from flashvideo_ray.accounting.summary import counts, statuses, summarise
 from flashvideo_ray.graph import audit
 from flashvideo_ray.graph.standing import Standing
@@ -31,6 +31,7 @@ def finish(store: Store, settings: Settings) -> dict[str, int]:
     jobs.take_up(store, run)
     now = Standing.read(store, settings, figures=True)
     summary = summary_of(store, settings, now)
+    summary["forecast"] = forecast_of(store, settings, now, run["candidates"])
     store.put("summary.json", json.dumps(summary, indent=2).encode())
     page = report.write_report(
         now.previews,
@@ -49,6 +50,19 @@ def finish(store: Store, settings: Settings) -> dict[str, int]:
     return counts(statuses(now.previews, now.clips)["status"])
 
 
+def forecast_of(store: Store, settings: Settings, now: Standing, wanted: int) -> dict[str, Any]:
+    """When the run ends, and what it costs by then, as `forecast.as_dict` says it. `wanted` as in `Standing.counts`."""
+    previews, clips = now.paid()
+    spent = billing.bill(previews, clips, settings).total
+    started = max((row["started"] for row in jobs.read(store)), default=None)
+    at = now.clips["at"]
+    ends = (
+        at.filter(pc.greater_equal(at, started)).to_pylist() if started is not None else []
+    )  # those before tell nothing
+    found = forecast.of_run(now.counts(wanted), ends, started, spent)
+    return forecast.as_dict(found, settings.prices.currency)
+
+
 def summary_of(store: Store, settings: Settings, now: Standing) -> dict[str, Any]:
     """summary.json of a run."""
     summary = summarise(now.previews, now.clips)
@@ -59,9 +73,7 @@ def summary_of(store: Store, settings: Settings, now: Standing) -> dict[str, Any
     from flashvideo_ray.accounting import estimates
 
     operations = estimates.known_operations(settings)
-    # What earlier texts took was paid all the same.
-    paid = zip((now.previews, now.clips), now.earlier, strict=True)
-    previews, clips = (pa.concat_tables(pair, promote_options="permissive") for pair in paid)
+    previews, clips = now.paid()
     bill = billing.bill(previews, clips, settings, summary["pools"], operations)
     if (unknown := estimates.not_known(settings)) is not None:
         bill = replace(bill, notes=(*bill.notes, f"{unknown}; so neither is what a single stage would take"))

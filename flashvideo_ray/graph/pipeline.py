@@ -61,7 +61,9 @@ def render(
     """
     settings = settings or Settings()
     with ending.told(output, settings, shard) as end:
-        end.result = _render(prompt_url, output, settings, until, retry, takeover, quota, relabel, only, not_in, shard)
+        end.result = _render(
+            prompt_url, output, settings, until, retry, takeover, quota, relabel, only, not_in, shard, end
+        )
     return end.result
 
 
@@ -77,6 +79,7 @@ def _render(
     only: str | None,
     not_in: Sequence[str],
     shard: Shard | None,
+    end: ending.Ending,
 ) -> RunResult:
     started = time.monotonic()
     store = Store(output)
@@ -115,7 +118,7 @@ def _render(
 
     needed = stages_of(settings, until, previews=True)
     quota = quota.part(shard) if quota is not None else None
-    job = Job(store, settings, recipe, told, needed, next_work, extra, takeover, retry, quota, shard)
+    job = Job(store, settings, recipe, told, needed, next_work, extra, takeover, retry, quota, end, shard)
     return run_job(job, build_graph, started)
 
 
@@ -165,7 +168,7 @@ def refine(
         raise run_file.NoRunError(f"{output}: no run here (no run.json); start one with render or preview")
     settings = settings or finish.settings_of(store, run)
     with ending.told(output, settings) as end:
-        end.result = _refine(store, run, settings, retry, takeover, quota, started)
+        end.result = _refine(store, run, settings, retry, takeover, quota, started, end)
     return end.result
 
 
@@ -177,6 +180,7 @@ def _refine(
     takeover: bool,
     quota: Quota | None,
     started: float,
+    end: ending.Ending,
 ) -> RunResult:
     settings = with_added_scorers(settings, run)
     settings = checks.check(settings, ("text", "refine"))
@@ -191,7 +195,7 @@ def _refine(
 
     record = {"settings": settings.model_dump(mode="json"), "sizes": sizes(settings)}
     needed = stages_of(settings, "refine", previews=False)
-    job = Job(store, settings, recipe, record, needed, next_work, extra, takeover, retry, quota)
+    job = Job(store, settings, recipe, record, needed, next_work, extra, takeover, retry, quota, end)
     return run_job(job, build_graph, started)
 
 

@@ -56,6 +56,12 @@ class Standing:
         present = _decided_anew(texts.present(previews), texts.present(clips), settings, decisions.opinions(store))
         return cls(*present, (texts.earlier(previews), texts.earlier(clips)), candidates)
 
+    def paid(self) -> tuple[pa.Table, pa.Table]:
+        """Previews and clips with those of earlier texts: what they took was paid all the same."""
+        pairs = zip((self.previews, self.clips), self.earlier, strict=True)
+        previews, clips = (pa.concat_tables(pair, promote_options="permissive") for pair in pairs)
+        return previews, clips
+
     def counts(self, wanted: int) -> dict[str, int]:
         """How many candidates have each status, those that are `open`, and those of an `earlier text`.
 

@@ -254,7 +254,9 @@ def _parse(
         if callable(columns):
             columns = [name for name in names if columns(name)]
         wanted = names if columns is None else [name for name in columns if name in names]
-        if only is None:
+        if only is not None and not len(only):
+            part = file.schema_arrow.empty_table().select(wanted)
+        elif only is None:
             part = file.read(wanted, use_threads=False)  # parts are read side by side already
         else:  # a column at a time: they are few rows
             rows = np.flatnonzero(pc.is_in(file.read([key])[key], only).to_numpy())

@@ -193,7 +193,7 @@ def main() -> int:
     parser.add_argument("--candidates", type=int, help="of each run; 200, and 100 for kills")
     parser.add_argument("--stop-seconds", type=float, default=20.0, help="how long the S3 server stands still")
     parser.add_argument("--lease", type=float, help="seconds; the default of the settings")
-    parser.add_argument("--short", action="store_true", help="the form for `make test`")
+    parser.add_argument("--short", action="store_true", help="the form for `make test-long`")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     defaults = {

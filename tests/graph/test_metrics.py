@@ -48,9 +48,11 @@ def test_alerts_ask_for_metrics_that_there_are_with_labels_that_they_have() -> N
         assert {"summary", "mend"} <= set(rule["annotations"])
 
 
-def test_the_guide_names_every_metric() -> None:
+def test_the_guide_names_every_metric_and_every_alert() -> None:
     guide = (ROOT / "docs" / "nightly.md").read_text()
     assert names_in([guide]) >= set(metrics.EXPORTED)
+    told = re.findall(r"^\| `(Flashvideo\w+)` \|.*\| (\w+) \|$", guide, re.MULTILINE)
+    assert dict(told) == {rule["alert"]: rule["labels"]["severity"] for rule in RULES}
 
 
 def test_counters_are_named_as_prometheus_names_them() -> None:

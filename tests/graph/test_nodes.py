@@ -43,6 +43,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     nodes.shutdown()
 
 
+@pytest.mark.long
 def test_bad_nodes_are_left_out_and_without_a_sound_one_the_job_ends_for_a_reason(
     cluster: Cluster, tmp_path: Path
 ) -> None:

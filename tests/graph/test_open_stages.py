@@ -121,6 +121,7 @@ def test_any_video_to_video_pipeline_refines(
     assert {clip["prompt"]: clip["stream_sha256"] for clip in rows(again, "clips")} == first
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_ray")
 def test_a_killed_job_is_carried_on_with_what_it_had_paid_for(tmp_path: Path, pipelines: Folders) -> None:
     prompts = write_prompts(tmp_path / "prompts.parquet", [f"a red circle moves left {n}" for n in range(8)])

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 from support import S3, Link, script, short_lease, tiny_overrides, write_prompts
 
 from flashvideo_ray.ledger import parquet_log
@@ -29,6 +30,7 @@ def until(done: Callable[[], bool], job: subprocess.Popen[bytes], log: Path, sec
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_an_absence_longer_than_the_lease(s3: S3, tmp_path: Path, tiny_model: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts.parquet", [f"a red circle moves left {n}" for n in range(100)])
     store = Store(f"s3://{s3.bucket}/{tmp_path.name}")

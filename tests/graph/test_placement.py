@@ -35,6 +35,7 @@ def cluster() -> Iterator[Cluster]:
     nodes.shutdown()
 
 
+@pytest.mark.long
 def test_each_pool_runs_on_its_cards_and_clips_come_while_previews_are_made(
     cluster: Cluster, tmp_path: Path, tiny_model: Path
 ) -> None:
@@ -62,9 +63,10 @@ def test_each_pool_runs_on_its_cards_and_clips_come_while_previews_are_made(
     result = flashvideo_ray.render(prompts, str(tmp_path / "run"), settings)
     assert result.ended == {"rendered": PROMPTS, "rejected": PROMPTS}
 
-    tier = {node.node_id: node.labels["gpu-tier"] for node in list_nodes(detail=True)}
+    # Whatever other Rays there are on this machine, this one is asked.
+    tier = {node.node_id: node.labels["gpu-tier"] for node in list_nodes(address=cluster.address, detail=True)}
     places: dict[str, list[str]] = defaultdict(list)
-    for actor in list_actors(detail=True, limit=1000):
+    for actor in list_actors(address=cluster.address, detail=True, limit=1000):
         if actor.node_id is not None:  # one that was never started, such as Ray Data's own helpers, is nowhere
             places[actor.class_name].append(tier[actor.node_id])
     assert places["MapWorker(MapBatches(Preview))"] == ["large"] * LARGE

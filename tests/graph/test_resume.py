@@ -134,6 +134,7 @@ def test_a_job_that_lost_its_run_ends_though_no_row_comes(tmp_path: Path) -> Non
 STOPPED = "Stopped. What is done is in the ledger; the same command carries on."
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("inline")
 def test_a_job_that_is_stopped_says_so_in_a_line_and_is_carried_on(tmp_path: Path, tiny_model: Path) -> None:
     """By Ctrl-C, which all that it started get as well, and by SIGTERM (`ray job stop`); SIGKILL is in `test_chaos`."""

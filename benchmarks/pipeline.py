@@ -1,0 +1,243 @@
+"""One workload through flashvideo_ray and through what a team would use instead, on one simulated cluster.
+
+    python benchmarks/pipeline.py [--systems ours,ray_data_tuned] [--candidates 1000] [--cards 16+8] [--json FILE]
+
+Calls occupy declared cards for times that are drawn about the paper's, scaled down (`pipeline_workload`); latents, MP4s
+and rows are real and go to a real S3 server. Each system runs in a process of its own, one after the other, on the same
+cluster of raylets on this machine. Figures are ratios to a bound that no schedule of the same calls can be under, so
+that they hold for other cards; the machine's load is told beside them, as it must not be the limit.
+
+Columns: seconds from the first call to the last clip in the store over the bound; the same from the start of the
+command; how much of that time each pool's cards were at work; seconds from the start of the pools to the first clip
+(over a start, a stage-1 and a stage-2 call); the driver's and the object store's peak memory; the machine's load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
+
+from pipeline_workload import PAPER, Calls, Workload, loaded, saved  # noqa: E402
+
+SYSTEMS = {
+    "ours": "flashvideo_ray",
+    "ray_data": "Ray Data, its defaults",
+    "ray_data_tuned": "Ray Data, tuned",
+    "static_split": "both models on every card, prompts split",
+}
+TIMEOUT = 7200
+console = Console(width=170)
+
+
+def run_one(system: str, folder: Path, url: str) -> None:
+    """In a process of its own: the whole of one system."""
+    workload = loaded(str(folder / "workload.json"))
+    store = _StoreWatch(folder / "store-mb")
+    if system == "ours":
+        import pipeline_ours
+
+        run = pipeline_ours.run
+    else:
+        import pipeline_others
+
+        run = getattr(pipeline_others, system)
+    store.start()
+    run(workload, folder, url)
+
+
+class _StoreWatch(threading.Thread):
+    """Writes the most that the object stores held, in MB."""
+
+    def __init__(self, path: Path):
+        super().__init__(daemon=True)
+        self.path = path
+
+    def run(self) -> None:
+        import ray
+
+        most = 0.0
+        while True:
+            if ray.is_initialized():
+                name = "object_store_memory"
+                held = ray.cluster_resources().get(name, 0) - ray.available_resources().get(name, 0)
+                most = max(most, held / 1e6)
+                self.path.write_text(f"{most:.0f}")
+            time.sleep(1)
+
+
+@contextmanager
+def cluster(workload: Workload) -> Iterator[str]:
+    """Raylets on this machine that declare cards; gives the address."""
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster()
+    store: dict[str, Any] = {"object_store_memory": 2**30}
+    nodes.add_node(num_cpus=16, include_dashboard=False, labels={"gpu-tier": "none"}, **store)
+    for count, tier in ((workload.previews, "large"), (workload.refiners, "small")):
+        nodes.add_node(num_cpus=4 * count, num_gpus=count, labels={"gpu-tier": tier}, **store)
+    try:
+        yield nodes.address
+    finally:
+        nodes.shutdown()
+
+
+def measure(system: str, workload: Workload, address: str, s3: Any, folder: Path) -> dict[str, Any]:
+    """Run one system to its end; its figures."""
+    folder.mkdir()
+    (folder / "calls").mkdir()
+    saved(workload, folder / "workload.json")
+    url = f"s3://{s3.bucket}/{folder.name}"
+    env = {**os.environ, "RAY_ADDRESS": address}
+    now = Path(os.environ["PIPELINE_BENCHMARK"])  # what workers know of
+    now.unlink(missing_ok=True)
+    now.symlink_to(folder)
+    command = [sys.executable, __file__, "--run", system, "--folder", str(folder), "--url", url]
+    begun, busy, driver = time.time(), [], 0
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    psutil.cpu_percent()
+    watched = psutil.Process(process.pid)
+    while process.poll() is None:
+        time.sleep(1)
+        busy.append(psutil.cpu_percent())
+        try:
+            driver = max(driver, watched.memory_info().rss)
+        except psutil.Error:
+            break
+        if time.time() - begun > TIMEOUT:
+            process.kill()
+            raise TimeoutError(f"{system} does not end: {(folder / 'log').read_text()[-2000:]}")
+    if process.wait() != 0:
+        raise RuntimeError(f"{system} failed: {(folder / 'log').read_text()[-3000:]}")
+    figures = figures_of(Calls(workload, str(folder / "calls")).read(), workload, begun)
+    held = folder / "store-mb"
+    return {
+        **figures,
+        "system": system,
+        "driver_mb": driver / 1e6,
+        "store_mb": float(held.read_text()) if held.exists() else 0.0,
+        "load": fmean(busy) / 100,
+        "seconds_at_full_load": sum(each > 95 for each in busy) / len(busy),
+    }
+
+
+def figures_of(log: Sequence[dict[str, Any]], workload: Workload, begun: float) -> dict[str, Any]:
+    """From the calls as they were written down."""
+    calls = {stage: [line for line in log if line["stage"] == stage] for stage in (*PAPER, "stored")}
+    done = {(line["prompt"], line["seed"]) for line in calls["preview"]}
+    assert len(done) == len(calls["preview"]) == workload.candidates, "a preview is missing, or was made twice"
+    kept = {(line["prompt"], line["seed"]) for line in calls["refine"]}
+    assert len(kept) == len(calls["refine"]) == len(calls["stored"]), "a clip is missing, or was made twice"
+    first = min(line["begun"] for line in calls["preview"])
+    last = max(line["at"] for line in calls["stored"])
+    bound = workload.bound(log)
+    clip = min(line["at"] for line in calls["stored"])
+    one = min(line["drawn"] for line in calls["preview"]) + min(line["drawn"] for line in calls["refine"])
+    cards = {"preview": workload.previews, "refine": workload.refiners}
+    busy = {}
+    for stage, count in cards.items():
+        own = calls[stage]
+        span = max(line["at"] for line in own) - min(line["begun"] for line in own)
+        busy[stage] = sum(line["drawn"] for line in own) / count / span
+    return {
+        "clips": len(kept),
+        "bound_s": bound,
+        "work_s": last - first,
+        "over_bound": (last - first) / bound,
+        "over_bound_from_start": (last - begun) / bound,
+        "preview_busy": busy["preview"],
+        "refine_busy": busy["refine"],
+        "start_s": first - begun,
+        "first_clip_s": clip - begun,
+        "first_clip_over": (clip - first) - one,
+        "last_preview_s": max(line["at"] for line in calls["preview"]) - first,
+        "first_clip_before_last_preview": clip < max(line["at"] for line in calls["preview"]),
+    }
+
+
+def table_of(results: Sequence[dict[str, Any]]) -> Table:
+    table = Table()
+    for name in ("system", "cards", "candidates", "bound, s", "work / bound", "from start / bound", "stage 1 at work",
+                 "stage 2 at work", "start, s", "first clip after that and a call each, s", "driver, MB", "store, MB",
+                 "machine"):  # fmt: skip
+        table.add_column(name, justify="left" if name == "system" else "right")
+    for row in results:
+        table.add_row(
+            SYSTEMS[row["system"]],
+            row["cards"],
+            str(row["candidates"]),
+            f"{row['bound_s']:.1f}",
+            f"{row['over_bound']:.3f}",
+            f"{row['over_bound_from_start']:.3f}",
+            f"{row['preview_busy']:.1%}",
+            f"{row['refine_busy']:.1%}",
+            f"{row['start_s']:.1f}",
+            f"{row['first_clip_over']:+.1f}",
+            f"{row['driver_mb']:.0f}",
+            f"{row['store_mb']:.0f}",
+            f"{row['load']:.0%}",
+        )
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--systems", type=lambda text: text.split(","), default=list(SYSTEMS), help=", ".join(SYSTEMS))
+    parser.add_argument("--candidates", type=int, default=1000)
+    parser.add_argument("--of-a-prompt", type=int, default=1, help="candidates; the best of them is kept (ours alone)")
+    parser.add_argument("--cards", default="16+8", help="of stage 1 and of stage 2")
+    parser.add_argument("--keep", type=float, default=0.25)
+    parser.add_argument("--scale", type=float, default=0.1, help="of the paper's seconds")
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--url", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        return run_one(options.run, options.folder, options.url)
+
+    from support import serve_s3
+
+    previews, refiners = map(int, options.cards.split("+"))
+    workload = Workload(options.candidates, options.of_a_prompt, previews, refiners, options.keep, options.scale)
+    results = []
+    # The raylets' workers have the environment in which the raylets were started.
+    os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], os.environ.get("PYTHONPATH", "")])
+    with tempfile.TemporaryDirectory(prefix="pipeline-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        (folder / "s3").mkdir()
+        with ExitStack() as stack:
+            s3 = stack.enter_context(serve_s3(folder / "s3"))
+            os.environ.update(s3.env, PIPELINE_BENCHMARK=str(folder / "now"))
+            address = stack.enter_context(cluster(workload))
+            for number in range(options.repeat):
+                for system in options.systems:
+                    found = measure(system, workload, address, s3, folder / f"{system}-{number}")
+                    results.append({**found, "cards": options.cards, "candidates": options.candidates})
+                    console.print(table_of(results[-1:]))
+                    if options.json:
+                        options.json.write_text(json.dumps(results, indent=2))
+    console.print(table_of(results))
+
+
+if __name__ == "__main__":
+    main()
