@@ -12,7 +12,9 @@ _ROWS = "rows"
 
 def bundled(rows: pa.Table, key: str) -> pa.Table:
     """One row for each value of a column, in the order in which the values come first, with all rows that have it."""
-    codes = rows[key].combine_chunks().dictionary_encode().indices.to_numpy()  # numbered as they come first
+    chunks = rows[key].dictionary_encode().chunks  # of one dictionary, numbered as they come first
+    codes = np.concatenate([np.empty(0, np.int32), *(chunk.indices.to_numpy() for chunk in chunks)])
+    del chunks
     offsets = np.concatenate([[0], np.cumsum(np.bincount(codes))])
     in_order = (codes[1:] >= codes[:-1]).all()
     ordered = (rows if in_order else rows.take(pa.array(np.argsort(codes, kind="stable")))).combine_chunks()

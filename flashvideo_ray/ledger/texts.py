@@ -22,7 +22,7 @@ from flashvideo_ray.ledger.store import Store
 
 COLUMNS = ("clip_id", "id", "prompt", "negative_prompt")
 _TEXT = ("prompt", "negative_prompt")
-_DIGEST = "text digest"  # a column in the place of both texts: 64 bits are enough to tell those of one id apart
+DIGEST = "text digest"  # a column in the place of both texts: 64 bits are enough to tell those of one id apart
 _AT_ONCE = 10_000  # rows whose texts are Python's
 _FIRST, _LAST = -(2**62), 2**62  # as `at`, in milliseconds
 
@@ -38,13 +38,13 @@ class Texts:
         """From tables of the ledger, with COLUMNS and `at`; from rows that count as newer than all, or as older."""
         parts = [_texts(oldest, _FIRST), *(_texts(table) for table in ledger), _texts(newest, _LAST)]
         rows = pa.concat_tables(part for part in parts if part is not None)
-        found = rows.group_by("id").aggregate([(_DIGEST, "min"), (_DIGEST, "max")])
-        several = found["id"].filter(pc.not_equal(found[f"{_DIGEST}_min"], found[f"{_DIGEST}_max"]))
+        found = rows.group_by("id").aggregate([(DIGEST, "min"), (DIGEST, "max")])
+        several = found["id"].filter(pc.not_equal(found[f"{DIGEST}_min"], found[f"{DIGEST}_max"]))
         if not len(several):
             return cls({})
         rows = rows.filter(pc.is_in(rows["id"], several.combine_chunks()))
-        last = rows.group_by(["id", _DIGEST]).aggregate([("at", "max")]).sort_by("at_max").to_pylist()
-        return cls({row["id"]: row[_DIGEST] for row in last})
+        last = rows.group_by(["id", DIGEST]).aggregate([("at", "max")]).sort_by("at_max").to_pylist()
+        return cls({row["id"]: row[DIGEST] for row in last})
 
     @classmethod
     def read(cls, store: Store) -> Self:
@@ -58,8 +58,8 @@ class Texts:
         if self.changed:
             asked = pc.is_in(table["id"], pa.array(list(self.changed), pa.string()))
             places = np.flatnonzero(asked.to_numpy(zero_copy_only=False))
-            for place, row in zip(places, _plain(table.take(pa.array(places))).to_pylist(), strict=True):
-                mask[place] = self.changed[row["id"]] == row[_DIGEST]
+            for place, row in zip(places, plain(table.take(pa.array(places))).to_pylist(), strict=True):
+                mask[place] = self.changed[row["id"]] == row[DIGEST]
         return pa.array(mask)
 
     def present(self, table: pa.Table) -> pa.Table:
@@ -78,11 +78,11 @@ def unrecorded(job: pa.Table, *ledger: pa.Table) -> pa.Table:
     another text or other seeds than before, all its candidates are told, and are newer than all that is there.
     """
     recorded = ledger[0]
-    known = set(zip(recorded["clip_id"].to_pylist(), recorded["id"].to_pylist(), strict=True))
-    present = Texts.of(*ledger, oldest=job).holds(job).to_pylist()
-    rows = zip(job["clip_id"].to_pylist(), job["id"].to_pylist(), present, strict=True)
-    new = {prompt for clip_id, prompt, is_present in rows if not is_present or (clip_id, prompt) not in known}
-    told = job.filter(pc.is_in(job["id"], pa.array(sorted(new), pa.string())))
+    place = pc.index_in(job["clip_id"], recorded["clip_id"].combine_chunks())
+    is_known = pc.fill_null(pc.equal(recorded["id"].take(place), job["id"]), False)
+    present = Texts.of(*ledger, oldest=job).holds(job)
+    new = job["id"].filter(pc.invert(pc.and_(is_known, present)))
+    told = job if len(new) == len(job) else job.filter(pc.is_in(job["id"], pc.unique(new)))
     newest = max((pc.max(table["at"].cast(pa.int64())).as_py() or 0 for table in ledger), default=0)
     at = max(int(tables.now().timestamp() * 1000), newest + 1)
     columns = {
@@ -103,10 +103,10 @@ def still_open(candidates: pa.Table, known: pa.ChunkedArray) -> int:
 
 def digested(table: pa.Table) -> pa.Table:
     """The table with a digest in the place of both texts, which `Texts` takes as well."""
-    if _DIGEST in table.column_names:
+    if DIGEST in table.column_names:
         return table
     kept = [name for name in table.column_names if name not in _TEXT]
-    return table.select(kept).append_column(_DIGEST, _digests(table))
+    return table.select(kept).append_column(DIGEST, _digests(table))
 
 
 def _digests(table: pa.Table) -> pa.Array:
@@ -123,14 +123,14 @@ def _digest(prompt: str, negative: str | None) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), signed=True)
 
 
-def _plain(table: pa.Table) -> pa.Table:
+def plain(table: pa.Table) -> pa.Table:
     """The id and the digest of each row."""
-    digests = table[_DIGEST] if _DIGEST in table.column_names else _digests(table)
-    return pa.table([table["id"], digests], names=["id", _DIGEST])
+    digests = table[DIGEST] if DIGEST in table.column_names else _digests(table)
+    return pa.table([table["id"], digests], names=["id", DIGEST])
 
 
 def _texts(table: pa.Table | None, at: int | None = None) -> pa.Table | None:
     if table is None:
         return None
     times = table["at"].cast(pa.int64()) if at is None else pa.array([at] * table.num_rows, pa.int64())
-    return _plain(table).append_column("at", times)
+    return plain(table).append_column("at", times)
