@@ -206,6 +206,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         "sleep": ":",
         "flashvideo-ray": f'echo "$@ RAY_ADDRESS=${{RAY_ADDRESS:-}}" >> {tmp_path}/jobs; exit 3',
     }
+    (tmp_path / "rays").touch()
     for name, body in tools.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
