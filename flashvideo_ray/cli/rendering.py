@@ -26,7 +26,6 @@ from flashvideo_ray.cli.options import (
 )
 from flashvideo_ray.cli.outcome import console, run_job
 from flashvideo_ray.cli.runs import columns_as_overrides, run_settings
-from flashvideo_ray.graph import logs
 from flashvideo_ray.graph.quota import Quota
 from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.settings import Settings
@@ -54,7 +53,6 @@ def render(
 
     def job() -> Any:
         settings = Settings.load(config, [*(set_ or []), *columns_as_overrides(column)])
-        logs.use(settings.log_format)
         share = Shard.parse(shard) if shard is not None else None
         render = partial(
             pipeline.render,
@@ -96,7 +94,6 @@ def preview(
 
     def job() -> Any:
         settings = Settings.load(config, [*(set_ or []), *columns_as_overrides(column)])
-        logs.use(settings.log_format)
         return pipeline.preview(prompts, output, settings, retry=retry, takeover=takeover, relabel=relabel, only=only)
 
     raise typer.Exit(run_job(job))
@@ -120,7 +117,6 @@ def refine(
     def job() -> Any:
         quota = Quota.parse(accept, budget)
         settings = run_settings(output if from_ is None else from_, config, set_ or [])
-        logs.use(settings.log_format)
         if from_ is not None:
             settings = _branch(from_, output, settings, takeover)
         return pipeline.refine(output, settings, retry=retry, takeover=takeover, quota=quota)

@@ -35,7 +35,7 @@ def use(form: Form) -> None:
     if form == "text":
         root.handlers[:] = others
     elif len(others) == len(root.handlers):
-        handler = logging.StreamHandler()
+        handler = _Stderr()
         handler.setFormatter(_Json())
         root.handlers[:] = [handler]
 
@@ -47,8 +47,20 @@ def line(text: str, level: str = "info") -> str:
 
 def say(text: str) -> None:
     """A line in the worker's log. A log that cannot be written, on a disk that is full, costs no candidate."""
+    _write(line(text, "warning"))
+
+
+def _write(text: str) -> None:
     with suppress(OSError, ValueError):
-        print(line(text, "warning"), file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
+
+
+class _Stderr(logging.Handler):
+    """What is the process's stderr when something is said: a job's console has another one for a while."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See Handler."""
+        _write(self.format(record))
 
 
 class _Json(logging.Formatter):

@@ -11,7 +11,19 @@ import pyarrow as pa
 import ray.data
 
 from flashvideo_ray import identity, prompts
-from flashvideo_ray.graph import checks, cluster, ending, fetching, finish, labels, nightly, remaining, scoring, stages
+from flashvideo_ray.graph import (
+    checks,
+    cluster,
+    ending,
+    fetching,
+    finish,
+    labels,
+    logs,
+    nightly,
+    remaining,
+    scoring,
+    stages,
+)
 from flashvideo_ray.graph.bundles import bundled
 from flashvideo_ray.graph.job import Job, RunResult, run_job
 from flashvideo_ray.graph.quota import Quota
@@ -60,6 +72,7 @@ def render(
     PlacementError, ClaimedError) before anything is started.
     """
     settings = settings or Settings()
+    logs.use(settings.log_format)
     with ending.told(output, settings, shard) as end:
         end.result = _render(
             prompt_url, output, settings, until, retry, takeover, quota, relabel, only, not_in, shard, end
@@ -167,6 +180,7 @@ def refine(
     if run is None:
         raise run_file.NoRunError(f"{output}: no run here (no run.json); start one with render or preview")
     settings = settings or finish.settings_of(store, run)
+    logs.use(settings.log_format)
     with ending.told(output, settings) as end:
         end.result = _refine(store, run, settings, retry, takeover, quota, started, end)
     return end.result
