@@ -78,7 +78,8 @@ def make(store: Store, folder: Path, rows: int, objects: bool) -> None:
     parquet_log.write(
         store, tables.stem("candidates"), pa.table(wanted).select(tables.CANDIDATES.names).cast(tables.CANDIDATES)
     )
-    for name, count in (("previews", table.num_rows), ("clips", int(ENDED * table.num_rows))):
+    counts: dict[tables.Table, int] = {"previews": table.num_rows, "clips": int(ENDED * table.num_rows)}
+    for name, count in counts.items():
         start = 0
         for size in MERGED:
             while count - start >= size:
@@ -177,7 +178,7 @@ def _start(output: str, prompts_: Path) -> int:
     def graph(rows: pa.Table, *rest: Any) -> Any:
         raise BegunError(rows.num_rows)
 
-    pipeline.build_graph = graph
+    pipeline.build_graph = graph  # type: ignore[assignment]
     try:
         pipeline.render(str(prompts_), output, Settings.load("nano", SETTINGS))
     except BegunError as begun:
