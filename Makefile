@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-long test-browser test-metrics chaos wheel check format nano nano-eval constraints clean
+.PHONY: setup demo test test-long test-browser test-metrics test-docs chaos wheel check format nano nano-eval constraints clean
 
 setup: $(READY)
 
@@ -36,6 +36,10 @@ test-browser: $(READY)
 # Whole runs, watched by a real Prometheus (Debian's package `prometheus`): panels have data, and alerts fire.
 test-metrics: $(READY)
 	FLASHVIDEO_PROMETHEUS=1 $(BIN)/python -m pytest tests/test_board.py
+
+# The quickstart as a newcomer does it: a fresh clone, an empty home, each command as it stands there. Ten minutes.
+test-docs: $(READY)
+	FLASHVIDEO_QUICKSTART=1 $(BIN)/python -m pytest -s tests/docs/test_quickstart.py
 
 # Whole runs under faults; `make test-long` has a short form. CHAOS="--seed 7 --faults 120" for another one.
 chaos: $(READY)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import re
 import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import guides
 import numpy as np
 import pyarrow as pa
-from support import ROOT
 
 from flashvideo_ray import identity
 from flashvideo_ray.graph import recipe, remaining
@@ -54,8 +53,7 @@ def grow(store: Store, more: int = 20) -> None:
 
 def docs_module(name: str, dataset: Path) -> ModuleType:
     """A block of code of docs/datasets.md, by the comment on its first line, as a module of its own."""
-    docs = (ROOT / "docs" / "datasets.md").read_text()
-    [code] = re.findall(rf"```python\n(# {name}:.*?)```", docs, re.DOTALL)
+    code = guides.block("docs/datasets.md", f"# {name}:")
     file = Path(tempfile.mkdtemp(dir=dataset.parent)) / f"{name.replace('-', '_')}.py"
     file.write_text(f"DATASET = {str(dataset)!r}\n{code}")
     spec = importlib.util.spec_from_file_location(file.stem, file)

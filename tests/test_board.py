@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,11 +133,23 @@ def serve_prometheus(folder: Path, target: int) -> Iterator[str]:
     ]  # fmt: skip
     with open(folder / "prometheus.log", "wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
     try:
-        yield f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + PATIENCE
+        while not _is_ready(url):
+            assert server.poll() is None, (folder / "prometheus.log").read_text()
+            assert time.monotonic() < deadline, (folder / "prometheus.log").read_text()
+            time.sleep(0.1)
+        yield url
     finally:
         server.kill()
         server.wait()
+
+
+def _is_ready(url: str) -> bool:
+    with suppress(requests.RequestException):
+        return requests.get(f"{url}/-/ready", timeout=5).ok
+    return False
 
 
 def overrides(model: Path, *others: str) -> list[str]:

@@ -6,14 +6,14 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import yaml
-from jsonschema import Draft7Validator
+from jsonschema.validators import validator_for
 from support import ROOT, TESTS
 
 from flashvideo_ray.graph import cluster
@@ -23,14 +23,18 @@ from flashvideo_ray.settings import STAGES, Settings
 DEPLOY = ROOT / "deploy"
 RAYJOB = yaml.safe_load((DEPLOY / "kuberay" / "rayjob.yaml").read_text())
 NIGHTLY = [*yaml.safe_load_all((DEPLOY / "kuberay" / "nightly.yaml").read_text())]
+RAYSERVICE = yaml.safe_load((DEPLOY / "rayservice.yaml").read_text())
+KUBERAY = {"rayjob": RAYJOB["spec"]["rayClusterSpec"], "rayservice": RAYSERVICE["spec"]["rayClusterConfig"]}
+AWS = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 GCP = yaml.safe_load((DEPLOY / "cluster-gcp.yaml").read_text())
+HADOLINT = Path(sys.executable).parent / "hadolint"
+# What shards.sbatch tells a job on a node of one card.
+ONE_CARD = ["pools.preview.size=1", "pools.refine.size=1"]
 
 
-def groups() -> Iterator[tuple[dict[str, Any], int]]:
-    """Those of the RayJob, each with how many nodes it may have."""
-    spec = RAYJOB["spec"]["rayClusterSpec"]
-    yield spec["headGroupSpec"], 1
-    yield from ((group, group["maxReplicas"]) for group in spec["workerGroupSpecs"])
+def groups(cluster: dict[str, Any]) -> list[tuple[dict[str, Any], int]]:
+    """Those of a cluster of KubeRay's, each with how many nodes it may have."""
+    return [(cluster["headGroupSpec"], 1), *((group, group["maxReplicas"]) for group in cluster["workerGroupSpecs"])]
 
 
 def node_of(group: dict[str, Any]) -> dict[str, Any]:
@@ -44,25 +48,96 @@ def node_of(group: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_the_rayjob_is_valid_by_the_schema_of_its_operator() -> None:
-    schema = json.loads((TESTS / "schemas" / "rayjob.json").read_text())
-    assert [error.message for error in Draft7Validator(schema).iter_errors(RAYJOB)] == []
-    assert [*Draft7Validator(schema).iter_errors({**RAYJOB, "spec": {**RAYJOB["spec"], "entrypont": "x"}})]
+def kuberay(cluster: dict[str, Any]) -> list[dict[str, Any]]:
+    """The nodes of a cluster that has grown as far as it may."""
+    return [node_of(group) for group, count in groups(cluster) for _ in range(count)]
 
 
-def test_the_rayjob_has_a_place_for_every_pool_of_its_preset() -> None:
+def launched(cluster: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same of a file of Ray's cluster launcher, whose head is one node."""
+    types = cluster["available_node_types"]
+    counts = {name: 1 if name == cluster["head_node_type"] else own["max_workers"] for name, own in types.items()}
+    assert sum(counts.values()) - 1 <= cluster["max_workers"]
+    return [
+        {"Resources": own["resources"], "Labels": own["labels"]}
+        for name, own in types.items()
+        for _ in range(counts[name])
+    ]
+
+
+def allocated(script: str) -> list[dict[str, Any]]:
+    """The nodes that a Slurm script asks for."""
+    asked = dict(re.findall(r"^#SBATCH --(\S+)=(\S+)", (DEPLOY / "slurm" / script).read_text(), re.MULTILINE))
+    own = {"CPU": float(asked["cpus-per-task"]), "GPU": float(asked["gpus-per-node"])}
+    return [{"Resources": own, "Labels": {}}] * int(asked["nodes"])
+
+
+def faults(schema: dict[str, Any], made: Any) -> list[str]:
+    return [f"{error.json_path}: {error.message}" for error in validator_for(schema)(schema).iter_errors(made)]
+
+
+def of_kubernetes(kind: str) -> dict[str, Any]:
+    """The schema of a kind, such as `CronJob`."""
+    core = json.loads((TESTS / "schemas" / "kubernetes.json").read_text())
+    [name] = [name for name in core["$defs"] if name.endswith(f".{kind}")]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$ref": f"#/$defs/{name}", **core}
+
+
+@pytest.mark.parametrize("made", [RAYJOB, RAYSERVICE], ids=lambda made: made["kind"])
+def test_what_kuberay_reads_is_valid_by_the_schema_of_its_operator(made: dict[str, Any]) -> None:
+    schema = json.loads((TESTS / "schemas" / f"{made['kind'].lower()}.json").read_text())
+    assert faults(schema, made) == []
+    assert faults(schema, {**made, "spec": {**made["spec"], "entrypont": "x"}})
+
+
+def test_pods_and_what_makes_the_night_are_valid_by_the_schemas_of_kubernetes() -> None:
+    for made in NIGHTLY:
+        assert faults(of_kubernetes(made["kind"]), made) == []
+    template = of_kubernetes("PodTemplateSpec")
+    for own in KUBERAY.values():
+        for group, _ in groups(own):
+            assert faults(template, group["template"]) == []
+            [container] = group["template"]["spec"]["containers"]
+            assert faults(template, {"spec": {"containers": [{**container, "imagePulPolicy": "Always"}]}})
+
+
+@pytest.mark.parametrize(
+    ("preset", "nodes", "overrides"),
+    [
+        pytest.param("flashvideo-1080p", launched(AWS), [], id="cluster.yaml"),
+        pytest.param("flashvideo-1080p", launched(GCP), [], id="cluster-gcp.yaml"),
+        pytest.param("flashvideo-1080p", kuberay(KUBERAY["rayjob"]), [], id="rayjob.yaml"),
+        pytest.param("flashvideo-1080p", kuberay(KUBERAY["rayservice"]), [], id="rayservice.yaml"),
+        pytest.param("flashvideo-1080p-80gb", allocated("render.sbatch"), [], id="render.sbatch"),
+        pytest.param("flashvideo-1080p-80gb", allocated("shards.sbatch"), ONE_CARD, id="shards.sbatch"),
+    ],
+)
+def test_the_preset_has_a_place_for_every_pool(preset: str, nodes: list[dict[str, Any]], overrides: list[str]) -> None:
+    """Those that a job with it opens; and without its cards it has none."""
+    settings = Settings.load(preset, overrides)
+    pools, stages = (
+        settings.pools,
+        tuple(stage for stage in STAGES if stage != "rate" or "rate" in settings.score.stages),
+    )
+    assert cluster.misplaced_on(nodes, pools, stages) == []
+    most = max(node["Resources"].get("GPU", 0) for node in nodes)
+    assert cluster.misplaced_on([node for node in nodes if node["Resources"].get("GPU", 0) < most], pools, stages)
+
+
+def test_the_rayjob_and_the_service_name_the_preset_that_has_its_place_there() -> None:
     assert "--config flashvideo-1080p" in RAYJOB["spec"]["entrypoint"]
-    nodes = [node_of(group) for group, count in groups() for _ in range(count)]
-    assert cluster.misplaced_on(nodes, Settings.load("flashvideo-1080p").pools, STAGES) == []
+    [served] = yaml.safe_load(RAYSERVICE["spec"]["serveConfigV2"])["applications"]
+    assert served["args"]["config"] == "flashvideo-1080p"
 
 
 def test_containers_are_alike_and_have_no_rights_that_they_do_not_need() -> None:
-    for group, _ in groups():
+    for group, _ in [each for own in KUBERAY.values() for each in groups(own)]:
         spec = group["template"]["spec"]
         [container] = spec["containers"]
         assert container["securityContext"] == {"runAsNonRoot": True, "allowPrivilegeEscalation": False}
         assert container["resources"]["limits"] == container["resources"]["requests"]
-        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
+        mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
+        assert mounted == {volume["name"] for volume in spec.get("volumes", [])}
         assert container["image"].endswith(":0.1.0")
 
 
@@ -95,8 +170,8 @@ def test_kustomize_makes_the_base() -> None:
 
 def test_the_cluster_file_for_gcp_offers_what_the_one_for_aws_does() -> None:
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
-    assert [error.message for error in Draft7Validator(schema).iter_errors(GCP)] == []
-    aws = yaml.safe_load((ROOT / "cluster.yaml").read_text())["available_node_types"]
+    assert faults(schema, GCP) == faults(schema, AWS) == []
+    aws = AWS["available_node_types"]
     own = GCP["available_node_types"]
     for name, node in aws.items():
         assert {key: own[name][key] for key in ("resources", "labels", "max_workers")} == {
@@ -108,12 +183,60 @@ def test_the_image_is_pinned_and_runs_as_nobody_special() -> None:
     words = (DEPLOY / "Dockerfile").read_text()
     [pinned] = re.findall(r"^ray==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert f"FROM rayproject/ray:{pinned}-" in words
-    assert [line for line in words.splitlines() if line.startswith("USER")] == ["USER ray"]
+    assert [line for line in words.splitlines() if line.startswith("USER")] == ["USER 1000"]
     assert "-c /home/ray/src/constraints.txt" in words
     for source in re.findall(r"^COPY (?:--\S+ )?(.*) \S+$", words, re.MULTILINE):
         assert all((ROOT / name).exists() for name in source.split())
 
 
-@pytest.mark.parametrize("script", sorted((DEPLOY / "slurm").iterdir()), ids=lambda path: path.name)
-def test_slurm_scripts_are_bash(script: Path) -> None:
-    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+@pytest.mark.skipif(not HADOLINT.exists(), reason="no wheel of hadolint for this machine")
+def test_the_linter_has_nothing_to_say_of_the_image() -> None:
+    told = subprocess.run([HADOLINT, "--no-color", DEPLOY / "Dockerfile"], capture_output=True, text=True)
+    assert (told.returncode, told.stdout) == (0, "")
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> dict[str, str]:
+    """The environment of a job of Slurm's. Its commands, and those that scripts start, write down what they get."""
+    tools = {
+        "scontrol": "printf 'n1\\nn2\\nn3\\nn4\\n'",
+        "hostname": "echo 10.0.0.1",
+        "srun": 'while [[ $1 == -* ]]; do [[ $1 == -w ]] && shift; shift; done; exec "$@"',
+        "ray": f'echo "$@" >> {tmp_path}/rays',
+        "sleep": ":",
+        "flashvideo-ray": f'echo "$@ RAY_ADDRESS=${{RAY_ADDRESS:-}}" >> {tmp_path}/jobs; exit 3',
+    }
+    (tmp_path / "rays").touch()
+    for name, body in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    given = {
+        "JOB_ID": "4711",
+        "JOB_NODELIST": "n[1-4]",
+        "CPUS_PER_TASK": "16",
+        "GPUS_ON_NODE": "1",
+        "ARRAY_TASK_ID": "3",
+    }
+    return {"PATH": f"{tmp_path}:/usr/bin:/bin", **{f"SLURM_{name}": value for name, value in given.items()}}
+
+
+def test_on_an_allocation_there_is_one_ray_and_one_job_beside_its_head(slurm: dict[str, str], tmp_path: Path) -> None:
+    done = subprocess.run(["bash", DEPLOY / "slurm" / "render.sbatch", "p.parquet", "out"], env=slurm, check=False)
+    assert done.returncode == 3  # the job's own
+    started: list[str] = []
+    while len(started) < 4:  # they are in the background, and this script has ended
+        started = (tmp_path / "rays").read_text().splitlines()
+    assert sorted("--head" in line for line in started) == [False, False, False, True]
+    assert all("10.0.0.1" in line and "--num-gpus 1" in line for line in started)
+    [job] = (tmp_path / "jobs").read_text().splitlines()
+    assert job == "render p.parquet out -c flashvideo-1080p-80gb RAY_ADDRESS=10.0.0.1:24711"
+
+
+def test_a_task_of_an_array_renders_its_share_on_its_own_node(slurm: dict[str, str], tmp_path: Path) -> None:
+    script, elsewhere = DEPLOY / "slurm" / "shards.sbatch", {"RAY_ADDRESS": "10.9.9.9:6379"}
+    done = subprocess.run(["bash", script, "8", "p.parquet", "out"], env={**slurm, **elsewhere}, check=False)
+    assert done.returncode == 3
+    [job] = (tmp_path / "jobs").read_text().splitlines()
+    words = job.removesuffix(" RAY_ADDRESS=").split()
+    assert words[:7] == ["render", "p.parquet", "out", "-c", "flashvideo-1080p-80gb", "--shard", "3/8"]
+    assert [word for word in words[7:] if word != "--set"] == ONE_CARD

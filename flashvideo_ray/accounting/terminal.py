@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,6 +80,36 @@ def bill_lines(bill: Mapping[str, Any]) -> Iterator[str]:
     if idle:
         yield f"Idle share of the pools: {idle}"
     yield from bill["notes"]
+
+
+def forecast_line(forecast: Mapping[str, Any], now: dt.datetime) -> str:
+    """When it ends, and what is spent of what it takes, of `forecast.as_dict`: one line."""
+    left = forecast["seconds_left"]
+    if left is None:
+        when = "the end is not known yet"
+    elif not left:
+        when = "nothing is left"
+    else:
+        at = now + dt.timedelta(seconds=left)
+        when = (
+            f"ends about {at:%H:%M} UTC{'' if at.date() == now.date() else f' on {at:%Y-%m-%d}'} (in {duration(left)})"
+        )
+    spent, expected = (_spent(forecast[name], forecast["currency"]) for name in ("spent", "expected"))
+    if spent is None:
+        return when
+    return f"{when}; {spent} so far" + (f", about {expected} at the end" if left else "")
+
+
+def _spent(cost: Mapping[str, Any] | None, currency: str) -> str | None:
+    """Money where there are prices, else the work."""
+    if cost is None or not (cost["gpu_seconds"] or cost["cpu_seconds"]):
+        return None
+    if cost["money"] is not None:
+        return money(cost["money"], currency)
+    hours, unit = cost["gpu_seconds"] / 3600, "GPU-hours"
+    if not hours:
+        hours, unit = cost["cpu_seconds"] / 3600, "core-hours"
+    return f"{hours:.3g} {unit}"
 
 
 def candidates_table(rows: Sequence[Mapping[str, Any]]) -> Table:

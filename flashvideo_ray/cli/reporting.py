@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -43,18 +44,22 @@ def status(
         raise typer.Exit(guarded(last))
 
     def show() -> None:
+        from flashvideo_ray.accounting import terminal
         from flashvideo_ray.graph import finish
         from flashvideo_ray.graph.standing import Standing
         from flashvideo_ray.ledger.store import Store
 
         store = Store(output)
         run = existing_run(store)
-        counts = Standing.read(store, finish.settings_of(store, run)).counts(run["candidates"])
+        settings = finish.settings_of(store, run)
+        now = Standing.read(store, settings, figures=True)
         console.print(store.url, markup=False, soft_wrap=True)
         table = Table("status", "candidates")
-        for name, count in counts.items():
+        for name, count in now.counts(run["candidates"]).items():
             table.add_row(name, str(count))
         console.print(table)
+        told = finish.forecast_of(store, settings, now, run["candidates"])
+        console.print(terminal.forecast_line(told, dt.datetime.now(dt.UTC)), markup=False, highlight=False)
 
     guarded(show)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -18,7 +17,7 @@ from flashvideo_ray.accounting.terminal import bill_lines, duration
 from flashvideo_ray.errors import InputError, in_a_line
 from flashvideo_ray.graph.notice import Notifier
 from flashvideo_ray.ledger import run_file, tables
-from flashvideo_ray.ledger.claim import ClaimLostError
+from flashvideo_ray.ledger.claim import Claim
 from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.media import video
@@ -36,27 +35,58 @@ class Ending:
     def __init__(self, output: str, settings: Settings, shard: Shard | None = None):
         self.store, self.settings, self.shard = Store(output), settings, shard
         self.result: Any = None
+        self.notifier = Notifier(settings.notify, self.store.url)
         self._started = time.monotonic()
+        self._left = False
+
+    @contextmanager
+    def left_under(self, claim: Claim) -> Iterator[None]:
+        """The part of a job that holds the run: however it ends, that is left there before the claim is released.
+
+        So a job that begins in the next moment does not find how the one before it ended.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self._leave_if_held(claim, error)
+            raise
+        self._leave_if_held(claim, None)
 
     def tell(self, error: BaseException | None) -> None:
-        """Leave `exit.json` (or that of the share), unless the run is not this job's, and tell. Nothing here raises."""
-        seconds = time.monotonic() - self._started
-        status = self.result.exit_status if error is None else 2 if isinstance(error, InputError) else 1
-        facts: dict[str, Any] = {
-            "exit_status": status,
-            "error": None if error is None else in_a_line(error),
-            "ended": {} if error is not None else self.result.ended,
-            "seconds": round(seconds, 1),
-            "at": dt.datetime.now(dt.UTC).isoformat(),
-            "command": shlex.join(sys.argv),
-        }
-        if not isinstance(error, InputError | ClaimLostError):  # nothing was started, or it is another job's by now
-            with suppress(Exception):
-                self.store.put(file_of(self.shard), json.dumps(facts, indent=2).encode())
+        """Tell of the end, and leave it where there was nothing to hold the run for. Nothing here raises.
+
+        A job that was refused, or came to nothing before it held the run, leaves what the one before it said.
+        """
+        facts = self._facts(error)
+        with suppress(Exception):
+            if error is None and not self._left:
+                self._leave(facts)
         if self.settings.notify is None:
             return
         with suppress(Exception):
             self._notify(facts, error)
+
+    def _leave_if_held(self, claim: Claim, error: BaseException | None) -> None:
+        with suppress(Exception):  # of a claim that is lost: it is another job's run by now
+            claim.check()
+            if error is None and self.settings.notify is not None:
+                with suppress(Exception):
+                    contact_sheet(self.store)
+            self._leave(self._facts(error))
+
+    def _leave(self, facts: Mapping[str, Any]) -> None:
+        self.store.put(file_of(self.shard), json.dumps(facts, indent=2).encode())
+        self._left = True
+
+    def _facts(self, error: BaseException | None) -> dict[str, Any]:
+        return {
+            "exit_status": self.result.exit_status if error is None else 2 if isinstance(error, InputError) else 1,
+            "error": None if error is None else in_a_line(error),
+            "ended": {} if error is not None else self.result.ended,
+            "seconds": round(time.monotonic() - self._started, 1),
+            "at": dt.datetime.now(dt.UTC).isoformat(),
+            "command": shlex.join(sys.argv),
+        }
 
     def _notify(self, facts: dict[str, Any], error: BaseException | None) -> None:
         url = self.store.url
@@ -69,17 +99,15 @@ class Ending:
                 summary = json.loads(self.store.get("summary.json"))
                 facts["counts"], facts["bill"] = summary["status"], summary["bill"]
                 bill = "; ".join(bill_lines(summary["bill"]))
-            if error is None:
-                with suppress(Exception):
-                    facts["contact_sheet"] = contact_sheet(self.store)
+            if error is None and self.store.exists(SHEET):
+                facts["contact_sheet"] = f"{url}/{SHEET}"
         if error is None:
             counts = ", ".join(f"{count} {name}" for name, count in sorted(self.result.total.items()))
             text = f"{how} after {duration(facts['seconds'])}: {counts}. {bill}"
         else:
             text = f"{how}: {facts['error']}. The same command carries on."
-        notifier = Notifier(self.settings.notify, url)
-        notifier.tell("end", f"{text} {url}/report.html", facts)
-        notifier.close()
+        self.notifier.tell("end", f"{text} {url}/report.html", facts)
+        self.notifier.close()  # with what was told before
 
 
 @contextmanager
@@ -125,12 +153,10 @@ def exit_status(store: Store) -> int:
     return next((status for status in (1, 2, 3) if status in found), 0)
 
 
-def contact_sheet(store: Store) -> str | None:
-    """Make a picture of some of the clips anew, beside the report. Returns its URL; None where there are none."""
+def contact_sheet(store: Store) -> None:
+    """Make a picture of some of the clips anew, beside the report, if there are any."""
     clips = tables.read(store, "clips", ["status", "poster"])
     keys = clips.filter(pc.equal(clips["status"], "rendered"))["poster"].drop_null().to_pylist()
     chosen = keys[:: max(1, len(keys) // _SHOWN)][:_SHOWN]
-    if not chosen:
-        return None
-    store.put(SHEET, video.contact_sheet([store.get(key) for key in chosen]))
-    return os.path.join(store.url, SHEET)
+    if chosen:
+        store.put(SHEET, video.contact_sheet([store.get(key) for key in chosen]))

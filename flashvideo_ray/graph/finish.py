@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
+import pyarrow.compute as pc
 
-from flashvideo_ray.accounting import billing, report
-from flashvideo_ray.accounting.summary import statuses, summarise
+from flashvideo_ray.accounting import billing, forecast, report
+from flashvideo_ray.accounting.summary import counts, statuses, summarise
 from flashvideo_ray.graph import audit
 from flashvideo_ray.graph.standing import Standing
-from flashvideo_ray.ledger import jobs, run_file
+from flashvideo_ray.ledger import jobs, run_file, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings
 
@@ -30,8 +29,9 @@ def finish(store: Store, settings: Settings) -> dict[str, int]:
     if run is None:
         raise run_file.NoRunError(f"{store.url}: no run here (no run.json)")
     jobs.take_up(store, run)
-    now = Standing.read(store, settings)
+    now = Standing.read(store, settings, figures=True)
     summary = summary_of(store, settings, now)
+    summary["forecast"] = forecast_of(store, settings, now, run["candidates"])
     store.put("summary.json", json.dumps(summary, indent=2).encode())
     page = report.write_report(
         now.previews,
@@ -41,24 +41,39 @@ def finish(store: Store, settings: Settings) -> dict[str, int]:
         audit=audit.read(store),
         poster=lambda key: _bytes(store, key),
         title=store.url.rstrip("/").rpartition("/")[2],
+        whole=lambda clip_ids: (
+            tables.read(store, "previews", only=clip_ids),
+            tables.read(store, "clips", only=clip_ids),
+        ),
     )
     store.put("report.html", page.encode())
-    return dict(Counter(statuses(now.previews, now.clips).values()))
+    return counts(statuses(now.previews, now.clips)["status"])
+
+
+def forecast_of(store: Store, settings: Settings, now: Standing, wanted: int) -> dict[str, Any]:
+    """When the run ends, and what it costs by then, as `forecast.as_dict` says it. `wanted` as in `Standing.counts`."""
+    previews, clips = now.paid()
+    spent = billing.bill(previews, clips, settings).total
+    started = max((row["started"] for row in jobs.read(store)), default=None)
+    at = now.clips["at"]
+    ends = (
+        at.filter(pc.greater_equal(at, started)).to_pylist() if started is not None else []
+    )  # those before tell nothing
+    found = forecast.of_run(now.counts(wanted), ends, started, spent)
+    return forecast.as_dict(found, settings.prices.currency)
 
 
 def summary_of(store: Store, settings: Settings, now: Standing) -> dict[str, Any]:
     """summary.json of a run."""
     summary = summarise(now.previews, now.clips)
-    summary["earlier_texts"] = len(statuses(*now.earlier))
+    summary["earlier_texts"] = statuses(*now.earlier).num_rows
     done = jobs.read(store)
     summary["wall_seconds"], summary["pools"] = jobs.usage(done)
     summary["troubles"] = [row["error"] for row in done if row["error"]]
     from flashvideo_ray.accounting import estimates
 
     operations = estimates.known_operations(settings)
-    # What earlier texts took was paid all the same.
-    paid = zip((now.previews, now.clips), now.earlier, strict=True)
-    previews, clips = (pa.concat_tables(pair, promote_options="permissive") for pair in paid)
+    previews, clips = now.paid()
     bill = billing.bill(previews, clips, settings, summary["pools"], operations)
     if (unknown := estimates.not_known(settings)) is not None:
         bill = replace(bill, notes=(*bill.notes, f"{unknown}; so neither is what a single stage would take"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from flashvideo_ray.accounting import billing
 from flashvideo_ray.graph.metrics import Meter
@@ -60,18 +59,8 @@ class Gauges:
         meter.add("flashvideo_calls_done_total", done, stage=stage)
         meter.add("flashvideo_gpu_seconds_total", held * pool.num_gpus, stage=stage)
         currency = self._settings.prices.currency
-        meter.add("flashvideo_money_total", held / 3600 * self._hourly(stage), stage=stage, currency=currency)
-
-    def _hourly(self, stage: Stage) -> float:
-        """What an actor of the pool costs in an hour, by the type of card that it asks for; 0 where no price is."""
-        pool = self._settings.pools.where(stage)
-        device = pool.accelerator_type if pool.num_gpus else "cpu"
-        price = billing.price_of(device, self._settings.prices.devices)
-        own: Any = getattr(self._settings.pools, stage)
-        if price is None:
-            return 0.0
-        each = price.spot if pool.spot and price.spot is not None else price.on_demand
-        return each * (own.num_gpus or own.cores)
+        money = billing.held_cost(stage, held, self._settings).money or 0.0
+        meter.add("flashvideo_money_total", money, stage=stage, currency=currency)
 
     def _waits(self) -> dict[str, float]:
         """For how long the claim has not been renewed, and for how long it has been unsure whose run it is."""

@@ -84,6 +84,8 @@ class Heartbeat:
             thread.join(max(0.0, deadline - time.monotonic()))
         with suppress(Exception):
             self._show(last=True)
+        with suppress(Exception):
+            self._tell(self._states)  # what came in the last second, too
 
     def _beat(self, trouble: str, act: Callable[[], None]) -> None:
         """Errors are told in a line and left to a later beat: rows stay in memory until they are written."""

@@ -56,6 +56,7 @@ class Job:
     takeover: bool
     retry: str | None
     quota: Quota | None
+    end: ending.Ending
     shard: Shard | None = None
 
 
@@ -64,39 +65,40 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
 
     Raises JobError where a stage cannot be loaded on any node, or a pool can have no actor.
     """
-    rounds = None
     before = tables.parts(job.store)
     work = _wanted(job)
-    if work:
-        run_file.check_writable(job.store)
-        if work.rows.num_rows:
-            cluster.connect(job.settings.pools, job.stages)
-            if "refine" in job.stages:
-                cluster.try_encoder(job.settings)
-        identity = Identity.of_this_process()
-        lease, patience = job.settings.ledger.lease_seconds, job.settings.store_patience_seconds
-        with Claim(job.store, identity, lease, job.takeover, patience, scope_of(job.shard)) as claim:
-            # From here on the job waits for a store that is away, and writes nothing while it may be another's run.
-            job = replace(job, store=held_store.under(claim))
-            ending.forget(job.store, job.shard)
-            if tables.parts(job.store) != before:  # another job has worked on the run until just now
-                work = _wanted(job)
-            run = run_file.open_run(job.store, job.recipe, job.about)
-            with jobs.Record(job.store, run, started) as record:
-                rounds = Rounds(graph, job.store, claim, record, job.settings, job.recipe, job.extra, job.quota)
-                work = rounds.run(work, lambda: job.next_work(job.store, None))
-            if not set(job.settings.keep) >= _KEPT:
-                prune.prune(job.store, prune.plan(job.store, job.settings.keep, job.shard))
-            total = _closed(job, claim)  # under the claim: it may take longer than a lease
-    else:
+    if not work:
         _note_settings(job)
         total = _closed(job)
-    seconds = time.monotonic() - started
-    if rounds is None:
-        return RunResult(job.store.url, {}, total, seconds, work.without_latents)
-    rounds.raise_if_lost()
-    ended, left_out = dict(+rounds.ended), tuple(rounds.left_out)
-    return RunResult(job.store.url, ended, total, seconds, work.without_latents, left_out, rounds.stopped)
+        return RunResult(job.store.url, {}, total, time.monotonic() - started, work.without_latents)
+    run_file.check_writable(job.store)
+    if work.rows.num_rows:
+        cluster.connect(job.settings.pools, job.stages)
+        if "refine" in job.stages:
+            cluster.try_encoder(job.settings)
+    identity = Identity.of_this_process()
+    lease, patience = job.settings.ledger.lease_seconds, job.settings.store_patience_seconds
+    with (
+        Claim(job.store, identity, lease, job.takeover, patience, scope_of(job.shard)) as claim,
+        job.end.left_under(claim),
+    ):
+        # From here on the job waits for a store that is away, and writes nothing while it may be another's run.
+        job = replace(job, store=held_store.under(claim))
+        ending.forget(job.store, job.shard)
+        if tables.parts(job.store) != before:  # another job has worked on the run until just now
+            work = _wanted(job)
+        run = run_file.open_run(job.store, job.recipe, job.about)
+        with jobs.Record(job.store, run, started) as record:
+            told = job.end.notifier
+            rounds = Rounds(graph, job.store, claim, record, job.settings, job.recipe, job.extra, job.quota, told)
+            work = rounds.run(work, lambda: job.next_work(job.store, None))
+        if not set(job.settings.keep) >= _KEPT:
+            prune.prune(job.store, prune.plan(job.store, job.settings.keep, job.shard))
+        total = _closed(job, claim)  # under the claim: it may take longer than a lease
+        rounds.raise_if_lost()
+        ended, left_out, seconds = dict(+rounds.ended), tuple(rounds.left_out), time.monotonic() - started
+        job.end.result = RunResult(job.store.url, ended, total, seconds, work.without_latents, left_out, rounds.stopped)
+    return job.end.result
 
 
 def _closed(job: Job, claim: Claim | None = None) -> dict[str, int]:

@@ -11,7 +11,19 @@ import pyarrow as pa
 import ray.data
 
 from flashvideo_ray import identity, prompts
-from flashvideo_ray.graph import checks, cluster, ending, fetching, finish, labels, nightly, remaining, scoring, stages
+from flashvideo_ray.graph import (
+    checks,
+    cluster,
+    ending,
+    fetching,
+    finish,
+    labels,
+    logs,
+    nightly,
+    remaining,
+    scoring,
+    stages,
+)
 from flashvideo_ray.graph.bundles import bundled
 from flashvideo_ray.graph.job import Job, RunResult, run_job
 from flashvideo_ray.graph.quota import Quota
@@ -60,8 +72,11 @@ def render(
     PlacementError, ClaimedError) before anything is started.
     """
     settings = settings or Settings()
+    logs.use(settings.log_format)
     with ending.told(output, settings, shard) as end:
-        end.result = _render(prompt_url, output, settings, until, retry, takeover, quota, relabel, only, not_in, shard)
+        end.result = _render(
+            prompt_url, output, settings, until, retry, takeover, quota, relabel, only, not_in, shard, end
+        )
     return end.result
 
 
@@ -77,6 +92,7 @@ def _render(
     only: str | None,
     not_in: Sequence[str],
     shard: Shard | None,
+    end: ending.Ending,
 ) -> RunResult:
     started = time.monotonic()
     store = Store(output)
@@ -115,7 +131,7 @@ def _render(
 
     needed = stages_of(settings, until, previews=True)
     quota = quota.part(shard) if quota is not None else None
-    job = Job(store, settings, recipe, told, needed, next_work, extra, takeover, retry, quota, shard)
+    job = Job(store, settings, recipe, told, needed, next_work, extra, takeover, retry, quota, end, shard)
     return run_job(job, build_graph, started)
 
 
@@ -164,8 +180,9 @@ def refine(
     if run is None:
         raise run_file.NoRunError(f"{output}: no run here (no run.json); start one with render or preview")
     settings = settings or finish.settings_of(store, run)
+    logs.use(settings.log_format)
     with ending.told(output, settings) as end:
-        end.result = _refine(store, run, settings, retry, takeover, quota, started)
+        end.result = _refine(store, run, settings, retry, takeover, quota, started, end)
     return end.result
 
 
@@ -177,13 +194,18 @@ def _refine(
     takeover: bool,
     quota: Quota | None,
     started: float,
+    end: ending.Ending,
 ) -> RunResult:
     settings = with_added_scorers(settings, run)
     settings = checks.check(settings, ("text", "refine"))
     recipe = recipe_of(settings)
     run_file.check_recipe(store, recipe)
     own = {*row_schema().names, "at"}
-    extra = [field for field in tables.read(store, "previews").schema if field.name not in own]
+    extra = [
+        field
+        for field in tables.read(store, "previews", only=pa.array([], pa.string())).schema
+        if field.name not in own
+    ]
     extra = [field for field in extra if not columns.is_score(field.name)]
 
     def next_work(run: Store, again: str | None) -> remaining.Work:
@@ -191,7 +213,7 @@ def _refine(
 
     record = {"settings": settings.model_dump(mode="json"), "sizes": sizes(settings)}
     needed = stages_of(settings, "refine", previews=False)
-    job = Job(store, settings, recipe, record, needed, next_work, extra, takeover, retry, quota)
+    job = Job(store, settings, recipe, record, needed, next_work, extra, takeover, retry, quota, end)
     return run_job(job, build_graph, started)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -11,7 +12,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from flashvideo_ray.accounting.terminal import duration
+from flashvideo_ray.accounting import forecast
+from flashvideo_ray.accounting.forecast import Pace
+from flashvideo_ray.accounting.terminal import duration, forecast_line
+from flashvideo_ray.graph import logs
 from flashvideo_ray.graph.tracker import StageState
 from flashvideo_ray.ledger.claim import clock
 from flashvideo_ray.settings import STAGES, Settings, Stage
@@ -21,7 +25,7 @@ _SILENT_CALLS = 3  # so many would have ended in the meantime
 
 
 class Progress:
-    """Shows the state of each stage: done / total, rate, time left, and how much of its pool is at work.
+    """Shows the state of each stage (done / total, rate, time left, how much of its pool works), and when all ends.
 
     `totals` is how many rows each stage gets at most, and of `text` that is all of them; how many previews meet the
     rules is not known when a run starts.
@@ -52,14 +56,20 @@ class Progress:
         totals = expected(self.totals, states, counts, self.stages)
         rows = [self._row(stage, states.get(stage, StageState()), totals[stage]) for stage in self.stages]
         if self._live is not None:
-            table = Table("stage", "done", "rate", "time left", "pool", title=_counts(counts))
+            title = f"{_counts(counts)}; {self._forecast(states, totals)}"
+            table = Table("stage", "done", "rate", "time left", "pool", title=title)
             for row in rows:
                 table.add_row(*row)
             self._live.update(table)
         elif last or time.monotonic() - self._last_line >= self.settings.progress_seconds:
             self._last_line = time.monotonic()
             parts = [f"{stage} {done}, {rate}, {left}, {pool}" for stage, done, rate, left, pool in rows]
-            print(" | ".join([_counts(counts), *parts]), flush=True)
+            print(logs.line(" | ".join([_counts(counts), *parts, self._forecast(states, totals)])), flush=True)
+
+    def _forecast(self, states: Mapping[Stage, StageState], totals: Mapping[Stage, int]) -> str:
+        found = forecast.of_pools(paces(states, totals, clock()), self.settings)
+        told = forecast.as_dict(found, self.settings.prices.currency)
+        return forecast_line(told, dt.datetime.now(dt.UTC))
 
     def _row(self, stage: Stage, state: StageState, total: int) -> tuple[str, str, str, str, str]:
         pool = getattr(self.settings.pools, stage)
@@ -72,10 +82,26 @@ def pace(state: StageState, total: int, now: float) -> tuple[str, str]:
     """How fast a stage is and how long it still takes, unless it has been silent for longer than its calls explain."""
     if not state.rate or state.last_end is None:
         return "-", "-"
-    silent = now - state.last_end
-    if state.done < total and silent > max(_SILENT_SECONDS, _SILENT_CALLS / state.rate):
-        return f"none has ended for {duration(silent)}", "-"
+    if _is_silent(state, total, now):
+        return f"none has ended for {duration(now - state.last_end)}", "-"
     return _rate(state.rate), duration(max(0, total - state.done) / state.rate) + " left"
+
+
+def _is_silent(state: StageState, total: int, now: float) -> bool:
+    """Whether the stage has ended nothing for longer than its calls take, with some to come."""
+    if not state.rate or state.last_end is None or state.done >= total:
+        return False
+    return now - state.last_end > max(_SILENT_SECONDS, _SILENT_CALLS / state.rate)
+
+
+def paces(states: Mapping[Stage, StageState], totals: Mapping[Stage, int], now: float) -> list[Pace]:
+    """How the stages do, for a forecast; a stage that has fallen silent has no rate."""
+    found = []
+    for stage, total in totals.items():
+        state = states.get(stage, StageState())
+        rate = 0.0 if _is_silent(state, total, now) else state.rate
+        found.append(Pace(stage, state.done, total, rate, state.actors, state.held_seconds))
+    return found
 
 
 def expected(

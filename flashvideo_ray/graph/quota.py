@@ -49,8 +49,11 @@ class Quota:
         """The share of the budget that actors have held, and the budget in words; None without one."""
         if self.hours is None:
             return None
-        hours = sum(seconds * units(getattr(pools, stage), self.unit) for stage, seconds in held_seconds.items()) / 3600
-        return hours / self.hours, f"{self.hours:g} {self.unit}-hours"
+        return self.held(pools, held_seconds) / self.hours, f"{self.hours:g} {self.unit}-hours"
+
+    def held(self, pools: Pools, held_seconds: Mapping[Stage, float]) -> float:
+        """Hours of cards, or of cores, that actors have held."""
+        return sum(seconds * units(getattr(pools, stage), self.unit) for stage, seconds in held_seconds.items()) / 3600
 
 
 def units(pool: Pool, unit: Literal["gpu", "cpu"]) -> float:
@@ -63,7 +66,7 @@ class Gate:
 
     Stage 1 waits while the survivors at hand, and as many of the previews under way as have survived so far, would do;
     it goes on if one fails. Stage 2 begins no more clips than are missing. `rendered` and `survivors` are those that
-    the job found.
+    the job found, `spent_hours` what its earlier rounds held.
     """
 
     def __init__(
@@ -73,10 +76,12 @@ class Gate:
         rendered: int,
         survivors: set[str],
         clock: Callable[[], float] = time.monotonic,
+        spent_hours: float = 0.0,
     ):
         self._quota = quota
         self._pools = pools
         self._clock = clock
+        self._spent_before = spent_hours
         self._rendered = self._rendered_before = rendered
         self._survivors = set(survivors)  # neither rendered nor failed yet, those in stage 2 included
         self._refining: set[str] = set()
@@ -137,7 +142,7 @@ class Gate:
     def spent(self) -> float:
         """Hours that this job's actors have held cards, or CPUs."""
         now = self._clock()
-        return sum((now - since) * units for since, units in self._actors.values()) / 3600
+        return self._spent_before + sum((now - since) * units for since, units in self._actors.values()) / 3600
 
     @property
     def over(self) -> str | None:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from flashvideo_ray import scorers
 from flashvideo_ray.errors import InputError, message_of
 from flashvideo_ray.graph import checks, cluster
-from flashvideo_ray.graph.stage_base import say
+from flashvideo_ray.graph.logs import say
 from flashvideo_ray.ledger import held_store, jobs, run_file, tables
 from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store

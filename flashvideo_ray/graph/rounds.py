@@ -68,6 +68,7 @@ class Rounds:
         recipe: Mapping[str, Any],
         extra: Sequence[pa.Field],
         quota: Quota | None,
+        notifier: Notifier,
     ):
         self.graph, self.store, self.claim, self.record = graph, store, claim, record
         self.settings, self.recipe, self.extra, self.quota = settings, recipe, extra, quota
@@ -75,10 +76,12 @@ class Rounds:
         self.left_out: list[Fault] = []
         self.stopped: Fault | None = None
         self.lost: Stage | None = None
+        self._held = dict.fromkeys(STAGES, 0.0)  # seconds of actors, in rounds that are over
         self._failed: set[str] = set()  # candidates whose failure is in the ledger
         self._given_back: set[str] = set()
         self._pauses = iter(_START_PAUSES)
         self._broke_off = False
+        self._watch = Watch(settings.notify, notifier)  # of all rounds: each thing once
 
     def run(self, work: Work, more: Callable[[], Work]) -> Work:
         """Round after round until there is no more work, or none that would come to an end. Returns what is left.
@@ -132,7 +135,7 @@ class Rounds:
         if not work.rows.num_rows:
             return False
         came: set[str] = set()
-        gate = gate_of(work, self.settings, self.quota)
+        gate = gate_of(work, self.settings, self.quota, self._held)
         why = gate.over if gate is not None else None
         if why is None:
             why = self._run_graph(work, gate, came)
@@ -161,23 +164,23 @@ class Rounds:
         cards = SharedCards(settings.pools, stages, cluster.needs)
         progress = Progress(settings, _totals(work, settings.select.keep), stages)
         placement = Placement(settings.pools, stages, settings.placement_patience_seconds)
-        watch = Watch(settings.notify, Notifier(settings.notify, store.url))
         gauges = Gauges(store.url, settings, self.claim)
 
         def tell(states: Mapping[Stage, StageState]) -> None:
             spent = self._spent(states)
             totals = expected(progress.totals, states, self.ended, stages)
             gauges.tell(states, totals, self.ended, spent, placement.seconds)
-            watch.look(states, self.ended, spent)
+            self._watch.look(states, self.ended, spent)
 
         heartbeat = Heartbeat(self.claim, tracker, clips, progress, self.ended, self.record, placement, tell)
-        over, last_patience, self._broke_off = None, LAST_SECONDS, False
+        enough, last_patience, self._broke_off = None, LAST_SECONDS, False
         try:
             with cluster.data_context(), progress, heartbeat, cards:
                 dataset = self.graph(work.rows, patient, settings, self.recipe, events, stages, cards)
                 self._collect(dataset, clips, tracker, heartbeat, came)
                 del dataset  # Ray Data gives its actors back
-                over = ray.get(tracker.over.remote())
+                # Not `over`: a call may have begun since that was looked at, and none is waited for any more.
+                enough = ray.get(tracker.enough.remote())
                 if stopped := ray.get(tracker.stopped.remote()):
                     self.stopped = stopped[0]
             last_patience = max(last_patience, settings.store_patience_seconds)  # nobody waits for the end of this job
@@ -203,14 +206,21 @@ class Rounds:
                 # The last one first: a clip's row follows its preview's.
                 last.callback(lambda: _insist(lambda: ray.get(writing(tracker.flush).remote()), last_patience))
                 last.callback(self.record.round_over)
-                last.callback(lambda: self.record.used(used(ray.get(tracker.tick.remote()))))
+                last.callback(lambda: self._note_use(ray.get(tracker.tick.remote())))
         self.claim.check()
-        return over[0] if over is not None else None
+        return enough
+
+    def _note_use(self, states: Mapping[Stage, StageState]) -> None:
+        """What the pools held and used in a round that is over."""
+        self.record.used(used(states))
+        for stage, state in states.items():
+            self._held[stage] += state.held_seconds
 
     def _spent(self, states: Mapping[Stage, StageState]) -> tuple[float, str] | None:
         if self.quota is None:
             return None
-        return self.quota.spent(self.settings.pools, {stage: state.held_seconds for stage, state in states.items()})
+        held = {stage: self._held[stage] + state.held_seconds for stage, state in states.items()}
+        return self.quota.spent(self.settings.pools, held)
 
     def _wait_for_start(self, error: RayError, anew: bool) -> None:
         """Wait if a worker could not begin, for reasons of Ray's or of its host's such as a full disk; else raise.
@@ -271,13 +281,19 @@ def stages_of(settings: Settings, until: Until, previews: bool) -> tuple[Stage, 
     return tuple(stage for stage in STAGES if stage in wanted)
 
 
-def gate_of(work: Work, settings: Settings, quota: Quota | None) -> Gate | None:
-    """What lets candidates begin until the quota is used up; None without one."""
+def gate_of(
+    work: Work, settings: Settings, quota: Quota | None, held_seconds: Mapping[Stage, float] | None = None
+) -> Gate | None:
+    """What lets candidates begin until the quota is used up; None without one.
+
+    `held_seconds` is what the pools have held in the job's earlier rounds, which its budget has paid for.
+    """
     if quota is None:
         return None
     rows = work.rows
     waiting = rows.filter(pc.is_in(rows["status"], pa.array(["previewed", "approved"])))["clip_id"].to_pylist()
-    return Gate(quota, settings.pools, work.rendered, set(waiting))
+    spent = quota.held(settings.pools, held_seconds or {})
+    return Gate(quota, settings.pools, work.rendered, set(waiting), spent_hours=spent)
 
 
 def _insist(flush: Callable[[], None], patience_seconds: float) -> None:

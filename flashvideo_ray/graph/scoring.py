@@ -15,8 +15,9 @@ from safetensors.numpy import load as unpack
 
 from flashvideo_ray.expressions.rules import Requirement
 from flashvideo_ray.graph.events import StageEvents
+from flashvideo_ray.graph.logs import say
 from flashvideo_ray.graph.publishing import Publisher
-from flashvideo_ray.graph.stage_base import BULKY, DROPPED, PAYLOAD, StageBase, say
+from flashvideo_ray.graph.stage_base import BULKY, DROPPED, PAYLOAD, StageBase
 from flashvideo_ray.graph.verdicts import table_of, verdicts
 from flashvideo_ray.ledger.keys import poster_key, preview_key
 from flashvideo_ray.ledger.store import Store

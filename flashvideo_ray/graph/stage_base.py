@@ -20,7 +20,9 @@ import pyarrow as pa
 import ray
 
 from flashvideo_ray.errors import in_a_line, is_out_of_memory, message_of
+from flashvideo_ray.graph import logs
 from flashvideo_ray.graph.events import StageEvents
+from flashvideo_ray.graph.logs import say
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.settings import Pool, Settings, Stage
 
@@ -49,12 +51,6 @@ def row_schema(extra: Iterable[pa.Field] = ()) -> pa.Schema:
     names.pop("at")
     known = pa.unify_schemas([tables.PREVIEWS, tables.CLIPS])
     return pa.schema([*(known.field(name) for name in names), *_PAYLOAD, *extra])
-
-
-def say(text: str) -> None:
-    """A line in the worker's log. A log that cannot be written, on a disk that is full, costs no candidate."""
-    with suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
 
 
 def _passed(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,6 +149,7 @@ class StageBase(ABC):
         self._turn = threading.Lock()
         self._device_lock = threading.Lock()
         self._logged: set[type[Exception]] = set()
+        logs.use(settings.log_format)
         self._load_patiently()
         events.joined(self.name)
 
@@ -253,9 +250,14 @@ class StageBase(ABC):
 
     def _tell_overdue(self, clip_id: str) -> None:
         self.events.overdue(self.name, clip_id)
-        say(f"{self.name} ran over {self._pool.time_limit_seconds:g} s on {clip_id}: process ends")
+        with logs.about(self.name, clip_id):
+            say(f"{self.name} ran over {self._pool.time_limit_seconds:g} s on {clip_id}: process ends")
 
     def _guarded(self, row: dict[str, Any]) -> dict[str, Any]:
+        with logs.about(self.name, row["clip_id"]):
+            return self._called(row)
+
+    def _called(self, row: dict[str, Any]) -> dict[str, Any]:
         if self.gated and not self._admitted(row):
             return _passed(row)
         begin = self.events.begin(self.name, row["clip_id"])

@@ -199,6 +199,10 @@ class Tracker:
             return None
         return why, self._gate.rendered
 
+    def enough(self) -> str | None:
+        """Why nothing more is to begin, whatever is still open; None while more is wanted."""
+        return None if self._gate is None else self._gate.over
+
     def tick(self) -> dict[Stage, StageState]:
         """The state of all stages."""
         now = clock()

@@ -476,6 +476,9 @@ class Settings(Frozen):
         600.0, description="how long a run waits for a store, a timestamp authority or a KMS that is away"
     )
     progress_seconds: Seconds = Field(15.0, description="between progress lines in a job's log")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="json: an object a line, with stage and clip_id where it is about a candidate"
+    )
     notify: NotifySettings | None = Field(None, description="null: nobody is told")
 
     @classmethod

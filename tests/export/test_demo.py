@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import guides
 import pytest
 from inline import stages_inline
 from support import ROOT
@@ -48,14 +49,12 @@ def rendered(output: str) -> list[dict[str, Any]]:
 
 
 def test_the_readmes_two_commands_give_a_batch_in_pytorch(here: Path) -> None:
-    readme = (ROOT / "README.md").read_text()
-    section = readme[readme.index("## A dataset for training") :]
-    make, export = re.findall(r"```\n(.*?)\n(.*?)\n```", section, re.DOTALL)[0]
+    make, export = guides.block("README.md", "make demo\n").splitlines()
     assert make == "make demo"
     command = shlex.split(export, comments=True)
     assert command[0] == ".venv/bin/flashvideo-ray"
     run(*command[1:])
-    code = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
+    code = guides.block("README.md", "import glob, torch")
     assert len(code.strip().splitlines()) <= 10
 
     names: dict[str, Any] = {}

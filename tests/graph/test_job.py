@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import guides
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,7 +28,9 @@ PROMPTS = [
     "a small red circle slides slowly to the left across a plain grey background",
     "a large blue square moves to the right on a white background",
 ]
-AS_IN_THE_README = ("--config", "nano", "--set", "progress_seconds=2")
+# After the names of prompts and output, as README.md has it.
+OPTIONS = guides.block("README.md", "ray job submit").partition("--output s3://bucket/run1 ")[2].split()
+AS_IN_THE_README = (*OPTIONS, "--set", "progress_seconds=2")
 
 pytestmark = pytest.mark.long
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import faulty  # noqa: F401  what the faulty model is made of is loaded by this process
 import pytest
+import ray
 from support import PROMPTS, tiny_overrides, write_prompts
 from tiny import save_model
 from typer.testing import CliRunner
@@ -17,6 +23,7 @@ from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.claim import Claim, ClaimedError, Identity
 from flashvideo_ray.ledger.store import Store
 
+TEXTS = [f"{text} {word}".strip() for word in ("", "slowly", "on sand") for text in PROMPTS]
 ELSEWHERE = Identity(host="another", pid=1, user="night", command="render")
 
 
@@ -58,11 +65,69 @@ def test_a_night_waits_for_the_one_before_it_and_takes_over_from_a_dead_one(tmp_
     dead.__enter__()
     with pytest.raises(ClaimedError), held(second, settings):
         pytest.fail("its lease is not over")
-    import time
-
     time.sleep(1.2)
     with held(second, settings):
         pass
+
+
+NIGHT = """
+import sys
+from inline import stages_inline
+from flashvideo_ray.cli import app
+with stages_inline():
+    app(sys.argv[1:])
+"""
+
+
+def words_of(folder: Path, model: Path, date: str, count: int) -> list[str]:
+    """The command of a night: of its prompts, what no night before it has done."""
+    prompts = write_prompts(folder / f"prompts-{count}.parquet", TEXTS[:count])
+    options = [word for text in tiny_overrides(model) for word in ("--set", text)]
+    return ["render", prompts, str(folder / "nights" / "{date}"), "-c", "nano", "--new", "--date", date, *options]
+
+
+def rendered(folder: Path, date: str) -> set[str]:
+    clips = tables.read(Store(str(folder / "nights" / date)), "clips").to_pylist()
+    texts = [row["prompt"] for row in clips if row["status"] == "rendered"]
+    assert len(texts) == len(set(texts))
+    return set(texts)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_night_that_was_killed_holds_up_none_after_it_and_loses_nothing(tmp_path: Path, tiny_model: Path) -> None:
+    env = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    command = [sys.executable, "-c", NIGHT, *words_of(tmp_path, tiny_model, "2026-11-26", 12)]
+    with open(tmp_path / "log", "wb") as log:
+        first = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+
+    def night(date: str, count: int) -> tuple[int, str]:
+        result = CliRunner().invoke(app, words_of(tmp_path, tiny_model, date, count))
+        return result.exit_code, result.output
+
+    try:
+        deadline = time.monotonic() + 120
+        while not rendered(tmp_path, "2026-11-26"):
+            assert first.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        first.send_signal(signal.SIGSTOP)  # at half, for as long as the second looks
+        code, said = night("2026-11-27", 14)
+        assert (code, "is claimed by another job" in said) == (2, True), said
+        assert not (tmp_path / "nights" / "2026-11-27").exists()
+    finally:
+        first.kill()
+        first.wait()
+    half = rendered(tmp_path, "2026-11-26")
+    assert 0 < len(half) < 12
+
+    # The second takes up what the first left; the first itself can be taken up, too, and has nothing that is twice.
+    assert night("2026-11-27", 14)[0] == 0
+    assert rendered(tmp_path, "2026-11-27") == set(TEXTS[:14]) - half
+    assert night("2026-11-26", 12)[0] == 0
+    assert rendered(tmp_path, "2026-11-26") == set(TEXTS[:12])
+    # A third renders only what is new.
+    assert night("2026-11-28", 15)[0] == 0
+    assert rendered(tmp_path, "2026-11-28") == {TEXTS[14]}
 
 
 @pytest.mark.usefixtures("inline")
@@ -71,32 +136,17 @@ def test_each_night_renders_what_is_new_and_what_was_left(tmp_path: Path, tiny_m
     broken = save_model(tmp_path / "faulty", faults=[("preview", "raise", PROMPTS[1])])
 
     def night(date: str, count: int, model: Path = tiny_model) -> tuple[int, list[str], str]:
-        prompts = write_prompts(tmp_path / f"prompts-{count}.parquet", PROMPTS[:count])
-        options = [word for text in tiny_overrides(model) for word in ("--set", text)]
-        words = [
-            "render",
-            prompts,
-            str(tmp_path / "nights" / "{date}"),
-            "-c",
-            "nano",
-            "--new",
-            "--date",
-            date,
-            *options,
-        ]
-        result = CliRunner().invoke(app, words)
-        store = Store(str(tmp_path / "nights" / date))
-        clips = tables.read(store, "clips").to_pylist()
-        return result.exit_code, sorted(row["prompt"] for row in clips if row["status"] == "rendered"), result.output
+        result = CliRunner().invoke(app, words_of(tmp_path, model, date, count))
+        return result.exit_code, sorted(rendered(tmp_path, date)), result.output
 
-    code, rendered, said = night("2026-11-26", 2, broken)
-    assert (code, rendered) == (3, [PROMPTS[0]]), said
-    code, rendered, said = night("2026-11-27", 3)
-    assert (code, rendered) == (0, sorted(PROMPTS[1:3])), said
-    code, rendered, said = night("2026-11-28", 3)
-    assert (code, rendered) == (0, [])
+    code, clips, said = night("2026-11-26", 2, broken)
+    assert (code, clips) == (3, [PROMPTS[0]]), said
+    code, clips, said = night("2026-11-27", 3)
+    assert (code, clips) == (0, sorted(PROMPTS[1:3])), said
+    code, clips, said = night("2026-11-28", 3)
+    assert (code, clips) == (0, [])
     assert "no prompt is new" in said
-    code, rendered, said = night("2026-11-27", 3)  # after midnight
-    assert (code, rendered) == (0, sorted(PROMPTS[1:3])), said
+    code, clips, said = night("2026-11-27", 3)  # after midnight
+    assert (code, clips) == (0, sorted(PROMPTS[1:3])), said
     assert "Nothing to do" in said
     assert not (tmp_path / "nights" / "2026-11-28" / "run.json").exists()

@@ -6,14 +6,16 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import faulty
 import pytest
 from PIL import Image
 from support import PROMPTS, free_ports, tiny_overrides, write_prompts
+from tiny import save_model
 from typer.testing import CliRunner
 
 import flashvideo_ray
@@ -33,6 +35,7 @@ class Hook:
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
         self.refused = 0
+        self.heard: Callable[[dict[str, Any]], object] = lambda message: None  # what is done at each
 
     @property
     def events(self) -> list[str]:
@@ -50,6 +53,7 @@ def hook() -> Iterator[Hook]:
             found.refused = max(0, found.refused - 1)
             if status == 200:
                 found.messages.append(message)
+                found.heard(message)
             self.send_response(status)
             self.end_headers()
 
@@ -128,6 +132,29 @@ def test_a_command_gets_the_notice_on_its_standard_input(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("inline")
+def test_a_run_tells_of_a_stall_of_failures_of_its_budget_and_of_its_end(
+    hook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its network waits for a file, which is made when the stall is told; then twenty candidates of one prompt fail."""
+    faulty.known()
+    monkeypatch.setenv("PATIENT", str(tmp_path / "go"))
+    hook.heard = lambda message: message["event"] == "stall" and (tmp_path / "go").touch()
+    model = save_model(tmp_path / "model", faults=[("preview", "raise", PROMPTS[1])])
+    own = ["candidates=20", "select.keep=1", "select.rank=motion", "max_equal_failures=99"]
+    told = [f"notify.url={hook.url}", "notify.stall_seconds=1", "notify.budget_share=0.001"]
+    settings = Settings.load("nano", [*tiny_overrides(model), *own, *told])
+    prompts, output = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:2]), str(tmp_path / "run")
+    result = flashvideo_ray.render(prompts, output, settings, quota=Quota(hours=1.0, unit="cpu"))
+    assert (result.exit_status, result.ended) == (3, {"rendered": 1, "rejected": 19, "failed": 20})
+    assert [event for event in hook.events if event != "stall"] == ["budget", "failures", "end"]
+    by_event = {message["event"]: message for message in hook.messages}
+    assert by_event["stall"]["open"]
+    assert by_event["failures"]["failure_rate"] > 0.2
+    assert by_event["budget"]["spent_share"] >= 0.001
+    assert by_event["end"]["ended"] == result.ended
+
+
+@pytest.mark.usefixtures("inline")
 def test_the_end_of_a_run_is_told_and_left_in_a_file(
     hook: Any, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,10 +176,22 @@ def test_the_end_of_a_run_is_told_and_left_in_a_file(
     assert slices.count("preview") == slices.count("refine") == 2
     assert hook.url not in "".join(path.read_text() for path in Path(output).glob("*.json"))
 
+    # Nothing is left, so all that it takes is spent.
+    ends = json.loads(Store(output).get("summary.json"))["forecast"]
+    assert (ends["seconds_left"], ends["expected"]) == (0.0, ends["spent"])
+    assert ends["spent"]["cpu_seconds"] > 0
+    assert CliRunner().invoke(app, ["status", output]).exit_code == 0
+
+    # A job that begins as soon as the run is free does not find how the one before it ended.
+    [released] = Path(output, "claims").glob("*.lease")
+    for name in ("exit.json", "contact-sheet.jpg"):
+        assert Path(output, name).stat().st_mtime_ns <= released.stat().st_mtime_ns
+
     # Nobody who is told, or somebody else, may be named at any time; one who is dead costs nothing.
-    dead = f"notify.url=http://127.0.0.1:{free_ports(1)[0]}"
-    again = flashvideo_ray.render(prompts, output, Settings.load("nano", [*tiny_overrides(tiny_model), dead]))
-    assert (again.exit_status, again.ended) == (0, {})
+    dead = [f"notify.url=http://127.0.0.1:{free_ports(1)[0]}", "notify.stall_seconds=0.01"]
+    more = write_prompts(tmp_path / "more.parquet", PROMPTS[:3])
+    again = flashvideo_ray.render(more, output, Settings.load("nano", [*tiny_overrides(tiny_model), *dead]))
+    assert (again.exit_status, again.ended) == (0, {"rendered": 1})
 
     # What is refused is told, too, and is no end of the run.
     with pytest.raises(InputError):

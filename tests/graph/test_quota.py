@@ -85,3 +85,13 @@ def test_a_budget_counts_the_cards_that_actors_hold() -> None:
     assert gate.spent == 5  # and was counted once in the hour since
     assert gate.over == "the budget of 5 gpu-hours is spent"
     assert gate.admit("refine", "a", "a") == "stop"
+
+
+def test_a_budget_is_of_the_job_and_not_of_each_of_its_rounds() -> None:
+    clock, quota, pools = Clock(), Quota(hours=5, unit="gpu"), Pools.model_validate({"preview": {"num_gpus": 2}})
+    assert quota.held(pools, {"preview": 2 * 3600.0}) == 4
+    gate = Gate(quota, pools, rendered=0, survivors=set(), clock=clock, spent_hours=4.0)
+    gate.joined("preview", "one")
+    assert gate.admit("preview", "a", "a") == "go"
+    clock.now = 1800.0
+    assert gate.admit("preview", "b", "b") == "stop"

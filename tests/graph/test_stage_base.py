@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import socket
 import subprocess
@@ -22,6 +24,7 @@ import pytest
 import torch
 
 from flashvideo_ray import Settings
+from flashvideo_ray.graph import logs
 from flashvideo_ray.graph.health import Health
 from flashvideo_ray.graph.stage_base import LoadError, StageBase, row_schema
 from flashvideo_ray.graph.tracker import Tracker
@@ -63,6 +66,34 @@ class Doing(StageBase):
 def batch(clip_id: str) -> pa.Table:
     row = {"clip_id": clip_id, "id": "p", "prompt": "p", "seed": 1, "candidate": 0, "status": "open", "group": 0}
     return pa.Table.from_pylist([row], schema=row_schema())
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_json_lines_name_the_candidate_and_the_stage_that_they_are_about(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A stage that says something itself, and whose library does; the second row fails."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as in a worker
+
+    def act(clip_id: str) -> None:
+        logging.getLogger("diffusers").warning("of %s: a word", clip_id)
+        logs.say("and\nanother")
+        if clip_id == "b":
+            raise ValueError("no such thing")
+
+    stage = Doing(act, tmp_path, Settings.of_tree({}, [f"log_format={form}"]))
+    logging.getLogger("flashvideo_ray").warning("about no candidate")
+    stage(batch("a"))
+    stage(batch("b"))
+    said = capfd.readouterr().err.splitlines()
+    logs.use("text")
+    if form == "text":
+        assert not any(line.startswith("{") for line in said)
+        return
+    first, *lines = [json.loads(line) for line in said]
+    assert {"at", "level", "message"} <= set(first)
+    assert "clip_id" not in first
+    assert [(line["stage"], line["clip_id"]) for line in lines] == [("preview", "a")] * 2 + [("preview", "b")] * 3
 
 
 class CannotSayError(Exception):

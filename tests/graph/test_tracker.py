@@ -14,13 +14,14 @@ from support import S3
 from flashvideo_ray.graph.events import Attempt
 from flashvideo_ray.graph.health import Worker
 from flashvideo_ray.graph.progress import pace
+from flashvideo_ray.graph.quota import Gate, Quota
 from flashvideo_ray.graph.tracker import Tracker
 from flashvideo_ray.graph.tracker_actor import start_tracker, writing
 from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.claim import clock
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.settings import LedgerSettings
+from flashvideo_ray.settings import LedgerSettings, Pools
 
 
 @pytest.fixture
@@ -78,6 +79,15 @@ def test_an_actor_whose_process_is_replaced_holds_one_card(tracker: Tracker) -> 
 
 class Unasked:
     """The handle of a tracker that must not be asked."""
+
+
+def test_a_job_has_enough_whatever_has_begun_since(tmp_path: Path) -> None:
+    """Texts are encoded ahead: such a call may be open when a budget is spent, and makes the job no longer."""
+    gate = Gate(Quota(hours=1.0), Pools(), rendered=0, survivors=set(), spent_hours=2.0)
+    tracker = Tracker(Store(str(tmp_path)), tables.PREVIEWS, LedgerSettings(), gate=gate)
+    tracker.begin("text", "a")
+    assert tracker.over() is None
+    assert tracker.enough() == "the budget of 1 gpu-hours is spent"
 
 
 def test_without_a_quota_nobody_asks_whether_a_call_may_begin() -> None:

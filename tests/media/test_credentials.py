@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import c2pa
+import guides
 import numpy as np
 import pytest
 from authority import Authority, serve_time
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from support import ROOT, boxes
+from support import boxes
 
 from flashvideo_ray import Settings
 from flashvideo_ray.errors import InputError
@@ -249,8 +250,7 @@ def test_credentials_are_no_part_of_the_recipe_and_files_are_named_in_full(
 
 
 def test_the_certificate_of_the_guide_signs(tmp_path: Path) -> None:
-    guide = (ROOT / "docs" / "credentials.md").read_text()
-    [commands] = re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)
+    commands = guides.block("docs/credentials.md", "openssl")
     done = subprocess.run(["bash", "-e"], input=commands, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     own = {"certificate": str(tmp_path / "clips.pem"), "key": str(tmp_path / "clips.key")}

@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import guides
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -57,7 +58,7 @@ def test_its_commands_take_what_they_say(command: str) -> None:
 
 
 def test_its_settings_are_those_of_its_command() -> None:
-    [text] = re.findall(r"```yaml\n(.*?)```", DOCS, re.DOTALL)
+    text = guides.block("docs/prompts.md", "prompts:")
     Path("run.yaml").write_text(text)
     settings = Settings.load("run.yaml")
     assert yaml.safe_load(text)

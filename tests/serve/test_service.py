@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import guides
 import psutil
 import pytest
 import requests
@@ -544,6 +548,21 @@ def test_ranges_that_are_none_are_refused(served: Served, rendered: dict[str, An
     answer = of(served).get(rendered["clip"], headers={"Range": asked})
     assert answer.status_code == 416
     assert answer.headers["Content-Range"].startswith("bytes */")
+
+
+def test_the_guides_commands_are_answered(served: Served, rendered: dict[str, Any], tmp_path: Path) -> None:
+    """Those of docs/serve.md, with the address and the token of this service, and with ids where it leaves them out."""
+    commands = guides.block("docs/serve.md", "API=").replace("http://127.0.0.1:8000/", served.address)
+    open_one = Client(served.address, TOKENS["viewer"]).get("candidates?status=previewed&limit=1").json()["items"][0]
+    commands = commands.replace('"clip_id": "…"', f'"clip_id": "{open_one["clip_id"]}"')
+    commands = commands.replace("media/…/", f"media/{rendered['clip_id']}/").replace("curl -N", "curl -N --max-time 1")
+    assert "…" not in commands
+    curl = 'curl() { command curl -sS --fail-with-body -H "Authorization: Bearer $TOKEN" "$@" || [ $? = 28 ]; }'
+    environment = {**os.environ, "TOKEN": TOKENS["operator"]}
+    script = ["bash", "-euo", "pipefail", "-c", f"{curl}\n{commands}"]
+    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert video.decode_mp4((tmp_path / "clip.mp4").read_bytes())[0].ndim == 4
 
 
 def test_a_repeated_key_is_the_same_submission(served: Served) -> None:
