@@ -1,10 +1,12 @@
-"""Read and compact a large ledger: CPU seconds, wall seconds and peak memory.
+"""A large run: how long its ledger takes to read, merge, report, verify and take up again, and how much memory.
 
-    python benchmarks/ledger.py [--rows 1000000] [--parts 4000] [--store DIR|s3://…] [--json results.json]
+    python benchmarks/ledger.py [--rows 1000000] [--store DIR|s3://…] [--objects] [--json results.json]
 
-Writes a ledger of that many rows into an empty place, half of them previews and half clips, every prompt about 60 words
-long, in parts as a run writes them. Each figure is of a process of its own, so that memory is what that step needs;
-the time and memory to start Python and import the package are given beside.
+Writes a run of the nano model into an empty place, as a job leaves it that was killed: half as many prompts as rows,
+each about 60 words long, all of them previewed, four fifths of them ended. The parts have the sizes that such a job's
+own merging leaves (`ledger.writer`). Each figure is of a process of its own, so that memory is what that step needs;
+the time and memory to start Python and import the package are given beside. `--objects` also makes an empty file for
+each object that a row names, for `verify`. The last steps start `render` on as many prompts as rows, up to the graph.
 """
 
 import argparse
@@ -15,114 +17,202 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from flashvideo_ray.graph import remaining
-from flashvideo_ray.graph.stage_base import row_schema
-from flashvideo_ray.ledger import parquet_log, tables
+from flashvideo_ray import Settings, identity
+from flashvideo_ray.graph import checks, finish, pipeline
+from flashvideo_ray.graph.recipe import about, recipe_of
+from flashvideo_ray.graph.standing import Standing
+from flashvideo_ray.ledger import jobs, parquet_log, run_file, tables
+from flashvideo_ray.ledger import verify as verification
 from flashvideo_ray.ledger.keys import clip_key, latents_key, poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.settings import Settings
 
 WORDS = np.array(
     ["a", "the", "red", "blue", "green", "circle", "moves", "slowly", "over", "water", "grey", "left", "up"]
 )
 SCORES = ("motion", "motion_area", "flicker", "sharpness", "exposure", "black")
-# What the start of a job needs to know (`graph.remaining.next_work`).
-RESUME = {"clips": ["clip_id"], "previews": ["clip_id", "status", "reason", "latents", "preview", "poster"]}
+MERGED = (32**4, 32**3, 32**2, 32, 1)  # rows of parts, from what was merged often to what was not
+ENDED, RENDERED = 0.8, 0.25  # shares: of previews, and of those that ended
+PROMPTS, MORE = "prompts.parquet", "more.parquet"
+SETTINGS = ["select.require=[motion > 75]", "ledger.lease_seconds=600"]
 
 
-def rows_of(table: tables.Table, start: int, count: int) -> pa.Table:
-    """Rows with all columns filled; the same candidates in both tables."""
+def settings_of() -> Settings:
+    return checks.check(Settings.load("nano", SETTINGS))
+
+
+def prompt_rows(start: int, count: int) -> pa.Table:
     rng = np.random.default_rng(start)
-    ids = [f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}{number:048x}" for number in range(start, start + count)]
-    number = rng.uniform(0, 100, count)
-    schema = tables.SCHEMAS[table]
-    if table == "previews":
-        schema = tables.extended(schema, [pa.field(f"score_{name}", pa.float64()) for name in SCORES])
-    prompts = [" ".join(words) for words in rng.choice(WORDS, (count, 60))]
+    texts = [" ".join(words) for words in rng.choice(WORDS, (count, 60))]
+    return pa.table({"id": [f"p{number:08}" for number in range(start, start + count)], "prompt": texts})
+
+
+def write_prompts(path: Path, count: int) -> None:
+    with pq.ParquetWriter(path, prompt_rows(0, 1).schema) as file:
+        for start in range(0, count, 50_000):
+            file.write_table(prompt_rows(start, min(50_000, count - start)))
+
+
+def make(store: Store, folder: Path, rows: int, objects: bool) -> None:
+    """The run, in a process of its own."""
+    write_prompts(folder / PROMPTS, rows // 2)
+    write_prompts(folder / MORE, rows)
+    settings = settings_of()
+    recipe = recipe_of(settings)
+    table = checks.read_prompts(str(folder / PROMPTS), settings)
+    table = identity.candidates(table, 1, settings.stage1_recipe(), recipe["fingerprints"]["preview"])
+    run = run_file.open_run(store, recipe, about(settings, table.num_rows))
+    jobs.note(store, run, seconds=3600.0)
+    moment = int(tables.now().timestamp() * 1000) - 10 * rows
+    wanted = {name: table[name] for name in tables.CANDIDATES.names if name in table.column_names}
+    wanted |= {
+        "status": ["wanted"] * len(table),
+        "at": pa.array([moment] * len(table)).cast(tables.CANDIDATES.field("at").type),
+    }
+    parquet_log.write(
+        store, tables.stem("candidates"), pa.table(wanted).select(tables.CANDIDATES.names).cast(tables.CANDIDATES)
+    )
+    counts: dict[tables.Table, int] = {"previews": table.num_rows, "clips": int(ENDED * table.num_rows)}
+    for name, count in counts.items():
+        start = 0
+        for size in MERGED:
+            while count - start >= size:
+                part = ledger_rows(name, table.slice(start, size), moment + 1 + start)
+                parquet_log.write(store, f"ledger/{name}-20260101T{start:012d}", part)
+                start += size
+                if objects:
+                    touch(store, part)
+
+
+def ledger_rows(name: tables.Table, candidates: pa.Table, at: int) -> pa.Table:
+    """Rows with all columns filled."""
+    count = candidates.num_rows
+    ids = candidates["clip_id"].to_pylist()
+    number = np.array([int(clip_id[:8], 16) / 16**8 * 100 for clip_id in ids])  # the same in both tables
+    kept = number > 100 * (1 - RENDERED)
+    schema = tables.SCHEMAS[name]
+    if name == "previews":
+        schema = tables.previews_schema(SCORES)
+    out = [None if keep else f"motion > 75 (motion = {value:.4g})" for keep, value in zip(kept, number, strict=True)]
     known: dict[str, Any] = {
-        "clip_id": ids,
-        "id": [clip_id[:12] for clip_id in ids],
-        "prompt": prompts,
-        "status": ["rendered" if table == "clips" else "previewed"] * count,
+        "status": np.where(kept, "rendered" if name == "clips" else "previewed", "rejected"),
+        "reason": out,
         "latents": [latents_key(clip_id) for clip_id in ids],
         "preview": [preview_key(clip_id) for clip_id in ids],
-        "clip": [clip_key(clip_id) for clip_id in ids],
-        "poster": [poster_key(clip_key(clip_id)) for clip_id in ids],
-        "sha256": [f"{number:064x}" for number in rng.integers(0, 2**62, count).tolist()],
-        "at": np.arange(start, start + count) + 1_700_000_000_000,
+        "poster": [poster_key(preview_key(clip_id)) for clip_id in ids],
+        "at": np.arange(at, at + count),
         "host": ["render-17"] * count,
         "device": ["NVIDIA L40S"] * count,
     }
-    numeric = {pa.float64(): number, pa.int32(): np.full(count, 49), pa.int64(): rng.integers(0, 2**40, count)}
-    columns = [
-        pa.array(known[field.name] if field.name in known else numeric[field.type]).cast(field.type)
-        if field.name in known or field.type in numeric
-        else pa.nulls(count, field.type)
-        for field in schema
-    ]
+    if name == "clips":
+        known["clip"] = [clip_key(clip_id) if keep else None for clip_id, keep in zip(ids, kept, strict=True)]
+        known["poster"] = [poster_key(clip) if clip else None for clip in known["clip"]]
+        known["sha256"] = known["stream_sha256"] = [f"{int(value * 1e12):064x}" for value in number]
+        known["stage"] = [None if keep else "score" for keep in kept]
+        known["bytes"] = np.zeros(count, np.int64)
+    columns = []
+    for field in schema:
+        if field.name in known:
+            columns.append(pa.array(known[field.name]).cast(field.type))
+        elif field.name in candidates.column_names:
+            columns.append(candidates[field.name].cast(field.type))
+        elif field.type == pa.float64():
+            only_clips = field.name in ("refine_seconds", "publish_seconds")
+            columns.append(pa.array(number, mask=~kept if only_clips else None))
+        elif field.type == pa.int32():
+            columns.append(pa.array(np.full(count, 49, np.int32)))
+        else:
+            columns.append(pa.nulls(count, field.type))
     return pa.table(columns, schema=schema)
 
 
-def make(store: Store, rows: int, count: int) -> None:
-    """Half of the rows and parts for each table."""
-    each = max(2 * rows // count // 2, 1)
-
-    def one(task: tuple[tables.Table, int]) -> None:
-        table, start = task
-        parquet_log.write(
-            store, f"ledger/{table}-20260101T{start:012d}", rows_of(table, start, min(each, rows // 2 - start))
-        )
-
-    with ThreadPoolExecutor(4) as pool:
-        both: tuple[tables.Table, ...] = ("previews", "clips")
-        list(pool.map(one, [(table, start) for start in range(0, rows // 2, each) for table in both]))
+def touch(store: Store, rows: pa.Table) -> None:
+    """Empty files in a local folder."""
+    for column in {"latents", "preview", "poster", "clip"} & {*rows.column_names}:
+        for key in rows[column].drop_null().to_pylist():
+            path = Path(store.path(key))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
 
 
-def nothing(store: Store) -> int:
+def nothing(store: Store, folder: Path) -> int:
     return 0
 
 
-def read_all(store: Store) -> int:
+def read_all(store: Store, folder: Path) -> int:
     both = [tables.read(store, "previews"), tables.read(store, "clips")]
     return sum(table.num_rows for table in both)
 
 
-def read_resume(store: Store) -> int:
-    both = [tables.read(store, "previews", RESUME["previews"]), tables.read(store, "clips", RESUME["clips"])]
-    return sum(table.num_rows for table in both)
-
-
-def next_work(store: Store) -> int:
-    """What a job that refines asks at its start: every preview is judged, and those that have ended are left out."""
-    work = remaining.next_work(store, None, row_schema(), Settings())
-    return work.rows.num_rows + work.decided.num_rows
-
-
-def compact(store: Store) -> int:
+def compact(store: Store, folder: Path) -> int:
     return sum(done.rows for done in tables.compact(store).values())
 
 
-def measured(step: Callable[[Store], int], store: Store) -> dict[str, Any]:
+def status(store: Store, folder: Path) -> int:
+    run = run_file.read_run(store)
+    assert run is not None
+    return sum(Standing.read(store, finish.settings_of(store, run), figures=True).counts(run["candidates"]).values())
+
+
+def report(store: Store, folder: Path) -> int:
+    run = run_file.read_run(store)
+    assert run is not None
+    return sum(finish.finish(store, finish.settings_of(store, run)).values())
+
+
+def verify(store: Store, folder: Path) -> int:
+    return verification.verify(store, decode=False).rows
+
+
+class BegunError(Exception):
+    """The graph is there, and would begin work."""
+
+
+def _start(output: str, prompts_: Path) -> int:
+    def graph(rows: pa.Table, *rest: Any) -> Any:
+        raise BegunError(rows.num_rows)
+
+    pipeline.build_graph = graph  # type: ignore[assignment]
+    try:
+        pipeline.render(str(prompts_), output, Settings.load("nano", SETTINGS))
+    except BegunError as begun:
+        return int(begun.args[0])
+    raise AssertionError("nothing was to do")
+
+
+def resume(store: Store, folder: Path) -> int:
+    """`render` once more: from its start to the graph; what Ray takes to start is in it."""
+    return _start(store.url, folder / PROMPTS)
+
+
+def render(store: Store, folder: Path) -> int:
+    """`render` on as many new prompts as the run has rows."""
+    return _start(str(folder / "another"), folder / MORE)
+
+
+Step = Callable[[Store, Path], int]
+
+
+def measured(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     """Run a step in a process of its own."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=_measure, args=(step, store, queue))
+    process = context.Process(target=_measure, args=(step, store, folder, queue))
     process.start()
     result = queue.get()
     process.join()
     return result
 
 
-def _measure(step: Callable[[Store], int], store: Store, queue: Any) -> None:
+def _measure(step: Step, store: Store, folder: Path, queue: Any) -> None:
     cpu, wall = time.process_time(), time.perf_counter()
-    rows = step(store)
+    rows = step(store, folder)
     queue.put(
         {
             "rows": rows,
@@ -133,38 +223,50 @@ def _measure(step: Callable[[Store], int], store: Store, queue: Any) -> None:
     )
 
 
+STEPS: dict[str, Step] = {
+    "(starting Python)": nothing,
+    "read, all columns": read_all,
+    "status": status,
+    "report": report,
+    "verify --no-decode": verify,
+    "render again, to the graph": resume,
+    "render new prompts, to the graph": render,
+    "compact": compact,
+    "report, compacted": report,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--parts", type=int, default=4000)
     parser.add_argument("--store", help="an empty folder or prefix; a temporary folder if not given")
+    parser.add_argument("--objects", action="store_true", help="with the objects that rows name, in a local folder")
+    parser.add_argument("--only", action="append", choices=STEPS, help="these steps")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(options.store or folder)
+        store = Store(options.store or f"{folder}/run")
         if store.keys("ledger"):
             sys.exit(f"{store.url} has a ledger already")
-        make(store, options.rows, options.parts)
+        making = multiprocessing.get_context("spawn").Process(
+            target=make, args=(store, Path(folder), options.rows, options.objects)
+        )
+        making.start()
+        making.join()
         results: dict[str, dict[str, Any]] = {}
         print(f"{'':34} {'rows':>9} {'parts':>6} {'CPU s':>7} {'wall s':>7} {'peak MiB':>9}")
-        for name, step in (
-            ("(starting Python)", nothing),
-            ("read, columns that resume needs", read_resume),
-            ("read, all columns", read_all),
-            ("what is left to do", next_work),
-            ("compact", compact),
-            ("read again, columns for resume", read_resume),
-            ("read again, all columns", read_all),
-            ("what is left to do, again", next_work),
-        ):
+        for name, step in STEPS.items():
+            if options.only and name not in options.only:
+                continue
             before = len(store.keys("ledger"))
-            results[name] = result = {**measured(step, store), "parts": before}
+            results[name] = result = {**measured(step, store, Path(folder)), "parts": before}
             print(
                 f"{name:34} {result['rows']:9} {before:6} {result['cpu_seconds']:7.1f} {result['wall_seconds']:7.1f} "
-                f"{result['peak_mib']:9.0f}"
+                f"{result['peak_mib']:9.0f}",
+                flush=True,
             )
     if options.json:
-        options.json.write_text(json.dumps({"options": vars(options) | {"json": None}, "steps": results}, indent=2))
+        options.json.write_text(json.dumps({"rows": options.rows, "steps": results}, indent=2))
 
 
 if __name__ == "__main__":

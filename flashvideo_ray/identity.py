@@ -6,12 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashvideo_ray.prompts import CANDIDATE, PREVIEW_URL, PromptError, digest
 
 _SEEDS = 2**63
+_AT_ONCE = 10_000  # rows whose texts are Python's
 _SHOWN = 60  # characters of a text
 
 
@@ -28,12 +30,12 @@ def candidates(prompts: pa.Table, count: int, stage1: Mapping[str, Any], fingerp
         if not first:
             return _named(prompts, stage1, fingerprint)
         prompts = _whole(prompts)
-    repeated = prompts.take(
-        pa.array([row for row in range(prompts.num_rows) for _ in range(first + count)], pa.int64())
-    )
-    numbers = [k for _ in range(prompts.num_rows) for k in range(first + count)]
-    seeds = [(seed + k) % _SEEDS for seed, k in zip(repeated["seed"].to_pylist(), numbers, strict=True)]
-    repeated = repeated.set_column(repeated.schema.get_field_index("seed"), "seed", pa.array(seeds, pa.int64()))
+    each = first + count
+    repeated = prompts if each == 1 else prompts.take(pa.array(np.repeat(np.arange(prompts.num_rows), each)))
+    numbers = np.tile(np.arange(each), prompts.num_rows)
+    seeds = (repeated["seed"].to_numpy().astype(np.uint64) + numbers.astype(np.uint64)) % np.uint64(_SEEDS)
+    own = pa.array(seeds.astype(np.int64))
+    repeated = repeated.set_column(repeated.schema.get_field_index("seed"), "seed", own)
     made = _named(repeated.append_column(CANDIDATE, pa.array(numbers, pa.int32())), stage1, fingerprint)
     return made.filter(pc.greater_equal(made[CANDIDATE], first)) if first else made
 
@@ -59,17 +61,16 @@ def _whole(rows: pa.Table) -> pa.Table:
 def _named(rows: pa.Table, stage1: Mapping[str, Any], fingerprint: str) -> pa.Table:
     """Candidates with their clip_ids."""
     recipe = json.dumps([dict(stage1), fingerprint], sort_keys=True)
-    texts, negatives, seeds = (rows[name].to_pylist() for name in ("prompt", "negative_prompt", "seed"))
-    previews = (
-        [[url] for url in rows[PREVIEW_URL].to_pylist()] if PREVIEW_URL in rows.column_names else [[]] * len(texts)
-    )
-    ids = [
-        digest(recipe, text, negative or "", str(seed), *preview)
-        for text, negative, seed, preview in zip(texts, negatives, seeds, previews, strict=True)
-    ]
-    if len(set(ids)) < len(ids):
-        raise PromptError(_clash(rows, ids))
-    return rows.append_column("clip_id", pa.array(ids, pa.string()))
+    what = ["prompt", "negative_prompt", "seed", *([PREVIEW_URL] if PREVIEW_URL in rows.column_names else [])]
+    parts = []
+    for batch in rows.select(what).to_batches(max_chunksize=_AT_ONCE):
+        each = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        made = [digest(recipe, text, no or "", str(seed), *preview) for text, no, seed, *preview in each]
+        parts.append(pa.array(made, pa.string()))
+    ids = pa.chunked_array(parts, pa.string())
+    if pc.count_distinct(ids).as_py() < len(ids):
+        raise PromptError(_clash(rows, ids.to_pylist()))
+    return rows.append_column("clip_id", ids)
 
 
 def _clash(rows: pa.Table, ids: list[str]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashvideo_ray.accounting.summary import statuses, with_clip, without_preview
+from flashvideo_ray.accounting.summary import by_value, counts, finite, statuses, with_clip, without_preview
 from flashvideo_ray.settings import STAGES, DevicePrice, Settings, Stage
 
 if TYPE_CHECKING:
@@ -152,8 +151,9 @@ def bill(
     lines = _lines([previews, lost], clips, settings, devices)
     total = _sum(lines)
     status = statuses(previews, clips)
-    rendered = sum(one == "rendered" for one in status.values())
-    out = pa.array([clip_id for clip_id, one in status.items() if one == "rejected"], pa.string())
+    ended = counts(status["status"])
+    rendered = ended.get("rendered", 0)
+    out = status.filter(pc.equal(status["status"], "rejected"))["clip_id"].combine_chunks()
     refused = previews.filter(pc.is_in(previews["clip_id"], out))
     again = clips.filter(pc.and_(pc.is_in(clips["clip_id"], out), pc.is_valid(_column(clips, "clip"))))
     well = with_clip(clips)
@@ -170,7 +170,7 @@ def bill(
         rejected_cost=_sum(_lines([refused], clips.slice(0, 0), settings, devices)),
         audited=again.num_rows,
         audit_cost=_sum(_lines([], again, settings, devices)),
-        failed=sum(one == "failed" for one in status.values()),
+        failed=ended.get("failed", 0),
         failed_cost=_sum(_lines([lost], failed, settings, devices)),
         refine_everything=saving(total, spared, mean_cost(refines)),
         single_stage=_single_stage(lines, operations, previews.num_rows),
@@ -254,15 +254,11 @@ def _lines(
 
 def _times(table: pa.Table, stage: Stage, device: str | None) -> dict[str | None, tuple[int, float]]:
     """Calls of a stage and their seconds, by device. Only preview and refine have theirs in the ledger."""
-    times = _column(table, f"{stage}_seconds").to_pylist()
-    names = _column(table, "device").to_pylist() if stage in ("preview", "refine") else [device] * len(times)
-    counts: Counter[str | None] = Counter()
-    seconds: dict[str | None, list[float]] = {}
-    for name, value in zip(names, times, strict=True):
-        if value is not None and math.isfinite(value):
-            counts[name] += 1
-            seconds.setdefault(name, []).append(value)
-    return {name: (counts[name], math.fsum(values)) for name, values in seconds.items()}
+    times = _column(table, f"{stage}_seconds")
+    if stage not in ("preview", "refine"):
+        values = finite(times)
+        return {device: (len(values), math.fsum(values))} if len(values) else {}
+    return {name: (len(values), math.fsum(values)) for name, values in by_value(_column(table, "device"), times)}
 
 
 def _devices(previews: pa.Table, clips: pa.Table, settings: Settings) -> dict[Stage, str | None]:
@@ -271,8 +267,8 @@ def _devices(previews: pa.Table, clips: pa.Table, settings: Settings) -> dict[St
     stage: Stage
     for stage, table in (("preview", previews), ("refine", clips)):
         timed = table.filter(pc.is_valid(_column(table, f"{stage}_seconds")))
-        names = Counter(name for name in _column(timed, "device").to_pylist() if name)
-        found[stage] = names.most_common(1)[0][0] if names else None
+        names = [name for name in counts(_column(timed, "device").drop_null()) if name]
+        found[stage] = names[0] if names else None
     for stage in STAGES:
         pool, where = getattr(settings.pools, stage), settings.pools.where(stage)
         if found.get(stage) is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import io
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,20 +17,19 @@ from urllib.parse import quote
 import jinja2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 from PIL import Image
 
 from flashvideo_ray import engines
 from flashvideo_ray.accounting import terminal
-from flashvideo_ray.accounting.summary import Row, joined, score_names, usable
+from flashvideo_ray.accounting.sample import CARDS, PROMPTS, READ, Sample, Whole
+from flashvideo_ray.accounting.summary import Row, finite, score_names, usable
 from flashvideo_ray.prompts import visible
 from flashvideo_ray.scorers import columns
 
-_CARDS = 120  # a section
-_PROMPTS = 40  # side by side
 _THUMBNAIL_BYTES = 2_500_000  # in the whole page; further pictures are links into the run directory
 _THUMBNAIL_SIDE = 400  # pixels
-_MESSAGES = 5  # different ones for each class of failures
 
 
 def write_report(
@@ -43,6 +41,7 @@ def write_report(
     poster: Callable[[str], bytes | None],
     audit: Mapping[str, Any] | None = None,
     title: str = "FlashVideo run",
+    whole: Whole | None = None,
 ) -> str:
     """The run as one self-contained HTML page.
 
@@ -50,8 +49,9 @@ def write_report(
     the page as long as they fit, further ones are links to the poster files.
 
     Args:
-        previews: the ledger's previews.
-        clips: the ledger's clips.
+        previews: the ledger's previews, all columns or those of `Standing`'s figures.
+        clips: the ledger's clips, likewise.
+        whole: gives all columns of both for these clip_ids; None: they have them.
         run: run.json; `created` stands in the head of the page, everything in a fold at its end.
         summary: of `summarise`, with `wall_seconds`, the `bill` and the `forecast` if they are known.
         poster: gives a poster file's bytes for its path relative to the run, or None if it is not to be had.
@@ -59,12 +59,7 @@ def write_report(
         title: the page's title, such as the name of the run.
     """
     scores = score_names(previews)
-    rows = [_visible(row) for row in joined(previews, clips)]
-    contests = _contests(rows)
-    compared = {row["clip_id"] for contest in contests for row in contest["rows"]}
-    by_status: dict[str, list[Row]] = {}
-    for row in rows:
-        by_status.setdefault("waiting" if row["status"] in ("previewed", "approved") else row["status"], []).append(row)
+    sample = Sample.of(previews, clips, scores, whole)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("flashvideo_ray"),
         autoescape=True,
@@ -81,18 +76,19 @@ def write_report(
         summary=summary,
         forecast=_forecast(summary),
         funnel=_funnel(summary),
-        groups=by_status,
-        alone={status: [row for row in group if row["clip_id"] not in compared] for status, group in by_status.items()},
-        contests=contests,
+        groups=sample.groups,
+        alone=sample.alone,
+        contests=sample.contests,
         audit=audit,
-        **_unknown_words(rows, run),
+        **_unknown_words(sample.first, run),
+        read=READ if sample.table.num_rows > READ else 0,
         scores=scores,
-        failures=_failures(by_status.get("failed", [])),
-        histograms=[_histogram(columns.column(name), by_status) for name in scores],
+        failures=sample.failures,
+        histograms=[_histogram(sample.table, columns.column(name)) for name in scores],
         recipe=visible(yaml.safe_dump(_plain(run), sort_keys=False, allow_unicode=True, width=100)) if run else "",
         thumbnail=_Thumbnails(poster),
-        limit=_CARDS,
-        strips=_PROMPTS,
+        limit=CARDS,
+        strips=PROMPTS,
     )
 
 
@@ -102,11 +98,6 @@ def _forecast(summary: Mapping[str, Any]) -> str | None:
     if told is None or told["seconds_left"] == 0:
         return None
     return terminal.forecast_line(told, dt.datetime.now(dt.UTC))
-
-
-def _visible(row: Row) -> Row:
-    """The row, whose text can be seen for what it is. A prompt may hold anything, and errors quote it."""
-    return {name: visible(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 class _Thumbnails:
@@ -134,19 +125,6 @@ class _Thumbnails:
         return address
 
 
-def _contests(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Prompts with several candidates, each with them side by side, the best by rank first."""
-    by_prompt: dict[str, list[Row]] = {}
-    for row in rows:
-        by_prompt.setdefault(row["id"], []).append(row)
-    contests = []
-    for group in by_prompt.values():
-        if len(group) > 1:
-            ordered = sorted(group, key=lambda row: -row["rank"] if usable(row.get("rank")) else math.inf)
-            contests.append({"prompt": group[0]["prompt"], "id": group[0]["id"], "rows": ordered})
-    return contests
-
-
 def _unknown_words(rows: Iterable[Row], run: Mapping[str, Any]) -> dict[str, Any]:
     """Words of the prompts that the model does not know, the most frequent first, and a prompt that it can follow."""
     model = run.get("settings", {}).get("preview", {}).get("model", "")
@@ -168,27 +146,10 @@ def _funnel(summary: Mapping[str, Any]) -> list[tuple[str, int, str]]:
     return [*steps, ("Rendered", rendered, "stage 2 published")]
 
 
-def _failures(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Failed candidates by stage and class, the most frequent first, each with a few different messages."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["stage"] or "unknown", row["error_class"] or "unknown"), []).append(row)
-    return [
-        {
-            "stage": stage,
-            "error_class": error_class,
-            "count": len(group),
-            "examples": list({row["error"]: row for row in reversed(group)}.values())[::-1][:_MESSAGES],
-        }
-        for (stage, error_class), group in sorted(groups.items(), key=lambda item: -len(item[1]))
-    ]
-
-
-def _histogram(column: str, by_status: Mapping[str, Iterable[Row]], bins: int = 32) -> dict[str, Any]:
+def _histogram(table: pa.Table, column: str, bins: int = 32) -> dict[str, Any]:
     """How one score is spread over the kept and the rejected candidates; bar heights are shares of the tallest."""
-    out = np.array([row[column] for row in by_status.get("rejected", []) if usable(row[column])])
-    others = (row[column] for status, rows in by_status.items() if status != "rejected" for row in rows)
-    kept = np.array([value for value in others if usable(value)])
+    is_out = pc.equal(table["status"], "rejected")
+    out, kept = finite(table[column].filter(is_out)), finite(table[column].filter(pc.invert(is_out)))
     values = np.concatenate([kept, out])
     if not len(values):
         return {"name": columns.name_of(column), "count": 0}

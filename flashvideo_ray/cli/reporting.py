@@ -52,7 +52,7 @@ def status(
         store = Store(output)
         run = existing_run(store)
         settings = finish.settings_of(store, run)
-        now = Standing.read(store, settings)
+        now = Standing.read(store, settings, figures=True)
         console.print(store.url, markup=False, soft_wrap=True)
         table = Table("status", "candidates")
         for name, count in now.counts(run["candidates"]).items():

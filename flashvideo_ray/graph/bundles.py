@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
 
 _ROWS = "rows"
@@ -11,13 +12,12 @@ _ROWS = "rows"
 
 def bundled(rows: pa.Table, key: str) -> pa.Table:
     """One row for each value of a column, in the order in which the values come first, with all rows that have it."""
-    members: dict[object, list[int]] = {}
-    for index, value in enumerate(rows[key].to_pylist()):
-        members.setdefault(value, []).append(index)
-    offsets = [0]
-    for own in members.values():
-        offsets.append(offsets[-1] + len(own))
-    ordered = rows.take([index for own in members.values() for index in own]).combine_chunks()
+    chunks = rows[key].dictionary_encode().chunks  # of one dictionary, numbered as they come first
+    codes = np.concatenate([np.empty(0, np.int32), *(chunk.indices.to_numpy() for chunk in chunks)])
+    del chunks
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(codes))])
+    in_order = (codes[1:] >= codes[:-1]).all()
+    ordered = (rows if in_order else rows.take(pa.array(np.argsort(codes, kind="stable")))).combine_chunks()
     structs = pa.concat_arrays(ordered.to_struct_array().chunks)
     return pa.table({_ROWS: pa.LargeListArray.from_arrays(offsets, structs)})
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 
 from flashvideo_ray import engines, prompts, scorers
@@ -26,6 +27,7 @@ from flashvideo_ray.settings import STAGES, PreviewSettings, Settings, SettingsE
 MOST_CANDIDATES = 1_000_000  # of a run; the driver holds them all
 _MODELS: tuple[weights.ModelStage, ...] = ("preview", "refine")
 _PROMPTS_AT_ONCE = 4096  # whose tokens are in memory
+_LOOKED_AT = 50_000  # prompts of a job: counting the tokens of a million takes minutes
 log = logging.getLogger("flashvideo_ray")
 
 
@@ -197,7 +199,10 @@ def _warn_of_sizes(settings: Settings) -> None:
 
 
 def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
-    """Say what will be cut or has no trained meaning; nothing of it stops a run. Memory does not grow with the rows."""
+    """Say what will be cut or has no trained meaning. Nothing of it stops a run; of many only some are looked at."""
+    if table.num_rows > _LOOKED_AT:
+        log.warning("of %d prompts, %d spread over them all were looked at for what follows", len(table), _LOOKED_AT)
+        table = table.take(pa.array(np.linspace(0, table.num_rows - 1, _LOOKED_AT).astype(np.int64)))
     engine = engines.of(settings, "preview")
     readers = engines.text_readers(settings)
     prefixes: dict[weights.ModelStage, str] = {}  # by the stage whose encoder reads them: the longest

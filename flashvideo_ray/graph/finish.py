@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import pyarrow.compute as pc
+
 from flashvideo_ray.accounting import billing, forecast, report
-from flashvideo_ray.accounting.summary import statuses, summarise
+from flashvideo_ray.accounting.summary import counts, statuses, summarise
 from flashvideo_ray.graph import audit
 from flashvideo_ray.graph.standing import Standing
-from flashvideo_ray.ledger import jobs, run_file
+from flashvideo_ray.ledger import jobs, run_file, tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings
 
@@ -28,7 +29,7 @@ def finish(store: Store, settings: Settings) -> dict[str, int]:
     if run is None:
         raise run_file.NoRunError(f"{store.url}: no run here (no run.json)")
     jobs.take_up(store, run)
-    now = Standing.read(store, settings)
+    now = Standing.read(store, settings, figures=True)
     summary = summary_of(store, settings, now)
     summary["forecast"] = forecast_of(store, settings, now, run["candidates"])
     store.put("summary.json", json.dumps(summary, indent=2).encode())
@@ -40,9 +41,13 @@ def finish(store: Store, settings: Settings) -> dict[str, int]:
         audit=audit.read(store),
         poster=lambda key: _bytes(store, key),
         title=store.url.rstrip("/").rpartition("/")[2],
+        whole=lambda clip_ids: (
+            tables.read(store, "previews", only=clip_ids),
+            tables.read(store, "clips", only=clip_ids),
+        ),
     )
     store.put("report.html", page.encode())
-    return dict(Counter(statuses(now.previews, now.clips).values()))
+    return counts(statuses(now.previews, now.clips)["status"])
 
 
 def forecast_of(store: Store, settings: Settings, now: Standing, wanted: int) -> dict[str, Any]:
@@ -50,14 +55,18 @@ def forecast_of(store: Store, settings: Settings, now: Standing, wanted: int) ->
     previews, clips = now.paid()
     spent = billing.bill(previews, clips, settings).total
     started = max((row["started"] for row in jobs.read(store)), default=None)
-    found = forecast.of_run(now.counts(wanted), now.clips["at"].to_pylist(), started, spent)
+    at = now.clips["at"]
+    ends = (
+        at.filter(pc.greater_equal(at, started)).to_pylist() if started is not None else []
+    )  # those before tell nothing
+    found = forecast.of_run(now.counts(wanted), ends, started, spent)
     return forecast.as_dict(found, settings.prices.currency)
 
 
 def summary_of(store: Store, settings: Settings, now: Standing) -> dict[str, Any]:
     """summary.json of a run."""
     summary = summarise(now.previews, now.clips)
-    summary["earlier_texts"] = len(statuses(*now.earlier))
+    summary["earlier_texts"] = statuses(*now.earlier).num_rows
     done = jobs.read(store)
     summary["wall_seconds"], summary["pools"] = jobs.usage(done)
     summary["troubles"] = [row["error"] for row in done if row["error"]]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +17,7 @@ from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.prompts import SHOWN, PromptError, filled, same_values
 from flashvideo_ray.scorers import columns
 
-_OWN = {*tables.PREVIEWS.names, *tables.CLIPS.names}
+_OWN = {*tables.PREVIEWS.names, *tables.CLIPS.names, texts.DIGEST}
 _LABELLED: tuple[tables.Table, ...] = ("previews", "clips")
 log = logging.getLogger("flashvideo_ray")
 
@@ -54,7 +55,7 @@ def agreed(store: Store, table: pa.Table) -> pa.Table:
     """
     carried = [name for name in table.column_names if name not in _OWN]
     for which in _LABELLED:
-        there = tables.read(store, which, carried).schema
+        there = tables.read(store, which, carried, only=pa.array([], pa.string())).schema
         types = {field.name: field.type for field in there if field.type != pa.null()}
         table = filled(table, types)
         for name in carried:
@@ -72,25 +73,30 @@ def relabelled(job: pa.Table, *ledger: pa.Table) -> pa.Table | None:
 
     Further candidates of the same prompts, which the job does not name (they were drawn), go with the others.
     """
-    places = {clip_id: place for place, clip_id in enumerate(job["clip_id"].to_pylist())}
     found: dict[str, int] = {}
-    moved: dict[tuple[str, str, str | None], int] = {}  # what a prompt was, and where the job has it
+    moved: dict[tuple[Any, ...], int] = {}  # what a prompt was, and where the job has it
+    ids = job["clip_id"].combine_chunks()
     for rows in ledger:
-        mine = rows.filter(pc.is_in(rows["clip_id"], job["clip_id"].combine_chunks()))
-        where = [places[clip_id] for clip_id in mine["clip_id"].to_pylist()]
-        for place in _differing(mine, job.take(pa.array(where, pa.int64()))):
-            row = mine.select(texts.COLUMNS).slice(place, 1).to_pylist()[0]
-            found[row["clip_id"]] = where[place]
-            moved[row["id"], row["prompt"], row["negative_prompt"]] = where[place]
+        where = pc.index_in(rows["clip_id"], ids)
+        mine, where = rows.filter(where.is_valid()), where.drop_null()
+        kept = [name for name in _labels(mine, job) if name in job.column_names]
+        for place in _differing(mine, job.select(kept).take(where)):
+            found[mine["clip_id"][place].as_py()] = where[place].as_py()
+            moved[_prompt(mine, place)] = where[place].as_py()
     for rows in ledger if moved else ():
-        for row in rows.select(texts.COLUMNS).to_pylist():
-            key = row["id"], row["prompt"], row["negative_prompt"]
-            if row["clip_id"] not in places and key in moved:
-                found[row["clip_id"]] = moved[key]
+        others = rows.filter(pc.invert(pc.is_in(rows["clip_id"], ids)))
+        for place, clip_id in enumerate(others["clip_id"].to_pylist()):
+            if (prompt := _prompt(others, place)) in moved:
+                found[clip_id] = moved[prompt]
     if not found:
         return None
     rows = job.take(pa.array(list(found.values()), pa.int64()))
     return tables.with_column(rows, "clip_id", pa.array(list(found), pa.string()))
+
+
+def _prompt(rows: pa.Table, place: int) -> tuple[Any, ...]:
+    """Its id and text."""
+    return tuple(texts.plain(rows.slice(place, 1)).to_pylist()[0].values())
 
 
 def labelled(rows: pa.Table, labels: pa.Table) -> pa.Table:

@@ -122,7 +122,8 @@ def without_done(prompts: pa.Table, runs: Sequence[str]) -> pa.Table:
 
 def _done(store: Store) -> set[_Text]:
     ledger = {table: tables.read(store, table, [*COLUMNS, "status"]) for table in tables.SCHEMAS}
-    ended = statuses(ledger["previews"], ledger["clips"])
+    status = statuses(ledger["previews"], ledger["clips"])
+    ended = dict(zip(status["clip_id"].to_pylist(), status["status"].to_pylist(), strict=True))
     found: dict[_Text, set[str]] = defaultdict(set)
     for table in ledger.values():
         for clip_id, text in zip(table["clip_id"].to_pylist(), _texts(table), strict=True):

@@ -201,7 +201,11 @@ def _refine(
     recipe = recipe_of(settings)
     run_file.check_recipe(store, recipe)
     own = {*row_schema().names, "at"}
-    extra = [field for field in tables.read(store, "previews").schema if field.name not in own]
+    extra = [
+        field
+        for field in tables.read(store, "previews", only=pa.array([], pa.string())).schema
+        if field.name not in own
+    ]
     extra = [field for field in extra if not columns.is_score(field.name)]
 
     def next_work(run: Store, again: str | None) -> remaining.Work:

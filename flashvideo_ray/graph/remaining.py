@@ -22,6 +22,7 @@ from flashvideo_ray.scorers import columns
 from flashvideo_ray.settings import Settings
 
 Until = Literal["preview", "refine"]
+_DECIDED_BY = (*texts.COLUMNS, "candidate", "status", "at", "latents", "preview_sha256", "scorer_errors")
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,14 @@ def next_work(
     preview whose latents were pruned is made anew if it is needed.
     """
     carried = [] if table is None else [name for name in table.column_names if name not in tables.CANDIDATES.names]
-    recorded, previews = tables.read(store, "candidates"), tables.read(store, "previews")
-    clips = tables.read(store, "clips", [*texts.COLUMNS, "status", "stage", "error_class", "clip", *carried])
+    # Texts, and all that no decision needs, are read of those alone that go on.
+    recorded = tables.read(store, "candidates", [*texts.COLUMNS, "status", "at"], made=texts.digested)
+    previews = tables.read(store, "previews", _decides, made=texts.digested)
+    ended = [*texts.COLUMNS, "status", "stage", "error_class", "clip", "at", *carried]
+    clips = tables.read(store, "clips", ended, made=texts.digested)
     if shard is not None and table is not None:
         recorded, previews, clips = (_own(rows, shard, table) for rows in (recorded, previews, clips))
-    news = News()
+    news, changed = News(), None
     if table is not None:
         changed = labels.relabelled(table, previews, clips)
         if changed is not None:
@@ -115,6 +119,7 @@ def next_work(
     else:
         context = previews.slice(0, 0)
     lost = pc.and_(pc.is_in(ready["status"], pa.array(["rejected", "failed"])), pc.invert(ready["audit"]))
+    ready = _whole(store, ready, changed)
     decided, survivors = ready.filter(lost), ready.filter(pc.invert(lost))
     if until == "preview":
         survivors = survivors.slice(0, 0)
@@ -126,6 +131,11 @@ def next_work(
     return Work(pa.concat_tables(rows), context, as_rows(decided, schema), until, news, rendered, gone)
 
 
+def _decides(name: str) -> bool:
+    """Whether a column of previews has a part in what is left to do: scores and labels have."""
+    return name in _DECIDED_BY or name not in tables.PREVIEWS.names
+
+
 def _own(rows: pa.Table, shard: Shard, table: pa.Table) -> pa.Table:
     """What the ledger has of a share; and of its candidates also where the ledger has them under another id."""
     mine = pc.is_in(rows["clip_id"], table["clip_id"].combine_chunks())
@@ -134,25 +144,35 @@ def _own(rows: pa.Table, shard: Shard, table: pa.Table) -> pa.Table:
 
 def _ended(previews: pa.Table, clips: pa.Table, settings: Settings, retry: str | None) -> pa.Array:
     """The candidates that need nothing more, as selection is now."""
-    status = dict(zip(previews["clip_id"].to_pylist(), previews["status"].to_pylist(), strict=True))
-    audit = dict(zip(previews["clip_id"].to_pylist(), previews["audit"].to_pylist(), strict=True))
+    place = pc.index_in(clips["clip_id"], previews["clip_id"].combine_chunks())
+    now, audit = previews["status"].take(place), pc.fill_null(previews["audit"].take(place), False)
+    was, error_class = clips["status"], pc.fill_null(clips["error_class"], "")
+    out = pc.fill_null(pc.is_in(now, pa.array(["rejected", "failed"])), False)
+    refined = pc.not_equal(pc.fill_null(clips["clip"], ""), "")
     _, _, wanted_class = (retry or "").partition(":")
-    over = []
-    for row in clips.select(["clip_id", "status", "stage", "error_class", "clip"]).to_pylist():
-        clip_id, was, now = row["clip_id"], row["status"], status.get(row["clip_id"])
-        if was == "rendered":
-            done = True
-        elif was == "rejected":
-            done = now in ("rejected", "failed", None) and bool(row["clip"] or not audit.get(clip_id))
-        elif was == "failed" and row["error_class"] == tables.MISSING_SCORE:
-            done = now == "failed"
-        elif was == "failed":
-            done = retry is None or bool(wanted_class and wanted_class != row["error_class"])
-        else:
-            done = False  # skipped
-        if done:
-            over.append(clip_id)
-    return pa.array(over, pa.string())
+    no_score = pc.equal(error_class, tables.MISSING_SCORE)
+    stays = pc.not_equal(error_class, wanted_class) if wanted_class else pa.scalar(retry is None)
+    rejected = pc.and_(pc.or_(out, place.is_null()), pc.or_(refined, pc.invert(audit)))
+    failed = pc.if_else(no_score, pc.fill_null(pc.equal(now, "failed"), False), stays)
+    done = pc.or_(
+        pc.equal(was, "rendered"),
+        pc.or_(pc.and_(pc.equal(was, "rejected"), rejected), pc.and_(pc.equal(was, "failed"), failed)),
+    )
+    return clips.filter(done)["clip_id"].combine_chunks()
+
+
+def _whole(store: Store, previews: pa.Table, changed: pa.Table | None) -> pa.Table:
+    """Previews with all columns of the ledger, and with what is said of them now."""
+    if not previews.num_rows:
+        return previews
+    full = tables.read(store, "previews", only=previews["clip_id"].combine_chunks())
+    if changed is not None:
+        full = labels.labelled(full, changed)
+    full = full.take(pc.index_in(previews["clip_id"], full["clip_id"].combine_chunks()))
+    for name in previews.column_names:
+        if name not in (texts.DIGEST, "prompt", "negative_prompt"):
+            full = tables.with_column(full, name, previews[name])
+    return full
 
 
 def _with_more(
@@ -175,10 +195,12 @@ def _with_more(
 
 def _grouped(fresh: pa.Table, context: pa.Table, together: bool) -> pa.Table:
     """Open candidates, each with how many of its prompt are judged at once: itself alone unless `together`."""
-    ids = fresh["id"].to_pylist()
-    sizes = Counter([*ids, *context["id"].to_pylist()]) if together else dict.fromkeys(ids, 1)
-    group = pa.array([sizes[prompt] for prompt in ids], pa.int32())
-    status = pa.array(["open"] * fresh.num_rows, pa.string())
+    group = pa.repeat(pa.scalar(1, pa.int32()), fresh.num_rows)
+    if together:
+        ids = fresh["id"].to_pylist()
+        sizes = Counter([*ids, *context["id"].to_pylist()])
+        group = pa.array([sizes[prompt] for prompt in ids], pa.int32())
+    status = pa.repeat("open", fresh.num_rows)
     fresh = fresh.drop_columns([name for name in ("status", "audit") if name in fresh.column_names])
     return fresh.append_column("group", group).append_column("status", status)
 
@@ -203,7 +225,8 @@ def context_rows(context: pa.Table) -> dict[str, list[dict[str, Any]]]:
 
 def _without(table: pa.Table, clip_ids: pa.Array | pa.ChunkedArray) -> pa.Table:
     values = clip_ids.combine_chunks() if isinstance(clip_ids, pa.ChunkedArray) else clip_ids
-    return table.filter(pc.invert(pc.is_in(table["clip_id"], values)))
+    out = pc.is_in(table["clip_id"], values) if len(values) else None
+    return table if out is None or not pc.any(out).as_py() else table.filter(pc.invert(out))
 
 
 def as_rows(table: pa.Table, schema: pa.Schema) -> pa.Table:

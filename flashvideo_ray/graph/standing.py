@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from flashvideo_ray.accounting.summary import statuses
-from flashvideo_ray.graph.verdicts import judged
+from flashvideo_ray.accounting.summary import counts, statuses
+from flashvideo_ray.graph.verdicts import verdicts
 from flashvideo_ray.ledger import decisions, tables
 from flashvideo_ray.ledger.decisions import Opinion
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.ledger.texts import COLUMNS, Texts, still_open
+from flashvideo_ray.ledger.texts import COLUMNS, Texts, digested, still_open
+from flashvideo_ray.scorers import columns
 from flashvideo_ray.settings import Settings
 
 _IN = ("previewed", "approved")
 _VERDICT = ("status", "reason", "stage", "error_class", "error")
+# What figures are made of: all but keys, digests and columns of the prompt file. Texts become digests.
+_FIGURES = frozenset(
+    [
+        *COLUMNS,
+        *_VERDICT,
+        *("candidate", "rank", "scorer_errors", "audit", "clip", "frames", "height", "width", "fps", "bytes"),
+        *("device", "refine_seconds", "publish_seconds", *tables.PREVIEW_SECONDS, "at"),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -35,10 +45,13 @@ class Standing:
     candidates: pa.Table
 
     @classmethod
-    def read(cls, store: Store, settings: Settings) -> Self:
-        """From the ledger, the settings' rules and people's decisions."""
-        candidates = tables.read(store, "candidates", COLUMNS)
-        previews, clips = tables.read(store, "previews"), tables.read(store, "clips")
+    def read(cls, store: Store, settings: Settings, figures: bool = False) -> Self:
+        """From the ledger, the settings' rules and people's decisions; all columns, or those that `figures` need."""
+        candidates = tables.read(store, "candidates", [*COLUMNS, "status", "at"], made=digested)
+        if figures:
+            previews, clips = (tables.read(store, name, _is_figure, made=digested) for name in ("previews", "clips"))
+        else:
+            previews, clips = tables.read(store, "previews"), tables.read(store, "clips")
         texts = Texts.of(candidates, previews, clips)
         present = _decided_anew(texts.present(previews), texts.present(clips), settings, decisions.opinions(store))
         return cls(*present, (texts.earlier(previews), texts.earlier(clips)), candidates)
@@ -55,9 +68,14 @@ class Standing:
         `wanted` is what run.json says of their number, for runs whose ledger does not.
         """
         found = statuses(self.previews, self.clips)
-        open_ = still_open(self.candidates, found) if self.candidates.num_rows else max(0, wanted - len(found))
-        before = len(statuses(*self.earlier))
-        return {**Counter(found.values()), "open": open_, **({"earlier text": before} if before else {})}
+        known = self.candidates.num_rows
+        open_ = still_open(self.candidates, found["clip_id"]) if known else max(0, wanted - found.num_rows)
+        before = statuses(*self.earlier).num_rows
+        return {**counts(found["status"]), "open": open_, **({"earlier text": before} if before else {})}
+
+
+def _is_figure(name: str) -> bool:
+    return name in _FIGURES or columns.is_score(name)
 
 
 def _decided_anew(
@@ -68,32 +86,32 @@ def _decided_anew(
     A clip stays, and so does a failure of a stage. A rejection does not outlive what it came of: where `select` or a
     person decided anew, its row says so here, as the next job will.
     """
-    verdicts = judged(previews, settings, people).select([*_VERDICT, "clip_id"]).to_pylist()
+    now = verdicts(previews, settings, people).select(_VERDICT).append_column("clip_id", previews["clip_id"])
+    asked = pc.is_in(now["clip_id"], pa.array(list(people), pa.string()))
     # Rules about the whole run come after a preview's row: what nobody said in person counts if row and rules agree.
-    now = {
-        verdict["clip_id"]: verdict
-        for verdict, written in zip(verdicts, previews["status"].to_pylist(), strict=True)
-        if verdict["clip_id"] in people or (verdict["status"] in _IN) == (written in _IN)
-    }
-    ended = clips.select([name for name in ("clip_id", "status", "error_class") if name in clips.column_names])
-    anew = {
-        row["clip_id"]: now[row["clip_id"]]
-        for row in ended.to_pylist()
-        if row["clip_id"] in now
-        and (row["status"] in ("rejected", "skipped") or row.get("error_class") == tables.MISSING_SCORE)
-        and (now[row["clip_id"]]["status"] in _IN) != (row["status"] == "skipped")
-    }
-    return _decided(previews, {clip_id: now[clip_id] for clip_id in people if clip_id in now}), _decided(clips, anew)
+    now = now.filter(pc.or_(asked, pc.equal(_survives(now["status"]), _survives(previews["status"]))))
+    place = pc.index_in(clips["clip_id"], now["clip_id"].combine_chunks())
+    rejected = pc.is_in(clips["status"], pa.array(["rejected", "skipped"]))
+    if "error_class" in clips.column_names:
+        missed = pc.fill_null(pc.equal(clips["error_class"], tables.MISSING_SCORE), False)
+        rejected = pc.or_(rejected, missed)
+    moved = pc.not_equal(_survives(now["status"].take(place)), pc.equal(clips["status"], "skipped"))
+    anew = pc.if_else(pc.and_(rejected, moved), place, pa.scalar(None, place.type))
+    said = now.filter(pc.is_in(now["clip_id"], pa.array(list(people), pa.string())))
+    own = pc.index_in(previews["clip_id"], said["clip_id"].combine_chunks())
+    return _decided(previews, said, own), _decided(clips, now, anew)
 
 
-def _decided(table: pa.Table, verdicts: Mapping[str, Mapping[str, Any]]) -> pa.Table:
-    """The rows with these verdicts instead of theirs."""
-    if not verdicts:
+def _survives(status: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.is_in(status, pa.array(_IN))
+
+
+def _decided(table: pa.Table, verdicts_: pa.Table, place: pa.ChunkedArray) -> pa.Table:
+    """The rows with the verdicts of these places instead of theirs, where there is one."""
+    if place.null_count == len(place):
         return table
-    ids = table["clip_id"].to_pylist()
     for name in _VERDICT:
         if name in table.column_names:
-            old = zip(ids, table[name].to_pylist(), strict=True)
-            values = [verdicts[clip_id][name] if clip_id in verdicts else value for clip_id, value in old]
-            table = tables.with_column(table, name, pa.array(values, table.schema.field(name).type))
+            new = verdicts_[name].cast(table.schema.field(name).type).take(place)
+            table = tables.with_column(table, name, pc.if_else(place.is_valid(), new, table[name]))
     return table

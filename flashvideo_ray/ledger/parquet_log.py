@@ -29,6 +29,8 @@ _THREADS = 4  # for a local folder, where more only get in each other's way
 _LISTINGS = 50
 _WHOLE = 2**22  # bytes; of a larger part in an object store only the columns that are asked for are fetched
 _TAKE = 100_000  # rows
+Columns = Sequence[str] | Callable[[str], bool]
+"""Names, or what says of a name whether it is one of them."""
 log = logging.getLogger("flashvideo_ray")
 
 
@@ -58,11 +60,15 @@ def write(store: Store, stem: str, rows: pa.Table) -> str:
 def read_all(
     store: Store,
     prefix: str,
-    columns: list[str] | None = None,
+    columns: Columns | None = None,
     damaged: Callable[[str, Exception], None] | None = None,
     key: str = KEY,
+    only: pa.Array | None = None,
+    made: Callable[[pa.Table], pa.Table] | None = None,
 ) -> dict[str, pa.Table]:
-    """All parts by key, in the order of their keys.
+    """All parts by key, in the order of their keys; of each the `columns`, and the rows whose key is one of `only`.
+
+    Each is `made` into what is wanted of it as it is read, so that no more of all need be in memory.
 
     A listing is no snapshot: while parts are being merged it may name old ones that are gone by the time they are read,
     or miss both those and the new one. So it is repeated until one tells nothing new and nothing was gone before it.
@@ -77,7 +83,8 @@ def read_all(
             if not new and not gone:
                 return {name: part for name, part in sorted(found.items()) if part is not None}
             gone = False
-            for (name, _size), part in zip(new, pool.map(partial(_read, store, key, columns), new), strict=True):
+            read = partial(_read, store, key, columns, only=only, made=made)
+            for (name, _size), part in zip(new, pool.map(read, new), strict=True):
                 if part is None:
                     gone = True
                 elif not isinstance(part, DamagedPartError):
@@ -199,15 +206,19 @@ def _list(store: Store, prefix: str) -> Iterator[tuple[str, int]]:
 
 
 def _read(
-    store: Store, key: str, columns: list[str] | None, listed: tuple[str, int]
+    store: Store,
+    key: str,
+    columns: Columns | None,
+    listed: tuple[str, int],
+    only: pa.Array | None = None,
+    made: Callable[[pa.Table], pa.Table] | None = None,
 ) -> pa.Table | DamagedPartError | None:
     """One part, or None if it is gone, or what is wrong with it."""
     name, size = listed
     if not store.is_local and columns is not None and size > _WHOLE:
         try:
-            return _parse(
-                store, pa.PythonFile(store.fs.open(store.path(name), cache_type="none"), mode="r"), key, columns
-            )
+            file = pa.PythonFile(store.fs.open(store.path(name), cache_type="none"), mode="r")
+            return _parse(store, file, key, columns, only, made)
         except FileNotFoundError:
             return None
         except Exception as error:  # damaged, or the store went away: reading it whole is patient, and tells which
@@ -217,7 +228,7 @@ def _read(
     except FileNotFoundError:
         return None
     try:
-        return _parse(store, source, key, columns)
+        return _parse(store, source, key, columns, only, made)
     except FileNotFoundError:
         return None
     except Exception as error:  # Arrow has no class of its own for a damaged file
@@ -227,15 +238,31 @@ def _read(
         )
 
 
-def _parse(store: Store, source: pa.NativeFile, key: str, columns: list[str] | None) -> pa.Table:
+def _parse(
+    store: Store,
+    source: pa.NativeFile,
+    key: str,
+    columns: Columns | None,
+    only: pa.Array | None,
+    made: Callable[[pa.Table], pa.Table] | None,
+) -> pa.Table:
     with source, pq.ParquetFile(source) as file:
         names = file.schema_arrow.names
         missing = [name for name in (key, "status", "at") if name not in names]
         if missing:
             raise ValueError(f"no column {', '.join(missing)}")
-        wanted = None if columns is None else [name for name in columns if name in names]
-        part = file.read(wanted, use_threads=False)  # parts are read side by side already
+        if callable(columns):
+            columns = [name for name in names if columns(name)]
+        wanted = names if columns is None else [name for name in columns if name in names]
+        if only is not None and not len(only):
+            part = file.schema_arrow.empty_table().select(wanted)
+        elif only is None:
+            part = file.read(wanted, use_threads=False)  # parts are read side by side already
+        else:  # a column at a time: they are few rows
+            rows = np.flatnonzero(pc.is_in(file.read([key])[key], only).to_numpy())
+            found = {name: file.read([name], use_threads=False)[name].take(pa.array(rows)) for name in wanted}
+            part = pa.table(found, schema=pa.schema([file.schema_arrow.field(name) for name in wanted]))
     newest = pc.max(part["at"]).as_py()
     if newest is not None:
         store.clock.see(newest)
-    return part
+    return part if made is None else made(part)

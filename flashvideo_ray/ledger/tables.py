@@ -8,14 +8,14 @@ exists.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashvideo_ray.ledger import parquet_log
-from flashvideo_ray.ledger.parquet_log import Compaction
+from flashvideo_ray.ledger.parquet_log import Columns, Compaction
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.scorers import columns
 from flashvideo_ray.settings import STAGES
@@ -102,21 +102,32 @@ SCHEMAS: dict[Table, pa.Schema] = {"candidates": CANDIDATES, "previews": PREVIEW
 def read(
     store: Store,
     table: Table,
-    columns: Sequence[str] | None = None,
+    columns: Columns | None = None,
     *,
     damaged: Callable[[str, Exception], None] | None = None,
+    only: pa.Array | None = None,
+    made: Callable[[pa.Table], pa.Table] | None = None,
 ) -> pa.Table:
     """The state of one ledger table: the newest row of each clip_id, oldest first, without those taken back.
 
     Of rows with the same `at`, the one in the later part counts, and in one part the later one. Parts may be added and
-    compacted meanwhile. With `columns`, only those (and `clip_id` and `at`) are read; an absent one is left out. A part
-    that cannot be read raises DamagedPartError, or is left out and told to `damaged`.
+    compacted meanwhile. With `columns`, only those (and `clip_id` and `at`) are read; an absent one is left out. With
+    `only`, candidates with these clip_ids. Parts are `made` smaller, if that is asked for, as they are read; `columns`
+    must have `clip_id`, `status` and `at` then. A part that cannot be read raises DamagedPartError, or is left out and
+    told to `damaged`.
     """
-    wanted = None if columns is None else list(dict.fromkeys([*columns, "clip_id", "at"]))
-    needed = None if wanted is None else list(dict.fromkeys([*wanted, "status"]))
-    found = [*parquet_log.read_all(store, f"ledger/{table}-", needed, damaged).values()]
-    rows = parquet_log.newest(found) if found else SCHEMAS[table].empty_table()
-    return rows if wanted is None else rows.select([name for name in wanted if name in rows.column_names])
+    wanted = None
+    if columns is not None and not callable(columns):
+        wanted = list(dict.fromkeys([*columns, "clip_id", "at"]))
+        columns = list(dict.fromkeys([*wanted, "status"]))
+    found = [*parquet_log.read_all(store, f"ledger/{table}-", columns, damaged, only=only, made=made).values()]
+    if not found:
+        empty = SCHEMAS[table].empty_table()
+        found = [empty if made is None else made(empty)]
+    rows = parquet_log.newest(found)
+    if wanted is None or made is not None:
+        return rows
+    return rows.select([name for name in wanted if name in rows.column_names])
 
 
 def parts(store: Store) -> frozenset[str]:

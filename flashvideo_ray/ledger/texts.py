@@ -8,7 +8,8 @@ candidates it is about, so that it need not have made anything of a new text, or
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -20,30 +21,36 @@ from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.store import Store
 
 COLUMNS = ("clip_id", "id", "prompt", "negative_prompt")
-_TEXT = ["id", "prompt", "negative_prompt"]
+_TEXT = ("prompt", "negative_prompt")
+DIGEST = "text digest"  # a column in the place of both texts: 64 bits are enough to tell those of one id apart
+_AT_ONCE = 10_000  # rows whose texts are Python's
 _FIRST, _LAST = -(2**62), 2**62  # as `at`, in milliseconds
 
 
 @dataclass(frozen=True)
 class Texts:
-    """The present text (prompt, and negative prompt or nothing) of each id that has had several."""
+    """The digest of the present text (prompt, and negative prompt or nothing) of each id that has had several."""
 
-    changed: Mapping[str, tuple[str, str]]
+    changed: Mapping[str, int]
 
     @classmethod
     def of(cls, *ledger: pa.Table, newest: pa.Table | None = None, oldest: pa.Table | None = None) -> Self:
         """From tables of the ledger, with COLUMNS and `at`; from rows that count as newer than all, or as older."""
         parts = [_texts(oldest, _FIRST), *(_texts(table) for table in ledger), _texts(newest, _LAST)]
-        found = pa.concat_tables(part for part in parts if part is not None).group_by(_TEXT).aggregate([("at", "max")])
-        counts = pc.value_counts(found["id"])
-        several = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-        rows = found.filter(pc.is_in(found["id"], several)).sort_by("at_max").to_pylist()
-        return cls({row["id"]: (row["prompt"], row["negative_prompt"]) for row in rows})
+        rows = pa.concat_tables(part for part in parts if part is not None)
+        found = rows.group_by("id").aggregate([(DIGEST, "min"), (DIGEST, "max")])
+        several = found["id"].filter(pc.not_equal(found[f"{DIGEST}_min"], found[f"{DIGEST}_max"]))
+        if not len(several):
+            return cls({})
+        rows = rows.filter(pc.is_in(rows["id"], several.combine_chunks()))
+        last = rows.group_by(["id", DIGEST]).aggregate([("at", "max")]).sort_by("at_max").to_pylist()
+        return cls({row["id"]: row[DIGEST] for row in last})
 
     @classmethod
     def read(cls, store: Store) -> Self:
         """Those of a run."""
-        return cls.of(*(tables.read(store, table, COLUMNS) for table in tables.SCHEMAS))
+        columns = [*COLUMNS, "status", "at"]
+        return cls.of(*(tables.read(store, table, columns, made=digested) for table in tables.SCHEMAS))
 
     def holds(self, table: pa.Table) -> pa.Array:
         """Of each row, whether its text is the present one of its id."""
@@ -51,8 +58,8 @@ class Texts:
         if self.changed:
             asked = pc.is_in(table["id"], pa.array(list(self.changed), pa.string()))
             places = np.flatnonzero(asked.to_numpy(zero_copy_only=False))
-            for place, row in zip(places, _plain(table).take(pa.array(places)).to_pylist(), strict=True):
-                mask[place] = self.changed[row["id"]] == (row["prompt"], row["negative_prompt"])
+            for place, row in zip(places, plain(table.take(pa.array(places))).to_pylist(), strict=True):
+                mask[place] = self.changed[row["id"]] == row[DIGEST]
         return pa.array(mask)
 
     def present(self, table: pa.Table) -> pa.Table:
@@ -71,11 +78,11 @@ def unrecorded(job: pa.Table, *ledger: pa.Table) -> pa.Table:
     another text or other seeds than before, all its candidates are told, and are newer than all that is there.
     """
     recorded = ledger[0]
-    known = set(zip(recorded["clip_id"].to_pylist(), recorded["id"].to_pylist(), strict=True))
-    present = Texts.of(*ledger, oldest=job).holds(job).to_pylist()
-    rows = zip(job["clip_id"].to_pylist(), job["id"].to_pylist(), present, strict=True)
-    new = {prompt for clip_id, prompt, is_present in rows if not is_present or (clip_id, prompt) not in known}
-    told = job.filter(pc.is_in(job["id"], pa.array(sorted(new), pa.string())))
+    place = pc.index_in(job["clip_id"], recorded["clip_id"].combine_chunks())
+    is_known = pc.fill_null(pc.equal(recorded["id"].take(place), job["id"]), False)
+    present = Texts.of(*ledger, oldest=job).holds(job)
+    new = job["id"].filter(pc.invert(pc.and_(is_known, present)))
+    told = job if len(new) == len(job) else job.filter(pc.is_in(job["id"], pc.unique(new)))
     newest = max((pc.max(table["at"].cast(pa.int64())).as_py() or 0 for table in ledger), default=0)
     at = max(int(tables.now().timestamp() * 1000), newest + 1)
     columns = {
@@ -86,25 +93,44 @@ def unrecorded(job: pa.Table, *ledger: pa.Table) -> pa.Table:
     return pa.table([columns[name] for name in tables.CANDIDATES.names], schema=tables.CANDIDATES)
 
 
-def still_open(candidates: pa.Table, known: Collection[str]) -> int:
+def still_open(candidates: pa.Table, known: pa.ChunkedArray) -> int:
     """How many of the candidates that jobs were last started for are not `known` by their clip_ids."""
     newest = candidates.group_by("id").aggregate([("at", "max")])
-    last = dict(zip(newest["id"].to_pylist(), newest["at_max"].to_pylist(), strict=True))
-    return sum(
-        row["at"] == last[row["id"]] and row["clip_id"] not in known
-        for row in candidates.select(["clip_id", "id", "at"]).to_pylist()
-    )
+    last = newest["at_max"].take(pc.index_in(candidates["id"], newest["id"].combine_chunks()))
+    is_last, is_known = pc.equal(candidates["at"], last), pc.is_in(candidates["clip_id"], known.combine_chunks())
+    return pc.sum(pc.and_(is_last, pc.invert(is_known))).as_py() or 0
 
 
-def _plain(table: pa.Table) -> pa.Table:
-    """The text of each row; no negative prompt is an empty one."""
-    negative = table["negative_prompt"] if "negative_prompt" in table.column_names else pa.nulls(table.num_rows)
-    columns = [table["id"], table["prompt"], pc.fill_null(negative.cast(pa.string()), "")]
-    return pa.table(columns, names=_TEXT)
+def digested(table: pa.Table) -> pa.Table:
+    """The table with a digest in the place of both texts, which `Texts` takes as well."""
+    if DIGEST in table.column_names:
+        return table
+    kept = [name for name in table.column_names if name not in _TEXT]
+    return table.select(kept).append_column(DIGEST, _digests(table))
+
+
+def _digests(table: pa.Table) -> pa.Array:
+    """64 bits of each row's text; no negative prompt is an empty one."""
+    found: list[int] = []
+    for batch in table.select([name for name in _TEXT if name in table.column_names]).to_batches(_AT_ONCE):
+        negatives = batch["negative_prompt"].to_pylist() if batch.num_columns == len(_TEXT) else [None] * len(batch)
+        found += [_digest(*texts) for texts in zip(batch["prompt"].to_pylist(), negatives, strict=True)]
+    return pa.array(found, pa.int64())
+
+
+def _digest(prompt: str, negative: str | None) -> int:
+    text = "\0".join([prompt, negative or ""]).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), signed=True)
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """The id and the digest of each row."""
+    digests = table[DIGEST] if DIGEST in table.column_names else _digests(table)
+    return pa.table([table["id"], digests], names=["id", DIGEST])
 
 
 def _texts(table: pa.Table | None, at: int | None = None) -> pa.Table | None:
     if table is None:
         return None
     times = table["at"].cast(pa.int64()) if at is None else pa.array([at] * table.num_rows, pa.int64())
-    return _plain(table).append_column("at", times)
+    return plain(table).append_column("at", times)

@@ -12,7 +12,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,26 +116,34 @@ def let_one_fail(output: str) -> None:
     Writer(Store(output), "clips", schema, LedgerSettings()).write(rows)
 
 
+@pytest.fixture(scope="module")
+def bucket(made: Path, s3: S3) -> None:
+    """The bucket that the guides name, with prompts and that run."""
+    store = s3fs.S3FileSystem(skip_instance_cache=True)
+    store.makedirs("bucket", exist_ok=True)
+    there = {f"bucket/{name}": str(made / "prompts.parquet") for name in ("prompts.parquet", "prompts/1.parquet")}
+    run = made / "runs" / "mine"
+    files = [path for path in run.rglob("*") if path.is_file() and path.parent.name != "claims"]
+    there |= {f"bucket/run1/{path.relative_to(run)}": str(path) for path in files}
+    store.put(list(there.values()), list(there))
+
+
 @pytest.fixture
-def reader(made: Path, s3: S3, tmp_path: Path, inline: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of it, which is this process's own, and the bucket that the guides name."""
+def reader(made: Path, bucket: None, tmp_path: Path, inline: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the folder, which is this process's own."""
     shutil.copytree(made, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setenv("NIGHT_WEBHOOK", "http://127.0.0.1:9/")
-    bucket = s3fs.S3FileSystem(skip_instance_cache=True)
-    bucket.makedirs("bucket", exist_ok=True)
-    there = {"bucket/prompts.parquet": "prompts.parquet", "bucket/prompts/1.parquet": "prompts.parquet"}
-    run = Path("runs/mine")
-    files = [path for path in run.rglob("*") if path.is_file() and path.parent.name != "claims"]
-    there |= {f"bucket/run1/{path.relative_to(run)}": str(path) for path in files}
-    bucket.put(list(there.values()), list(there))
-    yield tmp_path
-    bucket.rm([*there])
 
 
 def taken(guide: Path) -> list[Block]:
     return [each for each in blocks(guide) if each.language != "text"]
+
+
+def typed(guide: Path) -> list[Block]:
+    """Commands and code that are run here."""
+    return [each for each in taken(guide) if not each.mark and each.language != "yaml"]
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
@@ -170,23 +177,25 @@ def test_commands_have_the_options_that_they_are_given(guide: Path) -> None:
         parse(words)
 
 
-@pytest.mark.parametrize(
-    "guide", [guide for guide in GUIDES if any(not each.mark for each in taken(guide))], ids=lambda path: path.name
-)
-def test_what_a_guide_tells_to_type_works(guide: Path, reader: Path) -> None:
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
+def test_settings_are_settings(guide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHT_WEBHOOK", "http://127.0.0.1:9/")
+    for each in taken(guide):
+        if each.language == "yaml" and not each.mark:
+            (tmp_path / "run.yaml").write_text(each.text)
+            Settings.load(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize("guide", [guide for guide in GUIDES if typed(guide)], ids=lambda path: path.name)
+def test_what_a_guide_tells_to_type_works(guide: Path, reader: None) -> None:
     here = str(guide.relative_to(ROOT))
     names = {**WORDS, **({"OUTPUT": "runs/own"} if here in FRESH else {})}
     failed: tuple[int, ...] = ()
     if here == "docs/prompts.md":  # which tells what to do about it
         let_one_fail("runs/mine")
         failed = (3,)
-    for each in taken(guide):
-        if each.mark:
-            continue
-        if each.language == "yaml":
-            Path("block.yaml").write_text(each.text)
-            Settings.load("block.yaml")
-        elif each.language == "python":
+    for each in typed(guide):
+        if each.language == "python":
             exec(compile(each.text.replace('"cuda"', '"cpu"'), str(each), "exec"), {"prompt": "a red circle"})
         elif any(OURS.match(line) for line in each.commands()):
             for line in each.commands():
