@@ -347,7 +347,10 @@ def _comes_up(head: subprocess.Popen[bytes], env: Mapping[str, str], dashboard: 
     deadline = time.monotonic() + 120
     while head.poll() is None and time.monotonic() < deadline:
         with suppress(requests.RequestException):
-            if requests.get(f"http://127.0.0.1:{dashboard}/api/jobs/", headers=token, timeout=30).ok:
+            answer = requests.get(f"http://127.0.0.1:{dashboard}/api/jobs/", headers=token, timeout=30)
+            if answer.status_code == 401:  # where a local Ray of this user has left a token, every later one wants it
+                raise ServerError("the Ray head wants a token: its environment needs RAY_AUTH_TOKEN")
+            if answer.ok:
                 return True
         time.sleep(0.2)
     return False

@@ -14,6 +14,7 @@ from typing import Any, Literal
 Form = Literal["text", "json"]
 _about: ContextVar[Mapping[str, str] | None] = ContextVar("about", default=None)
 _form: Form = "text"
+_SEPARATE = ("diffusers", "transformers")  # when they are imported they give themselves handlers of their own
 
 
 @contextmanager
@@ -34,10 +35,15 @@ def use(form: Form) -> None:
     others = [handler for handler in root.handlers if not isinstance(handler.formatter, _Json)]
     if form == "text":
         root.handlers[:] = others
-    elif len(others) == len(root.handlers):
+        return
+    if len(others) == len(root.handlers):
         handler = _Stderr()
         handler.setFormatter(_Json())
         root.handlers[:] = [handler]
+    for name in _SEPARATE:
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True
 
 
 def line(text: str, level: str = "info") -> str:

@@ -151,6 +151,7 @@ class StageBase(ABC):
         self._logged: set[type[Exception]] = set()
         logs.use(settings.log_format)
         self._load_patiently()
+        logs.use(settings.log_format)  # what was imported has its own ways until then
         events.joined(self.name)
 
     def load(self) -> None:  # noqa: B027

@@ -74,6 +74,8 @@ def test_json_lines_name_the_candidate_and_the_stage_that_they_are_about(
 ) -> None:
     """A stage that says something itself, and whose library does; the second row fails."""
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as in a worker
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", False)  # as it is once it was imported
+    monkeypatch.setattr(logging.getLogger("diffusers"), "handlers", [logging.StreamHandler()])
 
     def act(clip_id: str) -> None:
         logging.getLogger("diffusers").warning("of %s: a word", clip_id)
