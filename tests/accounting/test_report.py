@@ -10,7 +10,7 @@ import pytest
 
 from flashvideo_ray import Settings
 from flashvideo_ray.accounting import billing, report
-from flashvideo_ray.accounting.summary import summarise
+from flashvideo_ray.accounting.summary import joined, summarise
 from flashvideo_ray.ledger.tables import CLIPS, PREVIEWS, extended
 from flashvideo_ray.media import video
 
@@ -302,3 +302,37 @@ def test_page_names_words_that_the_nano_model_does_not_know():
     text = Page(report.write_report(*both, run, summarise(*both), poster=lambda path: None)).text
     assert "draws these prompts without them: heron, lake." in text
     assert "A large striped red star slides left on a navy background." in text
+
+
+def test_figures_by_columns_are_those_of_a_row_at_a_time() -> None:
+    rng = np.random.default_rng(0)
+    previews, clips = [], []
+    for number in range(300):
+        clip_id, prompt = f"{number:04}", f"p{number // 3}"
+        if number % 7:
+            seconds = [1.5, None, float("nan")][rng.integers(3)]
+            status = ["previewed", "rejected", "approved"][rng.integers(3)]
+            previews.append(preview(clip_id, prompt, candidate=number % 3, status=status, preview_seconds=seconds))
+        kind = [None, rendered, rejected, failed][rng.integers(4)]
+        if kind is not None:
+            device = [None, "NVIDIA L4", "cpu"][rng.integers(3)]
+            more = {"stage": [None, "preview", "refine"][rng.integers(3)]} if kind is failed else {}
+            clips.append(kind(clip_id, prompt, candidate=number % 3, **{"device": device, "audit": None, **more}))
+    both = tables(previews, clips)
+    rows, found = joined(*both), summarise(*both)
+    assert (found["candidates"], found["prompts"]) == (len(rows), len({row["id"] for row in rows}))
+    assert found["status"] == Counter(row["status"] for row in rows)
+    failures = Counter((row["stage"] or "unknown", row["error_class"]) for row in rows if row["status"] == "failed")
+    assert {(s, c): n for s, classes in found["failures"].items() for c, n in classes.items()} == failures
+    assert sum(found["rejections"].values()) == found["status"]["rejected"]
+    kept = [row for row in rows if row["previewed"] and row["status"] != "rejected" and row["stage"] != "score"]
+    assert found["survivors"] == len(kept)
+    done = [row for row in rows if row["status"] == "rendered"]
+    media = {
+        "clips": len(done),
+        "bytes": sum(row["bytes"] for row in done),
+        "frames": sum(row["frames"] for row in done),
+    }
+    assert found["media"] == {**media, "seconds": round(sum(row["frames"] / row["fps"] for row in done), 3)}
+    timed = [row["preview_seconds"] for row in previews if row["preview_seconds"] == 1.5]
+    assert found["stages"]["preview"] == {"count": len(timed), "seconds": 1.5 * len(timed), "mean_seconds": 1.5}

@@ -19,6 +19,7 @@ from flashvideo_ray.accounting import terminal
 from flashvideo_ray.cli import app
 from flashvideo_ray.graph import finish
 from flashvideo_ray.graph.recipe import with_added_scorers
+from flashvideo_ray.graph.standing import Standing
 from flashvideo_ray.ledger import decisions, jobs, run_file, tables
 from flashvideo_ray.ledger.keys import latents_key
 from flashvideo_ray.ledger.store import Store
@@ -86,6 +87,14 @@ def test_a_report_that_takes_longer_than_the_lease_is_written_all_the_same(
     result = flashvideo_ray.preview(prompts, str(tmp_path / "run"), settings)
     assert (result.exit_status, result.total) == (0, {"previewed": 1})
     assert Store(result.output).exists("summary.json")
+
+
+def test_the_columns_that_figures_need_give_the_figures_of_all_columns(store: Store) -> None:
+    settings = Settings.load("nano", BEST_OF_THREE)
+    decisions.write(store, [decisions.Decision(f"{0:020x}", "approved", "ann")])
+    some, all_ = (Standing.read(store, settings, figures=figures) for figures in (True, False))
+    assert some.counts(6) == all_.counts(6)
+    assert finish.summary_of(store, settings, some) == finish.summary_of(store, settings, all_)
 
 
 def test_after_select_status_report_and_bill_say_what_the_ledger_says(store: Store) -> None:
