@@ -243,7 +243,7 @@ def test_a_plan_from_the_command_line(tmp_path: Path) -> None:
 def test_the_figures_of_the_docs_are_those_of_the_command_beside_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    docs = (ROOT / "docs" / "selection.md").read_text()
+    docs = (ROOT / "docs" / "cost.md").read_text()
     [(made, asked)] = re.findall(r"```\n(seq .*)\n(flashvideo-ray plan .*)\n```", docs)
     subprocess.run(made, shell=True, check=True, cwd=tmp_path)
     monkeypatch.chdir(tmp_path)

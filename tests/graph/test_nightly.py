@@ -93,6 +93,7 @@ def rendered(folder: Path, date: str) -> set[str]:
     return set(texts)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("inline")
 def test_a_night_that_was_killed_holds_up_none_after_it_and_loses_nothing(tmp_path: Path, tiny_model: Path) -> None:
     env = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}

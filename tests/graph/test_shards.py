@@ -54,6 +54,7 @@ def media(output: Path) -> dict[str, bytes]:
     return {str(path.relative_to(output)): path.read_bytes() for path in output.glob("[cpl][lra]*s/??/*")}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("inline")
 def test_two_shards_that_were_killed_and_taken_up_equal_one_job(tmp_path: Path, tiny_model: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts.parquet", TEXTS)
