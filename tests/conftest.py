@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import S3, serve_s3
+from support import S3, serve_s3, start_ray
 from xdist.scheduler import LoadScopeScheduling
 
 # Ray's workers and the jobs of these tests import `faulty` from here.
@@ -82,7 +82,7 @@ def local_ray(s3: S3) -> None:
     import ray
 
     if not ray.is_initialized():
-        ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="warning")
+        start_ray()
 
 
 @pytest.fixture

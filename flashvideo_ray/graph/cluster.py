@@ -19,7 +19,7 @@ import ray.util
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.exceptions import GetTimeoutError, RayTaskError
 
-from flashvideo_ray.errors import InputError
+from flashvideo_ray.errors import InputError, in_a_line
 from flashvideo_ray.graph import shared_cards, signals
 from flashvideo_ray.graph.health import Fault, Worker
 from flashvideo_ray.media import video
@@ -28,6 +28,7 @@ from flashvideo_ray.settings import STAGES, Pool, Pools, Settings, SettingsError
 # One call computes while the one before it is being encoded and uploaded.
 PUBLISHING_CALLS = 2
 _ENCODER_SECONDS = 60.0  # the cards may be another job's
+_STARTS = 3  # of Ray on this machine
 _CHUNK = 1000  # rows that the driver hands over at once
 # Ray Data's own tasks between the pools move rows and compute nothing. They ask for no CPU, as the pools may hold them
 # all, and few of them run at once.
@@ -71,16 +72,24 @@ def _start_local(pools: Pools, stages: Sequence[Stage]) -> None:
     # Ray says that this machine's own session is authenticated; nobody need act on it.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     asked = sum(getattr(pools, stage).num_cpus * getattr(pools, stage).size for stage in stages)
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, math.ceil(asked) + 1),
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-    )
+    _init_local(max(os.cpu_count() or 1, math.ceil(asked) + 1))
     problems = misplaced(pools, stages)
     if problems:
         ray.shutdown()
         raise PlacementError("\n".join(problems) + "\nSet RAY_ADDRESS to use a cluster, or change these pools.")
+
+
+def _init_local(num_cpus: int) -> None:
+    """Start Ray here, and again where it does not come up: on a busy machine a part of it may be late."""
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.WARNING)
+            return
+        except Exception as error:  # Ray has no class for it
+            ray.shutdown()
+            if not left or "timed out during startup" not in str(error):
+                raise
+            log.warning("Ray did not start on this machine (%s); trying again", in_a_line(error))
 
 
 def open_encoder(video_settings: VideoSettings) -> None:

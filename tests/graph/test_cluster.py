@@ -88,3 +88,27 @@ def test_other_datasets_of_the_process_are_as_if_no_job_had_been() -> None:
         assert getattr(before, name) == getattr(told, name)
     assert before.execution_options == told.execution_options
     assert len(before.issue_detectors_config.detectors) == len(told.issue_detectors_config.detectors) > 0
+
+
+def test_a_ray_that_does_not_come_up_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = Exception(
+        "The current node timed out during startup. This could happen because the GCS has become overloaded."
+    )
+    ends: list[Exception | None] = [late, None]
+    started: list[int] = []
+
+    def init(*, num_cpus: int, **options: Any) -> None:
+        started.append(num_cpus)
+        if (end := ends.pop(0)) is not None:
+            raise end
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    cluster._init_local(3)
+    assert started == [3, 3]
+    # What will not be otherwise the next time is told at once, and so is what never comes up.
+    for ends, tries in (([ValueError("no such option")], 1), ([late] * 3, 3)):
+        started.clear()
+        with pytest.raises(type(ends[0])):
+            cluster._init_local(3)
+        assert len(started) == tries
