@@ -232,6 +232,21 @@ def test_on_an_allocation_there_is_one_ray_and_one_job_beside_its_head(slurm: di
     assert job == "render p.parquet out -c flashvideo-1080p-80gb RAY_ADDRESS=10.0.0.1:24711"
 
 
+def test_slurms_signal_before_the_end_of_the_time_reaches_the_job(slurm: dict[str, str], tmp_path: Path) -> None:
+    job = tmp_path / "flashvideo-ray"
+    job.write_text(f"#!/bin/bash\ntrap 'echo told >> {tmp_path}/jobs; exit 1' TERM\n"
+                   f"echo begun >> {tmp_path}/jobs\nfor ((n = 0; n < 400; n++)); do /bin/sleep 0.05; done\n")  # fmt: skip
+    script = subprocess.Popen(["bash", DEPLOY / "slurm" / "render.sbatch", "p.parquet", "out"], env=slurm)
+    try:
+        while not (tmp_path / "jobs").exists():
+            assert script.poll() is None
+        script.terminate()
+        assert script.wait(20) == 1
+    finally:
+        script.kill()
+    assert (tmp_path / "jobs").read_text().split() == ["begun", "told"]
+
+
 def test_a_task_of_an_array_renders_its_share_on_its_own_node(slurm: dict[str, str], tmp_path: Path) -> None:
     script, elsewhere = DEPLOY / "slurm" / "shards.sbatch", {"RAY_ADDRESS": "10.9.9.9:6379"}
     done = subprocess.run(["bash", script, "8", "p.parquet", "out"], env={**slurm, **elsewhere}, check=False)
