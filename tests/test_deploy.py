@@ -234,8 +234,8 @@ def test_on_an_allocation_there_is_one_ray_and_one_job_beside_its_head(slurm: di
 
 def test_slurms_signal_before_the_end_of_the_time_reaches_the_job(slurm: dict[str, str], tmp_path: Path) -> None:
     job = tmp_path / "flashvideo-ray"
-    job.write_text(f"#!/bin/bash\ntrap 'echo told >> {tmp_path}/jobs; exit 1' TERM\n"
-                   f"echo begun >> {tmp_path}/jobs\nfor ((n = 0; n < 400; n++)); do /bin/sleep 0.05; done\n")  # fmt: skip
+    told = f"trap 'echo told >> {tmp_path}/jobs; exit 1' TERM; echo begun >> {tmp_path}/jobs"
+    job.write_text(f"#!/bin/bash\n{told}\nfor ((n = 0; n < 400; n++)); do /bin/sleep 0.05; done\n")
     script = subprocess.Popen(["bash", DEPLOY / "slurm" / "render.sbatch", "p.parquet", "out"], env=slurm)
     try:
         while not (tmp_path / "jobs").exists():
