@@ -53,10 +53,11 @@ _ELSEWHERE = 2  # failures at another place, by which a place alone is not to bl
 class Health:
     """Counts starts that came to nothing, and failures that are alike, by stage, node and card.
 
-    A node on which a stage fails to load, or fails `limit` times in a row with one class of error while others work, is
-    left out; so is one card of a node whose others work. Its actors take no more rows. They wait until nothing else is
-    left to do and are then dismissed, so that a new round can do what they held. A stage that fails alike everywhere is
-    stopped, and the job with it. `sizes` is how many actors each pool has, `left_out` what earlier rounds have found.
+    A node on which a stage fails to load, or fails `limit` times in a row with one class of error while others work or
+    are about to, is left out; so is one card of a node whose others work. Its actors take no more rows. They wait until
+    nothing else is left to do and are then dismissed, so that a new round can do what they held. A stage that fails
+    alike everywhere is stopped, and the job with it. `sizes` is how many actors each pool has, `left_out` what earlier
+    rounds have found.
     """
 
     def __init__(
@@ -155,9 +156,11 @@ class Health:
     def _judge(self, stage: Stage, worker: Worker, kind: str, message: str, cards: Counter[_Place]) -> None:
         """A card's fault, its node's, or everybody's: a bad one may fail faster than the others can succeed."""
         node, card = _node(stage, worker), _card(stage, worker)
-        working = [other for other in self._working[stage].values() if not self._is_expelled(stage, other)]
-        other_nodes = any(other.node != worker.node for other in working)
-        other_cards = any(_node(stage, other) == node and _card(stage, other) != card for other in working)
+        # Who still loads may work: the first to be ready is not everybody.
+        others = [*self._working[stage].values(), *(who for (of, _), who in self._loading.items() if of == stage)]
+        others = [other for other in others if not self._is_expelled(stage, other)]
+        other_nodes = any(other.node != worker.node for other in others)
+        other_cards = any(_node(stage, other) == node and _card(stage, other) != card for other in others)
         by_place: Counter[_Place] = Counter()
         for (of, on, number), count in cards.items():
             by_place[(of, on, "") if other_nodes else (of, on, number)] += count

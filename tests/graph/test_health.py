@@ -105,6 +105,20 @@ def test_a_stage_is_stopped_when_all_fail_alike(health: Health) -> None:
     assert health.began("preview", "c4", B1) == "stop"
 
 
+def test_who_still_loads_elsewhere_may_work_so_the_first_to_fail_is_left_out_alone(health: Health) -> None:
+    load(health, A1)
+    health.starting(REFINE, B1)
+    for n in range(3):
+        call(health, f"c{n}", A1, OOM)
+    assert health.stopped is None
+    assert health.began(REFINE, "c3", A1) == "leave"
+    # Who comes out of it no better stops the stage.
+    health.joined(REFINE, B1)
+    for n in range(3):
+        call(health, f"c{n}", B1, OOM)
+    assert health.stopped is not None
+
+
 def test_a_success_or_another_error_between_begins_the_count_anew(health: Health) -> None:
     load(health, A1)
     for n, error in enumerate([OOM, OOM, None, OOM, OOM, ("ValueError", "x"), OOM, OOM]):
