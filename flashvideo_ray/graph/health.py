@@ -124,6 +124,8 @@ class Health:
         if self.stopped is not None:
             return "stop"
         if self._is_expelled(stage, worker):
+            # The calls beside this one end with the process, which may never be started again: its place may be taken.
+            self._open = {call: actor for call, actor in self._open.items() if actor != worker.actor}
             return "leave"
         self._open[stage, clip_id] = worker.actor
         return "go"

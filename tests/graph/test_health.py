@@ -119,6 +119,20 @@ def test_who_still_loads_elsewhere_may_work_so_the_first_to_fail_is_left_out_alo
     assert health.stopped is not None
 
 
+def test_what_an_actor_held_that_leaves_holds_up_nobody_though_another_has_its_place(clock: Clock) -> None:
+    health = Health(3, {"refine": 3}, clock)
+    load(health, A1)
+    health.starting(REFINE, B1)
+    assert health.began(REFINE, "beside", A1) == "go"
+    for n in range(3):
+        call(health, f"c{n}", A1, OOM)
+    assert health.began(REFINE, "c3", A1) == "leave"  # and "beside" with it
+    assert health.starting(REFINE, A2) is None  # A1 is started again nowhere
+    health.not_loaded(REFINE, B1, "no weights")
+    clock.now = 10.0
+    assert health.dismissed(REFINE)
+
+
 def test_a_success_or_another_error_between_begins_the_count_anew(health: Health) -> None:
     load(health, A1)
     for n, error in enumerate([OOM, OOM, None, OOM, OOM, ("ValueError", "x"), OOM, OOM]):

@@ -35,8 +35,8 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     nodes.add_node(num_cpus=2, include_dashboard=False)
     struck = os.pathsep.join(str(tmp_path / name) for name in ("broken", *(f"failed-{n}" for n in range(ALIKE))))
     nodes.sound = nodes.add_node(num_cpus=1, resources=RENDERER, env_vars={"PATIENT": struck})
-    nodes.add_node(num_cpus=1, resources=RENDERER, env_vars={"BROKEN_BY": str(tmp_path / "broken")})
-    nodes.failing = nodes.add_node(num_cpus=1, resources=RENDERER, env_vars={"FAILING": str(tmp_path)})
+    nodes.broken = nodes.add_node(num_cpus=1, resources=RENDERER, env_vars={"BROKEN_BY": str(tmp_path / "broken")})
+    nodes.add_node(num_cpus=1, resources=RENDERER, env_vars={"FAILING": str(tmp_path)})
     ray.init(address=nodes.address, logging_level="warning", runtime_env={"worker_process_setup_hook": "faulty.known"})
     yield nodes
     ray.shutdown()
@@ -64,19 +64,19 @@ def test_bad_nodes_are_left_out_and_without_a_sound_one_the_job_ends_for_a_reaso
     [told] = json.loads((tmp_path / "run" / "summary.json").read_text())["troubles"]
     assert all(str(fault) in told for fault in result.left_out)
 
-    # Nobody but the one that fails all it gets, and the one that is broken: the stage is stopped, the rest stays open.
+    # Nobody but the one that fails all it gets, and the one that is broken: both are left out, and named; all is open.
     cluster.remove_node(cluster.sound)
+    with pytest.raises(JobError, match=r"(?s)an illegal memory access.*OSError: the card has fallen off the bus"):
+        flashvideo_ray.render(prompts, str(tmp_path / "other"), other)
+    store = Store(str(tmp_path / "other"))
+    assert tables.read(store, "clips").num_rows == 0
+
+    # Nobody else at all: the stage is stopped, the rest stays open.
+    cluster.remove_node(cluster.broken)
     result = flashvideo_ray.render(prompts, str(tmp_path / "other"), other)
     assert result.stopped is not None
     assert "an illegal memory access was encountered" in result.stopped.cause
     lost = result.ended["failed"]
     assert (result.exit_status, {*result.ended}) == (3, {"failed"})
     assert ALIKE <= lost <= ALIKE + 1  # a call may have begun beside the last one
-    store = Store(str(tmp_path / "other"))
-    assert tables.read(store, "clips").num_rows == lost
-
-    # Nobody at all: one message, with its name.
-    cluster.remove_node(cluster.failing)
-    with pytest.raises(JobError, match=r"refine on .*: OSError: the card has fallen off the bus"):
-        flashvideo_ray.render(prompts, str(tmp_path / "other"), other)
     assert (tables.read(store, "previews").num_rows, tables.read(store, "clips").num_rows) == (len(texts), lost)
