@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import S3, serve_s3, start_ray
+from support import S3, serve_s3
 from xdist.scheduler import LoadScopeScheduling
 
 # Ray's workers and the jobs of these tests import `faulty` from here.
@@ -81,8 +81,10 @@ def local_ray(s3: S3) -> None:
     """
     import ray
 
+    from flashvideo_ray.graph.cluster import start_ray
+
     if not ray.is_initialized():
-        start_ray()
+        start_ray(num_cpus=2)
 
 
 @pytest.fixture

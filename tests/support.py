@@ -293,28 +293,15 @@ def _started_s3(folder: Path, ports: Callable[[int], list[int]]) -> S3:
     raise AssertionError
 
 
-def start_ray(**options: Any) -> None:
-    """A small Ray of this process, which is started again where this busy machine was too slow for it."""
-    import ray
-
-    common = {"address": "local", "num_cpus": 2, "include_dashboard": False, "logging_level": "warning"}
-    for number in range(_STARTS):
-        try:
-            ray.init(**{**common, **options})
-            return
-        except Exception as error:
-            ray.shutdown()
-            if number == _STARTS - 1 or "timed out during startup" not in str(error):
-                raise
-
-
 @contextmanager
 def own_ray(**options: Any) -> Iterator[None]:
     """A Ray of this machine for one test, in place of the one that tests share."""
     import ray
 
+    from flashvideo_ray.graph.cluster import start_ray
+
     ray.shutdown()
-    start_ray(**options)
+    start_ray(**{"num_cpus": 2, **options})
     try:
         yield
     finally:

@@ -49,7 +49,7 @@ def run_job(job: Callable[[], Any]) -> int:
         print(f"error: {in_a_line(error)}\n{_log_of(error)}", file=sys.stderr)
         return 1
     if not result.total:
-        console.print("Nothing to do: no prompt is new, or none is of this share.")
+        console.print("Nothing to do: none of these prompts is left for this job.")
         return 0
     if not result.ended and not result.without_latents:
         console.print("Nothing to do: every candidate of these prompts has ended before.")

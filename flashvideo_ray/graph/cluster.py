@@ -72,18 +72,19 @@ def _start_local(pools: Pools, stages: Sequence[Stage]) -> None:
     # Ray says that this machine's own session is authenticated; nobody need act on it.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     asked = sum(getattr(pools, stage).num_cpus * getattr(pools, stage).size for stage in stages)
-    _init_local(max(os.cpu_count() or 1, math.ceil(asked) + 1))
+    start_ray(max(os.cpu_count() or 1, math.ceil(asked) + 1))
     problems = misplaced(pools, stages)
     if problems:
         ray.shutdown()
         raise PlacementError("\n".join(problems) + "\nSet RAY_ADDRESS to use a cluster, or change these pools.")
 
 
-def _init_local(num_cpus: int) -> None:
+def start_ray(num_cpus: int, **options: Any) -> None:
     """Start Ray here, and again where it does not come up: on a busy machine a part of it may be late."""
+    options = {"include_dashboard": False, "logging_level": logging.WARNING, **options}
     for left in reversed(range(_STARTS)):
         try:
-            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.WARNING)
+            ray.init(address="local", num_cpus=num_cpus, **options)
             return
         except Exception as error:  # Ray has no class for it
             ray.shutdown()

@@ -55,10 +55,9 @@ def forecast_of(store: Store, settings: Settings, now: Standing, wanted: int) ->
     previews, clips = now.paid()
     spent = billing.bill(previews, clips, settings).total
     started = max((row["started"] for row in jobs.read(store)), default=None)
+    # What ended before that tells nothing of the rate.
     at = now.clips["at"]
-    ends = (
-        at.filter(pc.greater_equal(at, started)).to_pylist() if started is not None else []
-    )  # those before tell nothing
+    ends = [] if started is None else at.filter(pc.greater_equal(at, started)).to_pylist()
     found = forecast.of_run(now.counts(wanted), ends, started, spent)
     return forecast.as_dict(found, settings.prices.currency)
 

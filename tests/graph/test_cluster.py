@@ -104,11 +104,11 @@ def test_a_ray_that_does_not_come_up_is_started_again(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    cluster._init_local(3)
+    cluster.start_ray(3)
     assert started == [3, 3]
     # What will not be otherwise the next time is told at once, and so is what never comes up.
     for ends, tries in (([ValueError("no such option")], 1), ([late] * 3, 3)):
         started.clear()
         with pytest.raises(type(ends[0])):
-            cluster._init_local(3)
+            cluster.start_ray(3)
         assert len(started) == tries

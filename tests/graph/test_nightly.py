@@ -146,7 +146,7 @@ def test_each_night_renders_what_is_new_and_what_was_left(tmp_path: Path, tiny_m
     assert (code, clips) == (0, sorted(PROMPTS[1:3])), said
     code, clips, said = night("2026-11-28", 3)
     assert (code, clips) == (0, [])
-    assert "no prompt is new" in said
+    assert "none of these prompts is left for this job" in said
     code, clips, said = night("2026-11-27", 3)  # after midnight
     assert (code, clips) == (0, sorted(PROMPTS[1:3])), said
     assert "Nothing to do" in said

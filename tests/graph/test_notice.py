@@ -148,7 +148,7 @@ def test_a_run_tells_of_a_stall_of_failures_of_its_budget_and_of_its_end(
     assert (result.exit_status, result.ended) == (3, {"rendered": 1, "rejected": 19, "failed": 20})
     assert [event for event in hook.events if event != "stall"] == ["budget", "failures", "end"]
     by_event = {message["event"]: message for message in hook.messages}
-    assert by_event["stall"]["open"]
+    assert by_event["stall"]["silent_seconds"] >= 1  # a busy machine stands still for so long before a call begins, too
     assert by_event["failures"]["failure_rate"] > 0.2
     assert by_event["budget"]["spent_share"] >= 0.001
     assert by_event["end"]["ended"] == result.ended
