@@ -109,7 +109,13 @@ def main() -> int:
         known = committed[f"{ratio.of}: {ratio.name}, {ratio.unit}"]
         found, most = ratio.found(results[ratio.of]), known["ratio"] * (1 + known["tolerance"])
         outside += found > most
-        verdict = "OUTSIDE" if found > most else "better: renew it" if found < known["ratio"] / (1 + known["tolerance"]) else ""
+        verdict = (
+            "OUTSIDE"
+            if found > most
+            else "better: renew it"
+            if found < known["ratio"] / (1 + known["tolerance"])
+            else ""
+        )
         table.add_row(ratio.of, ratio.name, ratio.unit, f"{known['ratio']:.2f}", f"{most:.2f}", f"{found:.2f}", verdict)
         if options.renew:
             known["ratio"] = round(found, 3)

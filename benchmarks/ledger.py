@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray.cloudpickle
 
 from flashvideo_ray import Settings, identity
 from flashvideo_ray.graph import checks, cluster, finish, pipeline
@@ -198,6 +199,7 @@ def _render(output: str, prompts_: Path, to_the_end: bool = False) -> int:
         next(iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow")))
         raise BegunError
 
+    ray.cloudpickle.register_pickle_by_value(sys.modules[Nothing.__module__])
     pipeline.build_graph = graph  # type: ignore[assignment]
     with contextlib.suppress(BegunError):
         pipeline.render(str(prompts_), output, Settings.load("nano", SETTINGS))

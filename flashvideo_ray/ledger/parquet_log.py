@@ -84,7 +84,7 @@ def read_all(
         for _ in range(_LISTINGS):
             new = [(name, size) for name, size in _list(store, prefix) if name not in found]
             if not new and not gone:
-                return {name: part for name, part in sorted(found.items()) if part is not None}
+                break
             gone = False
             read = partial(_read, store, key, columns, only=only, made=made)
             for (name, _size), part in zip(new, pool.map(read, new), strict=True):
@@ -97,7 +97,10 @@ def read_all(
                 else:
                     damaged(name, part)
                     found[name] = None
-    raise OSError(f"{store.url}: the parts of the ledger change faster than they can be read")
+        else:
+            raise OSError(f"{store.url}: the parts of the ledger change faster than they can be read")
+    pa.default_memory_pool().release_unused()  # what threads that are gone have read with
+    return {name: part for name, part in sorted(found.items()) if part is not None}
 
 
 def read_new(store: Store, prefix: str, known: set[str]) -> dict[str, pa.Table]:

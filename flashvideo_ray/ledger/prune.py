@@ -42,7 +42,9 @@ def plan(store: Store, keep: Sequence[str], shard: Shard | None = None) -> Plan:
     rows = previews.filter(pc.is_in(previews["clip_id"], ended))
     if shard is not None:
         rows = shard.of(rows)
-    named = pc.unique(pa.chunked_array([chunk for name in columns for chunk in rows[name].drop_null().chunks], pa.string()))
+    named = pc.unique(
+        pa.chunked_array([chunk for name in columns for chunk in rows[name].drop_null().chunks], pa.string())
+    )
     folders = pc.unique(pc.list_element(pc.split_pattern(named, "/"), 0)).to_pylist()
     sizes = Objects(store, folders).sizes(named)
     changed = pa.array([False] * rows.num_rows)
