@@ -10,7 +10,8 @@ be the limit.
 
 Columns: seconds from the first call to the last clip in the store over the bound; the same from the start of the
 command; how much of that time each pool's cards were at work; seconds from the start of the pools to the first clip
-(over a start, a stage-1 and a stage-2 call); the driver's and the object store's peak memory; the machine's load.
+(over a start, a stage-1 and a stage-2 call); the driver's and the object store's peak memory; how much of this
+machine's cores were at work meanwhile, and in how many of the seconds all of them.
 """
 
 from __future__ import annotations
@@ -143,14 +144,15 @@ def _measured(name: str, python: str, workload: Workload, url: str, folder: Path
     now.unlink(missing_ok=True)
     now.symlink_to(folder)
     command = [python, __file__, "--run", name, "--folder", str(folder), "--url", url]
-    begun, busy, driver = time.time(), [], 0
+    begun, driver = time.time(), 0
+    load: list[tuple[float, float]] = []  # when, and per cent of all cores
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     psutil.cpu_percent()
     watched = psutil.Process(process.pid)
     while process.poll() is None:
         time.sleep(1)
-        busy.append(psutil.cpu_percent())
+        load.append((time.time(), psutil.cpu_percent()))
         try:
             driver = max(driver, watched.memory_info().rss)
         except psutil.Error:
@@ -162,13 +164,14 @@ def _measured(name: str, python: str, workload: Workload, url: str, folder: Path
         raise RuntimeError(f"{name} failed: {(folder / 'log').read_text()[-3000:]}")
     figures = figures_of(Calls(workload, str(folder / "calls")).read(), workload, begun)
     held = folder / "store-mb"
+    working = [percent for at, percent in load if figures["first_s"] < at - begun < figures["last_s"]]
     return {
         **figures,
         "system": name,
         "driver_mb": driver / 1e6,
         "store_mb": float(held.read_text()) if held.exists() else 0.0,
-        "load": fmean(busy) / 100,
-        "seconds_at_full_load": sum(each > 95 for each in busy) / len(busy),
+        "load": fmean(working) / 100,
+        "at_full_load": sum(each > 95 for each in working) / len(working),
     }
 
 
@@ -198,7 +201,8 @@ def figures_of(log: Sequence[dict[str, Any]], workload: Workload, begun: float) 
         "over_bound_from_start": (last - begun) / bound,
         "preview_busy": busy["preview"],
         "refine_busy": busy["refine"],
-        "start_s": first - begun,
+        "first_s": first - begun,
+        "last_s": last - begun,
         "first_clip_s": clip - begun,
         "first_clip_over": (clip - first) - one,
         "last_preview_s": max(line["at"] for line in calls["preview"]) - first,
@@ -222,11 +226,11 @@ def table_of(results: Sequence[dict[str, Any]]) -> Table:
             f"{row['over_bound_from_start']:.3f}",
             f"{row['preview_busy']:.1%}",
             f"{row['refine_busy']:.1%}",
-            f"{row['start_s']:.1f}",
+            f"{row['first_s']:.1f}",
             f"{row['first_clip_over']:+.1f}",
             f"{row['driver_mb']:.0f}",
             f"{row['store_mb']:.0f}",
-            f"{row['load']:.0%}",
+            f"{row['load']:.0%} ({row['at_full_load']:.0%})",
         )
     return table
 

@@ -22,6 +22,7 @@ LATENTS = (1, 13, 16, 32, 60)  # of a preview of 49 frames at 256x480, half prec
 TEXT = (226, 4096)  # of a prompt, likewise
 PREVIEW, CLIP = (13, 72, 128, 3), (13, 144, 256, 3)  # frames: small, as two cores encode what a cluster's would
 FPS = 8.0
+_TOGETHER_SECONDS = 300.0  # to start all processes
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,19 @@ class Calls:
         lines = [line for path in self.folder.glob("*.jsonl") for line in path.read_text().splitlines()]
         return sorted((json.loads(line) for line in lines), key=lambda call: call["at"])
 
-    def load(self) -> None:
-        """A model's start."""
+    def load(self, together: bool = True) -> None:
+        """A model's start.
+
+        `together`: all cards' models are loaded at the same time, as they would be on machines of their own. Here two
+        cores start one process after the other, so that the first would be at work for a minute before the last.
+        """
+        if together:
+            (self.folder / f"{os.getpid()}.loading").touch()
+            deadline = time.monotonic() + _TOGETHER_SECONDS
+            while len([*self.folder.glob("*.loading")]) < self.workload.previews + self.workload.refiners:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"some cards have not begun to load within {_TOGETHER_SECONDS:g} s")
+                time.sleep(0.2)
         time.sleep(self.workload.load_seconds)
 
     def move(self) -> None:
