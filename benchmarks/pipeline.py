@@ -1,12 +1,16 @@
 """One workload through flashvideo_ray and through what a team would use instead, on one simulated cluster.
 
     python benchmarks/pipeline.py [--systems ours,ray_data_tuned] [--candidates 1000] [--cards 16+8] [--json FILE]
+    python benchmarks/pipeline.py --systems ours --cards 24 [--pilot 48]
 
 Calls occupy declared cards for times that are drawn about the paper's, scaled down (`pipeline_workload`); latents, MP4s
 and rows are real and go to a real S3 server. Each system runs in a process of its own, one after the other, each on a
 new cluster of raylets on this machine that declare the same cards. Figures are ratios to a bound that no schedule of
 the same calls can be under, so that they hold for other cards; the machine's load is told beside them, as it must not
 be the limit.
+
+`--cards 24` are cards that both stages may use: ours divides them itself (`size: auto`), and the bound is that of the
+best fixed split. With `--pilot` an earlier job on the same run has measured some candidates, which are not counted.
 
 Columns: seconds from the first call to the last clip in the store over the bound; the same from the start of the
 command; how much of that time each pool's cards were at work; seconds from the start of the pools to the first clip
@@ -106,7 +110,8 @@ def run_cluster(cards: str, counts: str) -> None:
     store: dict[str, Any] = {"object_store_memory": 2**30}
     if cards == "GPU":
         nodes.add_node(num_cpus=16, include_dashboard=False, labels={"gpu-tier": "none"}, **store)
-    for count, tier in zip(map(int, counts.split("+")), ("large", "small"), strict=True):
+    tiers = ("large", "small") if "+" in counts else ("any",)
+    for count, tier in zip(map(int, counts.split("+")), tiers, strict=True):
         declared: dict[str, Any] = {"num_cpus": 4 * count, "num_gpus": count} if cards == "GPU" else {"num_cpus": count}
         nodes.add_node(labels={"gpu-tier": tier}, **declared, **store)
     print(nodes.address, flush=True)
@@ -117,7 +122,7 @@ def run_cluster(cards: str, counts: str) -> None:
 @contextmanager
 def cluster(system: System, python: str, workload: Workload) -> Iterator[str]:
     """A cluster of a system's own Ray; gives the address."""
-    counts = f"{workload.previews}+{workload.refiners}"
+    counts = str(workload.shared or f"{workload.previews}+{workload.refiners}")
     command = [python, __file__, "--cluster", system.cards, "--cards", counts]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -165,9 +170,11 @@ def _measured(name: str, python: str, workload: Workload, url: str, folder: Path
     figures = figures_of(Calls(workload, str(folder / "calls")).read(), workload, begun)
     held = folder / "store-mb"
     working = [percent for at, percent in load if figures["first_s"] < at - begun < figures["last_s"]]
+    said = (folder / "log").read_text().splitlines()
     return {
         **figures,
         "system": name,
+        "sizes": [line for line in said if line.startswith(("pools of size auto", "sizes change"))],
         "driver_mb": driver / 1e6,
         "store_mb": float(held.read_text()) if held.exists() else 0.0,
         "load": fmean(working) / 100,
@@ -193,6 +200,9 @@ def figures_of(log: Sequence[dict[str, Any]], workload: Workload, begun: float) 
         own = calls[stage]
         span = max(line["at"] for line in own) - min(line["begun"] for line in own)
         busy[stage] = sum(line["drawn"] for line in own) / count / span
+    if workload.shared:
+        busy = dict.fromkeys(busy, sum(line["drawn"] for stage in PAPER for line in calls[stage])
+                             / workload.shared / (last - first))  # fmt: skip
     return {
         "clips": len(kept),
         "bound_s": bound,
@@ -240,7 +250,8 @@ def main() -> None:
     parser.add_argument("--systems", type=lambda text: text.split(","), default=list(SYSTEMS), help=", ".join(SYSTEMS))
     parser.add_argument("--candidates", type=int, default=1000)
     parser.add_argument("--of-a-prompt", type=int, default=1, help="candidates; the best of them is kept (ours alone)")
-    parser.add_argument("--cards", default="16+8", help="of stage 1 and of stage 2")
+    parser.add_argument("--cards", default="16+8", help="of stage 1 and of stage 2, or one number for either (ours)")
+    parser.add_argument("--pilot", type=int, default=0, help="candidates of an earlier job on the same run (ours)")
     parser.add_argument("--keep", type=float, default=0.25)
     parser.add_argument("--scale", type=float, default=0.1, help="of the paper's seconds")
     parser.add_argument("--repeat", type=int, default=1)
@@ -264,8 +275,15 @@ def main() -> None:
 
     from support import serve_s3
 
-    previews, refiners = map(int, options.cards.split("+"))
-    workload = Workload(options.candidates, options.of_a_prompt, previews, refiners, options.keep, options.scale)
+    split = {}
+    if "+" in options.cards:
+        split = dict(zip(("previews", "refiners"), map(int, options.cards.split("+")), strict=True))
+    elif options.cards.isdecimal():
+        split = {"shared": int(options.cards)}
+    if "shared" in split and options.systems != ["ours"]:
+        parser.error(f"--cards {options.cards}: the other systems need a split, such as 16+8")
+    workload = Workload(options.candidates, options.of_a_prompt, keep=options.keep, scale=options.scale,
+                        pilot=options.pilot, **split)  # fmt: skip
     results = []
     # The raylets' workers have the environment in which the raylets were started.
     os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], os.environ.get("PYTHONPATH", "")])
@@ -280,7 +298,7 @@ def main() -> None:
                     python = pythons.get(name, sys.executable)
                     found = measure(name, python, workload, s3.bucket, folder / f"{name}-{number}")
                     results.append({**found, "cards": options.cards, "candidates": options.candidates})
-                    console.print(table_of(results[-1:]))
+                    console.print(*found["sizes"], table_of(results[-1:]), sep="\n", highlight=False)
                     if options.json:
                         options.json.write_text(json.dumps(results, indent=2))
     console.print(table_of(results))
