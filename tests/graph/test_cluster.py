@@ -1,6 +1,9 @@
 """Where pools may run, and the cluster file that offers the places."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +171,32 @@ def test_a_ray_that_does_not_come_up_is_started_again(monkeypatch: pytest.Monkey
         with pytest.raises(type(ends[0])):
             cluster.start_ray(3)
         assert len(started) == tries
+
+
+USES_50_MB_OFTEN = """
+import resource, threading
+def work():
+    for _ in range(20):
+        b"x" * 50_000_000
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it is glibc that is told")
+def test_an_actor_on_a_cpu_takes_again_the_memory_that_it_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    own = cluster.placement(Pool())["runtime_env"]["env_vars"]
+    plain, told = (
+        int(subprocess.check_output([sys.executable, "-c", USES_50_MB_OFTEN], env={**os.environ, **more}))
+        for more in ({}, own)
+    )
+    assert told < plain / 4, "pages that the kernel had to clear"
+    assert "runtime_env" not in cluster.placement(Pool(num_gpus=1))
+
+
+def test_what_a_cluster_is_told_of_memory_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    assert "runtime_env" not in cluster.placement(Pool())
