@@ -2,10 +2,11 @@
 
     python benchmarks/overhead.py [--few 6] [--many 30] [--json FILE]
 
-The job has one actor of one thread for each stage; the loop does all in one process, with one thread, and with two, as
-the job's stages may work side by side on two cores. All score, encode and store, and the streams of their clips are
-compared. Each makes few clips and many: what a further clip costs is the difference,
-so that loading models and starting Ray cancel out. All processes of a job count, Ray's own, too.
+The job has one actor of one thread for each stage; the loop does all in one process with one thread, as it comes and
+with the memory settings of the job's actors. All score, encode and store, and the streams of their clips are
+compared. Each makes few clips and many: what a further clip costs is the difference, so that loading models and
+starting Ray cancel out. All processes of a job count, Ray's own, too; those of the stages are also told apart.
+Nothing else may run beside it.
 """
 
 from __future__ import annotations
@@ -30,14 +31,17 @@ import torch
 import flashvideo_ray
 from flashvideo_ray import Settings, engines
 from flashvideo_ray.engines.engine import Text
+from flashvideo_ray.graph import cluster
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.media import video
 from flashvideo_ray.nano.vocabulary import EXAMPLES
 from flashvideo_ray.scorers.panel import Panel
+from flashvideo_ray.settings import Pool
 
 MARK = "OVERHEAD_BENCHMARK"
 SETTINGS = ["pools.refine.size=1"]
+KEEPING = "loop that keeps freed memory"  # as the job's actors do
 
 
 def job(folder: Path, count: int) -> None:
@@ -87,6 +91,7 @@ class CpuWatch(threading.Thread):
         super().__init__(daemon=True)
         self.mark, self.over = f"{MARK}={mark}".encode(), threading.Event()
         self._of: dict[tuple[str, str], float] = {}
+        self._kind: dict[tuple[str, str], str] = {}
 
     def run(self) -> None:
         """Until it is over."""
@@ -102,13 +107,28 @@ class CpuWatch(threading.Thread):
                 if key not in self._of and self.mark not in Path("/proc", pid, "environ").read_bytes().split(b"\0"):
                     continue  # it may be between fork and exec: asked again
                 self._of[key] = (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+                title = Path("/proc", pid, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if kind := kind_of(title):
+                    self._kind[key] = kind
             except OSError:
                 continue
 
-    @property
-    def seconds(self) -> float:
-        """So far."""
-        return sum(self._of.values())
+    def seconds(self) -> dict[str, float]:
+        """So far, by kind of process."""
+        found: dict[str, float] = {}
+        for key, spent in self._of.items():
+            kind = self._kind.get(key, "Ray")
+            found[kind] = found.get(kind, 0.0) + spent
+        return found
+
+
+def kind_of(title: str) -> str | None:
+    """What a process is for. A worker's title is its actor's, until it ends."""
+    if title.startswith("ray::MapWorker"):
+        return "stages"
+    if title.startswith("ray::Tracker") or "overhead.py" in title:
+        return "driver and tracker"
+    return None
 
 
 def measured(what: str, folder: Path, count: int) -> dict[str, float]:
@@ -116,26 +136,34 @@ def measured(what: str, folder: Path, count: int) -> dict[str, float]:
     mark = uuid.uuid4().hex
     watch, begun = CpuWatch(mark), time.monotonic()
     watch.start()
-    env = {
-        **os.environ,
-        MARK: mark,
-        "OMP_NUM_THREADS": "2" if what == "loop of two threads" else "1",
-        "RAY_ADDRESS": "",
-    }
+    env = {**os.environ, MARK: mark, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""}
+    if what == KEEPING:
+        env |= cluster.placement(Pool())["runtime_env"]["env_vars"]
     subprocess.run(
         [sys.executable, __file__, "--run", what, "--folder", str(folder), "--few", str(count)], env=env, check=True
     )
     watch.over.set()
     watch.join()
     watch.look()
-    return {"cpu_s": watch.seconds, "wall_s": time.monotonic() - begun}
+    spent = watch.seconds()
+    return {"cpu_s": sum(spent.values()), "wall_s": time.monotonic() - begun, **spent}
 
 
 def figures(found: dict[str, dict[int, dict[str, float]]], few: int, many: int) -> dict[str, Any]:
     """CPU seconds of a further clip, and their ratio."""
-    each = {what: (own[many]["cpu_s"] - own[few]["cpu_s"]) / (many - few) for what, own in found.items()}
-    ratios = {what: each[what] / each["job"] for what in each if what != "job"}
-    return {"cpu_s_of_a_clip": each, "clips_per_cpu_s_of_the_job_over": ratios, "runs": found}
+    each = {
+        what: {kind: (own[many][kind] - own[few].get(kind, 0.0)) / (many - few) for kind in own[many]}
+        for what, own in found.items()
+    }
+    loops = [what for what in each if what != "job"]
+    own = {what: each[what]["cpu_s"] / each["job"]["stages"] for what in loops}
+    all_of = {what: each[what]["cpu_s"] / each["job"]["cpu_s"] for what in loops}
+    return {
+        "seconds_of_a_clip": each,
+        "clips_per_cpu_s_of_the_job_over": all_of,
+        "of_its_stages_alone_over": own,
+        "runs": found,
+    }
 
 
 def main() -> None:
@@ -149,7 +177,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.run:
         return (job if options.run == "job" else loop)(options.folder, options.few)
-    found: dict[str, dict[int, dict[str, float]]] = {"job": {}, "loop": {}, "loop of two threads": {}}
+    found: dict[str, dict[int, dict[str, float]]] = {"job": {}, "loop": {}, KEEPING: {}}
     with tempfile.TemporaryDirectory(prefix="overhead-") as name:
         for count in (options.few, options.many):
             folder = Path(name) / str(count)

@@ -1,6 +1,7 @@
 """One workload through flashvideo_ray and through what a team would use instead, on one simulated cluster.
 
     python benchmarks/pipeline.py [--systems ours,ray_data_tuned] [--candidates 1000] [--cards 16+8] [--json FILE]
+    python benchmarks/pipeline.py --systems ours --cards 24 [--pilot 48]
 
 Calls occupy declared cards for times that are drawn about the paper's, scaled down (`pipeline_workload`); latents, MP4s
 and rows are real and go to a real S3 server. Each system runs in a process of its own, one after the other, each on a
@@ -8,9 +9,13 @@ new cluster of raylets on this machine that declare the same cards. Figures are 
 the same calls can be under, so that they hold for other cards; the machine's load is told beside them, as it must not
 be the limit.
 
+`--cards 24` are cards that both stages may use: ours divides them itself (`size: auto`), and the bound is that of the
+best fixed split. With `--pilot` an earlier job on the same run has measured some candidates, which are not counted.
+
 Columns: seconds from the first call to the last clip in the store over the bound; the same from the start of the
 command; how much of that time each pool's cards were at work; seconds from the start of the pools to the first clip
-(over a start, a stage-1 and a stage-2 call); the driver's and the object store's peak memory; the machine's load.
+(over a start, a stage-1 and a stage-2 call); the driver's and the object store's peak memory; how much of this
+machine's cores were at work meanwhile, and in how many of the seconds all of them.
 """
 
 from __future__ import annotations
@@ -105,7 +110,8 @@ def run_cluster(cards: str, counts: str) -> None:
     store: dict[str, Any] = {"object_store_memory": 2**30}
     if cards == "GPU":
         nodes.add_node(num_cpus=16, include_dashboard=False, labels={"gpu-tier": "none"}, **store)
-    for count, tier in zip(map(int, counts.split("+")), ("large", "small"), strict=True):
+    tiers = ("large", "small") if "+" in counts else ("any",)
+    for count, tier in zip(map(int, counts.split("+")), tiers, strict=True):
         declared: dict[str, Any] = {"num_cpus": 4 * count, "num_gpus": count} if cards == "GPU" else {"num_cpus": count}
         nodes.add_node(labels={"gpu-tier": tier}, **declared, **store)
     print(nodes.address, flush=True)
@@ -116,7 +122,7 @@ def run_cluster(cards: str, counts: str) -> None:
 @contextmanager
 def cluster(system: System, python: str, workload: Workload) -> Iterator[str]:
     """A cluster of a system's own Ray; gives the address."""
-    counts = f"{workload.previews}+{workload.refiners}"
+    counts = str(workload.shared or f"{workload.previews}+{workload.refiners}")
     command = [python, __file__, "--cluster", system.cards, "--cards", counts]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -143,14 +149,15 @@ def _measured(name: str, python: str, workload: Workload, url: str, folder: Path
     now.unlink(missing_ok=True)
     now.symlink_to(folder)
     command = [python, __file__, "--run", name, "--folder", str(folder), "--url", url]
-    begun, busy, driver = time.time(), [], 0
+    begun, driver = time.time(), 0
+    load: list[tuple[float, float]] = []  # when, and per cent of all cores
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     psutil.cpu_percent()
     watched = psutil.Process(process.pid)
     while process.poll() is None:
         time.sleep(1)
-        busy.append(psutil.cpu_percent())
+        load.append((time.time(), psutil.cpu_percent()))
         try:
             driver = max(driver, watched.memory_info().rss)
         except psutil.Error:
@@ -162,13 +169,16 @@ def _measured(name: str, python: str, workload: Workload, url: str, folder: Path
         raise RuntimeError(f"{name} failed: {(folder / 'log').read_text()[-3000:]}")
     figures = figures_of(Calls(workload, str(folder / "calls")).read(), workload, begun)
     held = folder / "store-mb"
+    working = [percent for at, percent in load if figures["first_s"] < at - begun < figures["last_s"]]
+    said = (folder / "log").read_text().splitlines()
     return {
         **figures,
         "system": name,
+        "sizes": [line for line in said if line.startswith(("pools of size auto", "sizes change"))],
         "driver_mb": driver / 1e6,
         "store_mb": float(held.read_text()) if held.exists() else 0.0,
-        "load": fmean(busy) / 100,
-        "seconds_at_full_load": sum(each > 95 for each in busy) / len(busy),
+        "load": fmean(working) / 100,
+        "at_full_load": sum(each > 95 for each in working) / len(working),
     }
 
 
@@ -190,6 +200,9 @@ def figures_of(log: Sequence[dict[str, Any]], workload: Workload, begun: float) 
         own = calls[stage]
         span = max(line["at"] for line in own) - min(line["begun"] for line in own)
         busy[stage] = sum(line["drawn"] for line in own) / count / span
+    if workload.shared:
+        busy = dict.fromkeys(busy, sum(line["drawn"] for stage in PAPER for line in calls[stage])
+                             / workload.shared / (last - first))  # fmt: skip
     return {
         "clips": len(kept),
         "bound_s": bound,
@@ -198,7 +211,8 @@ def figures_of(log: Sequence[dict[str, Any]], workload: Workload, begun: float) 
         "over_bound_from_start": (last - begun) / bound,
         "preview_busy": busy["preview"],
         "refine_busy": busy["refine"],
-        "start_s": first - begun,
+        "first_s": first - begun,
+        "last_s": last - begun,
         "first_clip_s": clip - begun,
         "first_clip_over": (clip - first) - one,
         "last_preview_s": max(line["at"] for line in calls["preview"]) - first,
@@ -222,11 +236,11 @@ def table_of(results: Sequence[dict[str, Any]]) -> Table:
             f"{row['over_bound_from_start']:.3f}",
             f"{row['preview_busy']:.1%}",
             f"{row['refine_busy']:.1%}",
-            f"{row['start_s']:.1f}",
+            f"{row['first_s']:.1f}",
             f"{row['first_clip_over']:+.1f}",
             f"{row['driver_mb']:.0f}",
             f"{row['store_mb']:.0f}",
-            f"{row['load']:.0%}",
+            f"{row['load']:.0%} ({row['at_full_load']:.0%})",
         )
     return table
 
@@ -236,7 +250,8 @@ def main() -> None:
     parser.add_argument("--systems", type=lambda text: text.split(","), default=list(SYSTEMS), help=", ".join(SYSTEMS))
     parser.add_argument("--candidates", type=int, default=1000)
     parser.add_argument("--of-a-prompt", type=int, default=1, help="candidates; the best of them is kept (ours alone)")
-    parser.add_argument("--cards", default="16+8", help="of stage 1 and of stage 2")
+    parser.add_argument("--cards", default="16+8", help="of stage 1 and of stage 2, or one number for either (ours)")
+    parser.add_argument("--pilot", type=int, default=0, help="candidates of an earlier job on the same run (ours)")
     parser.add_argument("--keep", type=float, default=0.25)
     parser.add_argument("--scale", type=float, default=0.1, help="of the paper's seconds")
     parser.add_argument("--repeat", type=int, default=1)
@@ -260,8 +275,15 @@ def main() -> None:
 
     from support import serve_s3
 
-    previews, refiners = map(int, options.cards.split("+"))
-    workload = Workload(options.candidates, options.of_a_prompt, previews, refiners, options.keep, options.scale)
+    split = {}
+    if "+" in options.cards:
+        split = dict(zip(("previews", "refiners"), map(int, options.cards.split("+")), strict=True))
+    elif options.cards.isdecimal():
+        split = {"shared": int(options.cards)}
+    if "shared" in split and options.systems != ["ours"]:
+        parser.error(f"--cards {options.cards}: the other systems need a split, such as 16+8")
+    workload = Workload(options.candidates, options.of_a_prompt, keep=options.keep, scale=options.scale,
+                        pilot=options.pilot, **split)  # fmt: skip
     results = []
     # The raylets' workers have the environment in which the raylets were started.
     os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], os.environ.get("PYTHONPATH", "")])
@@ -276,7 +298,7 @@ def main() -> None:
                     python = pythons.get(name, sys.executable)
                     found = measure(name, python, workload, s3.bucket, folder / f"{name}-{number}")
                     results.append({**found, "cards": options.cards, "candidates": options.candidates})
-                    console.print(table_of(results[-1:]))
+                    console.print(*found["sizes"], table_of(results[-1:]), sep="\n", highlight=False)
                     if options.json:
                         options.json.write_text(json.dumps(results, indent=2))
     console.print(table_of(results))

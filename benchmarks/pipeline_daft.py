@@ -40,7 +40,7 @@ def run(workload: Workload, folder: Path, url: str) -> None:
 
     def pool(stage: type[Stage], size: int, labels: dict[str, str]) -> Any:
         own = daft.cls(stage, gpus=1, max_concurrency=size, ray_options={"label_selector": labels})
-        return own(workload, str(folder / "calls"), url)
+        return own(workload, str(folder / "calls"), url, together=False)  # it starts one pool after the other
 
     previews, clips = pool(Previews, workload.previews, LARGE), pool(Clips, workload.refiners, SMALL)
     df = daft.read_parquet(prompts_file(workload, folder)).into_batches(1)

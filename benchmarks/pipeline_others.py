@@ -26,12 +26,11 @@ LARGE, SMALL = {"gpu-tier": "large"}, {"gpu-tier": "small"}
 class Stage:
     """A model on a card, and the store."""
 
-    def __init__(self, workload: Workload, folder: str, url: str, *, load: bool = True):
+    def __init__(self, workload: Workload, folder: str, url: str, *, together: bool = True):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         self.calls, self.store = Calls(workload, folder), Store(url)
         self.card = threading.Lock()  # for systems that let two calls into one actor: one computes, one stores
-        if load:
-            self.calls.load()
+        self.calls.load(together)
 
     def preview(self, prompt: str) -> tuple[bytes, np.ndarray]:
         """Stage 1: latents into the store, and the preview for people to see."""

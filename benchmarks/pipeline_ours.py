@@ -56,11 +56,11 @@ class Timed(Weightless):
 
     def load_preview(self) -> TimedModel:  # type: ignore[override]
         """See Engine."""
-        return TimedModel()
+        return TimedModel(self.settings)
 
     def load_refine(self) -> TimedModel:
         """See Engine."""
-        return TimedModel()
+        return TimedModel(self.settings)
 
 
 class TimedText:
@@ -76,9 +76,9 @@ class TimedModel:
 
     device_name = "timed"
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.calls = _calls()
-        self.calls.load()
+        self.calls.load(sizes=(settings.pools.preview.actors, settings.pools.refine.actors))
         self.one = self.calls.workload.of_a_prompt == 1
 
     def _seed(self, seed: int) -> int:
@@ -131,11 +131,15 @@ def run(workload: Workload, folder: Path, url: str) -> None:
     """The whole of it: `flashvideo_ray.render`."""
     ray.init(runtime_env={"worker_process_setup_hook": "pipeline_ours.install"}, logging_level=logging.WARNING)
     install()
-    prompts = folder / "prompts.parquet"
-    pq.write_table(pa.table({"prompt": workload.prompts()}), prompts)
     select: dict[str, Any] = {"require": [f"lot >= {workload.limit}"]}
     if workload.of_a_prompt > 1:
         select = {"rank": "lot", "keep": 1}
+    size: dict[str, Any] = {"preview": workload.previews, "refine": workload.refiners}
+    tier = {"preview": "large", "refine": "small"}
+    if workload.shared:
+        size, tier = dict.fromkeys(size, "auto"), dict.fromkeys(tier, "any")
+    card = {"num_gpus": 1, "num_cpus": 0.1}
+    pools = {stage: {**card, "size": size[stage], "labels": {"gpu-tier": tier[stage]}} for stage in size}
     settings = Settings.model_validate(
         {
             "preview": {"model": Timed.name},
@@ -143,17 +147,18 @@ def run(workload: Workload, folder: Path, url: str) -> None:
             "score": {"scorers": ["pipeline_ours.Lot"]},
             "candidates": workload.of_a_prompt,
             "select": select,
-            "pools": {
-                "text": {"size": 1, "num_cpus": 0.1},
-                "preview": {
-                    "size": workload.previews, "num_gpus": 1, "num_cpus": 0.1, "labels": {"gpu-tier": "large"},
-                },
-                "score": {"size": 2, "num_cpus": 0.1},
-                "refine": {
-                    "size": workload.refiners, "num_gpus": 1, "num_cpus": 0.1, "labels": {"gpu-tier": "small"},
-                },
-            },
+            "pools": {**pools, "text": {"num_cpus": 0.1}, "score": {"size": 2, "num_cpus": 0.1}},
+            "progress_seconds": 10,
         }
-    )  # fmt: skip
-    result = flashvideo_ray.render(str(prompts), url, settings)
-    assert sum(result.total.values()) == workload.candidates, result
+    )
+    if workload.pilot:
+        _render(workload.pilots(), folder / "pilot.parquet", url, settings)
+        for file in (folder / "calls").iterdir():
+            file.unlink()
+    result = _render(workload.prompts(), folder / "prompts.parquet", url, settings)
+    assert sum(result.total.values()) == workload.candidates + workload.pilot, result
+
+
+def _render(prompts: list[str], file: Path, url: str, settings: Settings) -> flashvideo_ray.RunResult:
+    pq.write_table(pa.table({"prompt": prompts}), file)
+    return flashvideo_ray.render(str(file), url, settings)

@@ -22,6 +22,7 @@ LATENTS = (1, 13, 16, 32, 60)  # of a preview of 49 frames at 256x480, half prec
 TEXT = (226, 4096)  # of a prompt, likewise
 PREVIEW, CLIP = (13, 72, 128, 3), (13, 144, 256, 3)  # frames: small, as two cores encode what a cluster's would
 FPS = 8.0
+_TOGETHER_SECONDS = 300.0  # to start all processes
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Workload:
     of_a_prompt: int = 1
     previews: int = 16
     refiners: int = 8
+    shared: int = 0  # cards for either stage instead, as a system may divide them
+    pilot: int = 0  # further candidates, of an earlier job that is not part of the measurement
     keep: float = 0.25
     scale: float = 0.1
     spread: float = 0.2  # sigma of a log-normal distribution
@@ -43,6 +46,11 @@ class Workload:
     def prompts(self) -> list[str]:
         """One for each candidate, or for so many of them."""
         return [f"clip {number:06d}" for number in range(self.candidates // self.of_a_prompt)]
+
+    def pilots(self) -> list[str]:
+        """The prompts of the earlier job."""
+        first = self.candidates // self.of_a_prompt
+        return [f"clip {number:06d}" for number in range(first, first + self.pilot // self.of_a_prompt)]
 
     def seconds(self, stage: str, prompt: str, seed: int = 0) -> float:
         """How long one call occupies its card."""
@@ -68,14 +76,23 @@ class Workload:
         return np.random.default_rng([self.seed, int(prompt.rpartition(" ")[2]), seed, what])
 
     def bound(self, calls: Sequence[dict[str, Any]]) -> float:
-        """Seconds from the first work to the last that no schedule of these calls on these cards can be under."""
+        """Seconds from the first work to the last that no schedule of these calls on these cards can be under.
+
+        Of cards for either stage: the least of all fixed splits.
+        """
         drawn = {s: {c["prompt"] + c["seed"]: c["drawn"] for c in calls if c["stage"] == s} for s in PAPER}
         first, second = drawn["preview"], drawn["refine"]
         chains = [first[key] + second.get(key, 0.0) for key in first]
-        return max(
-            sum(first.values()) / self.previews + min(second.values()),
-            min(first.values()) + sum(second.values()) / self.refiners,
-            max(chains),
+        splits = [(self.previews, self.refiners)]
+        if self.shared:
+            splits = [(number, self.shared - number) for number in range(1, self.shared)]
+        return min(
+            max(
+                sum(first.values()) / previews + min(second.values()),
+                min(first.values()) + sum(second.values()) / refiners,
+                max(chains),
+            )
+            for previews, refiners in splits
         )
 
 
@@ -105,8 +122,21 @@ class Calls:
         lines = [line for path in self.folder.glob("*.jsonl") for line in path.read_text().splitlines()]
         return sorted((json.loads(line) for line in lines), key=lambda call: call["at"])
 
-    def load(self) -> None:
-        """A model's start."""
+    def load(self, together: bool = True, sizes: tuple[int, int] | None = None) -> None:
+        """A model's start, on one of so many cards of both stages (by default the workload's).
+
+        `together`: all cards' models are loaded at the same time, as they would be on machines of their own. Here two
+        cores start one process after the other, so that the first would be at work for a minute before the last.
+        """
+        if together:
+            sizes = sizes or (self.workload.previews, self.workload.refiners)
+            name = f"{sizes[0]}+{sizes[1]}.loading"
+            (self.folder / f"{os.getpid()}.{name}").touch()
+            deadline = time.monotonic() + _TOGETHER_SECONDS
+            while len([*self.folder.glob(f"*.{name}")]) < sum(sizes):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"some cards have not begun to load within {_TOGETHER_SECONDS:g} s")
+                time.sleep(0.2)
         time.sleep(self.workload.load_seconds)
 
     def move(self) -> None:

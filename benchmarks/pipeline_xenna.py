@@ -29,7 +29,7 @@ class Previews(xenna.Stage):
 
     def setup(self, worker_metadata: Any) -> None:
         """A model's start."""
-        self.model = Stage(*self.args)
+        self.model = Stage(*self.args, together=False)  # it adds actors as it goes
 
     def process_data(self, in_data: list[str]) -> list[tuple[str, bytes]]:
         """Prompts to survivors."""

@@ -18,8 +18,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A Ray starts a worker when one is needed, and not one for each CPU before.
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-# Large tensors stay on the heap: a fifth of what small models compute goes into page faults otherwise.
-os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296")
+# As the actors of a job on a CPU have it (`graph.cluster`): a third of what small models take is page faults otherwise.
+os.environ.setdefault(
+    "GLIBC_TUNABLES", "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
+)
 # No hub is asked for anything.
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -27,6 +27,7 @@ def test_the_short_form() -> None:
     assert result.returncode == 0, result.stdout + result.stderr[-3000:]
 
 
+@pytest.mark.long
 def test_stage_2_in_another_cluster_needs_the_ledger_and_the_latents_alone(tmp_path: Path, tiny_model: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:4])
     settings = Settings.load("nano", tiny_overrides(tiny_model))

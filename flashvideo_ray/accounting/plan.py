@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from flashvideo_ray.accounting import billing, estimates
+from flashvideo_ray.accounting import balance, billing, estimates
 from flashvideo_ray.accounting.card import Card
 from flashvideo_ray.engines import weights
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.settings import STAGES, Settings, Stage
+from flashvideo_ray.settings import BALANCED, STAGES, Settings, Stage
 
 PAPER_SECONDS: dict[Stage, float] = {"preview": 30.1, "refine": 72.2}
 """arXiv 2502.05179: evaluations of the networks alone, 50 steps at 270p and 4 at 1080p, 49 frames, one card."""
@@ -48,6 +48,16 @@ class PoolPlan:
     work_seconds: float  # of actors
     idle_share: float | None
     money: float | None  # of holding the pool for as long as the run takes
+
+
+@dataclass(frozen=True)
+class Split:
+    """The fixed sizes that make the run the shortest on so many cards, or cores where the pools ask for no card."""
+
+    cards: float
+    preview: int
+    refine: int
+    seconds: float  # start to end, as `Plan.wall_seconds`
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,7 @@ class Plan:
     operations: estimates.Operations | None
     balance: tuple[float, float]  # cards of preview to cards of refine, for one card of the smaller side
     balanced_size: int  # of refine, for the size that preview has
+    split: Split | None  # None where the cards have no place for both, or where the two pools share each card
     fits: tuple[estimates.Fit, ...]
     text_places: tuple[TextPlace, ...]  # the first is what the others save against
     notes: tuple[str, ...]
@@ -94,8 +105,9 @@ def plan(
     keep_rate: float | None = None,
     card_memory: Mapping[str, float] | None = None,
     card: Card | None = None,
+    cards: float | None = None,
 ) -> Plan:
-    """Predict a run of so many prompts.
+    """Predict a run of so many prompts. Raises PlanError where a size is `auto` and `cards` do not say what there is.
 
     Args:
         prompts: how many.
@@ -104,6 +116,7 @@ def plan(
         keep_rate: share of previews that survive; by default that of `measures`, or what `select.keep` implies.
         card_memory: GiB of a pool's cards, by stage; by default as Ray's `accelerator_type` of the pool says.
         card: what was measured on one; by default nothing.
+        cards: for preview and refine together, any for either; by default as many as their sizes take.
     """
     card = card or Card({})
     candidates = prompts * settings.candidates
@@ -113,6 +126,11 @@ def plan(
     stages = [stage for stage in STAGES if stage != "rate" or "rate" in settings.score.stages]
     seconds = {stage: measures.seconds.get(stage, 0.0) for stage in stages}
     calls = {stage: {"text": prompts, "refine": clips + audited}.get(stage, candidates) for stage in stages}
+    split = _split(stages, calls, seconds, settings, cards)
+    if settings.pools.auto:
+        if split is None:
+            raise PlanError(f"--cards {cards:g}: there is no place for an actor of preview and one of refine")
+        settings = _sized(settings, split)
     wall, slowest = _wall(stages, calls, seconds, settings)
     devices = measures.devices or {}
     lines = {
@@ -123,7 +141,7 @@ def plan(
     }
     pools = []
     for stage in stages:
-        size = getattr(settings.pools, stage).size
+        size = getattr(settings.pools, stage).actors
         work = calls[stage] * seconds[stage]
         held = billing.line(stage, lines[stage].device, size * wall, 0, settings)
         known = measures.seconds.get(stage)
@@ -155,6 +173,7 @@ def plan(
         operations=estimates.known_operations(settings),
         balance=ratio,
         balanced_size=balanced_size,
+        split=split,
         fits=tuple(fits),
         text_places=tuple(_text_places(settings, prompts, wall, lines, card)),
         notes=tuple(_notes(settings, measures, lines, rate_source, fits)),
@@ -257,11 +276,11 @@ def _wall(
     for index, stage in enumerate(stages):
         pool = getattr(settings.pools, stage)
         before = sum(
-            seconds[other] * (math.ceil(together / getattr(settings.pools, other).size) if stage == "refine" else 1)
+            seconds[other] * (math.ceil(together / getattr(settings.pools, other).actors) if stage == "refine" else 1)
             for other in stages[:index]
         )
         after = sum(seconds[other] for other in stages[index + 1 :] if calls[other])
-        own = math.ceil(calls[stage] / pool.size) * seconds[stage]
+        own = math.ceil(calls[stage] / pool.actors) * seconds[stage]
         totals[stage] = before + own + after if calls[stage] else 0.0
     slowest = max(totals, key=lambda stage: totals[stage])
     return totals[slowest], slowest
@@ -270,11 +289,50 @@ def _wall(
 def _balance(settings: Settings, seconds: Mapping[Stage, float], refined: float) -> tuple[tuple[float, float], int]:
     """Cards of preview : cards of refine at which neither waits, t1 : keep x t2; and refine's size for preview's."""
     preview, refine = settings.pools.preview, settings.pools.refine
-    first = seconds["preview"] * (preview.num_gpus or preview.cores)
-    second = refined * seconds["refine"] * (refine.num_gpus or refine.cores)
+    first = seconds["preview"] * _units(settings, "preview")
+    second = refined * seconds["refine"] * _units(settings, "refine")
     least = min(first, second) or max(first, second) or 1.0
-    actors = preview.size * refined * seconds["refine"] / seconds["preview"] if seconds["preview"] else refine.size
+    actors = preview.actors * refined * seconds["refine"] / seconds["preview"] if seconds["preview"] else refine.actors
     return (first / least, second / least), max(1, round(actors))
+
+
+def _split(
+    stages: list[Stage],
+    calls: Mapping[Stage, int],
+    seconds: Mapping[Stage, float],
+    settings: Settings,
+    cards: float | None,
+) -> Split | None:
+    """The best one of the cards. Raises PlanError where nobody says how many there are."""
+    pools = settings.pools
+    if pools.refine.beside == "preview" or pools.preview.beside == "refine":
+        return None
+    if cards is None:
+        if pools.auto:
+            raise PlanError(
+                f"pools.{pools.auto[0]}.size: auto goes by the cards that there are; say how many (--cards 24)"
+            )
+        cards = sum(getattr(pools, stage).actors * _units(settings, stage) for stage in BALANCED)
+    first, second = (_units(settings, stage) for stage in BALANCED)
+    room = [math.floor((cards - n * first) / second + 1e-6) for n in range(math.floor(cards / first + 1e-6) + 1)]
+    preview, refine = (balance.Load(calls[stage], seconds[stage]) for stage in BALANCED)
+    found = balance.best(room, preview, refine)
+    if found is None:
+        return None
+    split = Split(cards, *found, 0.0)
+    return replace(split, seconds=_wall(stages, calls, seconds, _sized(settings, split))[0])
+
+
+def _sized(settings: Settings, split: Split) -> Settings:
+    sizes = {"preview": split.preview, "refine": split.refine}
+    pools = {stage: getattr(settings.pools, stage).model_copy(update={"size": size}) for stage, size in sizes.items()}
+    return settings.model_copy(update={"pools": settings.pools.model_copy(update=pools)})
+
+
+def _units(settings: Settings, stage: Stage) -> float:
+    """What an actor takes: cards, or cores where it asks for none. A card that others are beside is its own."""
+    pool = getattr(settings.pools, stage)
+    return 1.0 if settings.pools.guests(stage) else pool.num_gpus or pool.cores
 
 
 def _device(stage: Stage, devices: Mapping[Stage, str], settings: Settings) -> str | None:

@@ -217,6 +217,13 @@ def _plan_end(plan: Plan, currency: str) -> Iterator[str]:
         f"Balanced: {preview:.3g} : {refine:.3g} {'cards' if plan.cost.gpu_seconds else 'cores'} of preview : refine; "
         f"with pools.preview.size={sizes['preview']}, pools.refine.size={plan.balanced_size} (now {sizes['refine']})"
     )
+    if (split := plan.split) is not None:
+        best = f"pools.preview.size={split.preview}, pools.refine.size={split.refine}"
+        now = "" if (split.preview, split.refine) == (sizes["preview"], sizes["refine"]) else (
+            f" (now {sizes['preview']} and {sizes['refine']}, {duration(plan.wall_seconds)})"
+        )  # fmt: skip
+        unit = "cards" if plan.cost.gpu_seconds else "cores"
+        yield f"Best fixed split of {split.cards:g} {unit}: {best}, {duration(split.seconds)}{now}"
     for fit in plan.fits:
         if fit.fits:
             yield f"Memory: {fit.stage} needs about {fit.needed_gib:.1f} of {fit.card_gib:g} GiB ({fit.source})"

@@ -157,6 +157,10 @@ def plan(
     card: Annotated[
         Path | None, typer.Option(metavar="JSON", help="What benchmarks/gpu.py measured on such a card.")
     ] = None,
+    cards: Annotated[
+        float | None,
+        typer.Option(min=0, help="Of preview and refine together, for sizes of `auto` and the best split."),
+    ] = None,
 ) -> None:
     """Clips, hours, money and balance of a run before it is made: exit status 2 if a stage cannot fit its card."""
 
@@ -183,7 +187,7 @@ def plan(
         figures = Card.read(card)
         measures = measures or planning.published(settings, figures)
         memory = planning.assignments(card_memory, "--card-memory") if card_memory is not None else {}
-        found = planning.plan(count, settings, measures, keep_rate, memory, figures)
+        found = planning.plan(count, settings, measures, keep_rate, memory, figures, cards)
         console.print(terminal.plan_page(found, settings.prices.currency), highlight=False)
         return 0 if all(fit.fits for fit in found.fits) else 2
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -23,7 +24,7 @@ from flashvideo_ray.errors import InputError, in_a_line
 from flashvideo_ray.graph import shared_cards, signals
 from flashvideo_ray.graph.health import Fault, Worker
 from flashvideo_ray.media import video
-from flashvideo_ray.settings import STAGES, Pool, Pools, Settings, SettingsError, Stage, VideoSettings
+from flashvideo_ray.settings import BALANCED, STAGES, Pool, Pools, Settings, SettingsError, Stage, VideoSettings
 
 # One call computes while the one before it is being encoded and uploaded.
 PUBLISHING_CALLS = 2
@@ -32,6 +33,10 @@ _STARTS = 3  # of Ray on this machine
 # Ray Data's own tasks between the pools move rows and compute nothing. They ask for no CPU, as the pools may hold them
 # all, and few of them run at once.
 GLUE: dict[str, Any] = {"num_cpus": 0, "compute": TaskPoolStrategy(2)}
+
+# Of actors that compute on a CPU. glibc gives large blocks back at once, and the kernel clears each page of the next
+# one: that is a third of the processor's time of a small model. What such a process holds is the most it ever needed.
+_KEEP_FREED_MEMORY = "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
 
 log = logging.getLogger("flashvideo_ray")
 
@@ -48,11 +53,13 @@ def is_this_machine() -> bool:
 def connect(pools: Pools, stages: Sequence[Stage] = STAGES) -> None:
     """Use the cluster that `RAY_ADDRESS` names (a submitted job has it set), else start Ray on this machine.
 
-    `stages` are those that have a pool. A local Ray declares as many CPUs as the pools ask for, so that a laptop with
-    two cores can run four small actors. From here on SIGTERM ends this process the way Ctrl-C does.
+    `stages` are those that have a pool; one whose size is `auto` has as few actors as will do. A local Ray declares as
+    many CPUs as the pools ask for, so that a laptop with two cores can run four small actors. From here on SIGTERM ends
+    this process the way Ctrl-C does.
     Raises PlacementError where a pool can never be placed on this machine; a cluster may still grow, so there it is
     only a warning.
     """
+    pools = pools.sized()
     if is_this_machine():
         _start_local(pools, stages)
         signals.stop_on_sigterm()
@@ -70,7 +77,7 @@ def connect(pools: Pools, stages: Sequence[Stage] = STAGES) -> None:
 def _start_local(pools: Pools, stages: Sequence[Stage]) -> None:
     # Ray says that this machine's own session is authenticated; nobody need act on it.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    asked = sum(getattr(pools, stage).num_cpus * getattr(pools, stage).size for stage in stages)
+    asked = sum(getattr(pools, stage).num_cpus * getattr(pools, stage).actors for stage in stages)
     start_ray(max(os.cpu_count() or 1, math.ceil(asked) + 1))
     problems = misplaced(pools, stages)
     if problems:
@@ -131,18 +138,76 @@ def misplaced(pools: Pools, stages: Sequence[Stage] = STAGES) -> list[str]:
 
 def misplaced_on(nodes: Sequence[Mapping[str, Any]], pools: Pools, stages: Sequence[Stage] = STAGES) -> list[str]:
     """The same for these nodes, as `ray.nodes` has them. Pools that share cards are placed card by card."""
-    free = [(dict(node["Resources"]), node.get("Labels", {})) for node in nodes]
+    units = sorted(shared_cards.units(pools, stages), key=lambda unit: -unit.pool.num_gpus)
+    free = _least_wanted_first(nodes, [unit.pool for unit in units])
     problems = []
-    for unit in sorted(shared_cards.units(pools, stages), key=lambda unit: -unit.pool.num_gpus):
+    for unit in units:
         pool = unit.pool
-        placed = sum(_place(pool, free) for _ in range(pool.size))
-        if placed < pool.size:
+        placed = sum(_place(pool, free) for _ in range(pool.actors))
+        if placed < pool.actors:
             names = " with ".join(f"pools.{stage}" for stage in unit.stages)
             problems.append(
-                f"{names} asks for {pool.size} times {describe(pool)}; there is room for {placed} "
+                f"{names} asks for {pool.actors} times {describe(pool)}; there is room for {placed} "
                 f"({describe_nodes(nodes)})"
             )
     return problems
+
+
+def _least_wanted_first(
+    nodes: Sequence[Mapping[str, Any]], pools: Sequence[Pool]
+) -> list[tuple[dict[str, float], Mapping[str, str]]]:
+    """What the nodes have and their labels: those first that the fewest of the pools can use."""
+    found = [(dict(node["Resources"]), node.get("Labels", {})) for node in nodes if node["Resources"]]
+    return sorted(found, key=lambda node: sum(fits(pool, *node) for pool in pools))
+
+
+def room(nodes: Sequence[Mapping[str, Any]], pools: Pools, stages: Sequence[Stage]) -> list[int]:
+    """How many actors of refine have a place on these nodes beside 0, 1, 2, … of preview, as `balance.best` takes it.
+
+    A node is for those whose labels or fallbacks allow it. The other pools of `stages` have their places first, where
+    neither of the two could be if there are such.
+    """
+    preview, refine = (shared_cards.card_of(pools, stage, stages) if stage in stages else None for stage in BALANCED)
+    free = _least_wanted_first(nodes, [pool for pool in (preview, refine) if pool is not None])
+    for unit in shared_cards.units(pools.sized(), stages):
+        if not {*BALANCED} & {*unit.stages}:
+            for _ in range(unit.pool.actors):
+                _place(unit.pool, free)
+    found = np.zeros(1, int)
+    for resources, labels in free:
+        beside = _beside(preview, refine, resources, labels)
+        sums = np.full(len(found) + len(beside) - 1, -1)
+        for here, others in enumerate(beside):  # as many of preview on this node, and the others before it
+            sums[here : here + len(found)] = np.maximum(sums[here : here + len(found)], found + others)
+        found = sums
+    return [int(count) for count in found]
+
+
+def _beside(
+    preview: Pool | None, refine: Pool | None, resources: Mapping[str, float], labels: Mapping[str, str]
+) -> list[int]:
+    """The same for one node."""
+    taken = _shares(preview) if preview is not None else {}
+    return [
+        _count(refine, {name: have - first * taken.get(name, 0.0) for name, have in resources.items()}, labels)
+        for first in range(_count(preview, resources, labels) + 1)
+    ]
+
+
+def _count(pool: Pool | None, resources: Mapping[str, float], labels: Mapping[str, str]) -> int:
+    """How many actors have a place on a node."""
+    if pool is None or not any(matches(selector, labels) for selector in (pool.labels, *pool.fallback)):
+        return 0
+    asked = _shares(pool) or {"CPU": 1.0}  # one that asks for nothing
+    return max(0, min(math.floor(resources.get(name, 0.0) / amount + 1e-6) for name, amount in asked.items()))
+
+
+def _shares(pool: Pool) -> dict[str, float]:
+    """What an actor takes of a node; of a card, as much as no other actor of its pool could use, at least."""
+    asked = needs(pool)
+    if 0 < pool.num_gpus < 1:
+        asked["GPU"] = 1 / math.floor(1 / pool.num_gpus + 1e-6)
+    return asked
 
 
 def _place(pool: Pool, free: list[tuple[dict[str, float], Mapping[str, str]]]) -> bool:
@@ -194,7 +259,7 @@ def without(settings: Settings, faults: Sequence[Fault]) -> Settings:
 
 def nowhere(settings: Settings, faults: Sequence[Fault]) -> Stage | None:
     """A stage that no node of the cluster is left for, once those of the faults are left out."""
-    left = without(settings, faults)
+    left = without(settings.model_copy(update={"pools": settings.pools.sized()}), faults)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     for stage in dict.fromkeys(fault.stage for fault in faults):
         [pool, *_] = (unit.pool for unit in shared_cards.units(left.pools, STAGES) if stage in unit.stages)
@@ -253,7 +318,7 @@ def map_options(
         "batch_size": pool.batch_size,
         "batch_format": "pyarrow",
         "compute": ActorPoolStrategy(
-            size=pool.size,
+            size=pool.actors,
             max_tasks_in_flight_per_actor=max(pool.in_flight, calls),
             max_concurrent_calls_per_actor=calls,
             enable_true_multi_threading=calls > 1,
@@ -271,6 +336,8 @@ def placement(pool: Pool) -> dict[str, Any]:
     options: dict[str, Any] = {"num_cpus": pool.num_cpus}
     if pool.num_gpus:
         options["num_gpus"] = pool.num_gpus
+    elif "GLIBC_TUNABLES" not in os.environ:
+        options["runtime_env"] = {"env_vars": {"GLIBC_TUNABLES": _KEEP_FREED_MEMORY}}
     if pool.memory_gib:
         options["memory"] = pool.memory_gib * 2**30
     if pool.labels:

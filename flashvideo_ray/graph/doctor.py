@@ -59,6 +59,7 @@ def on_driver(settings: Settings, output: str | None, probe: Probe) -> tuple[lis
     # A store that does not answer is asked for nothing more.
     run, found = (None, []) if probe.place is None else _run_of(output, settings)
     settings = recipe.with_added_scorers(settings, run)
+    settings = settings.model_copy(update={"pools": settings.pools.sized()})  # a size of auto finds a place with these
     stages: tuple[Stage, ...] = ("text", "preview", *settings.score.stages, "refine")
     fingerprints = dict(run["recipe"].get("fingerprints", {})) if run is not None else {}
     asked = Asked(settings, stages, models=_MODELS, fingerprints=fingerprints, output=output, probe=probe.place)

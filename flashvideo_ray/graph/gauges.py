@@ -15,10 +15,10 @@ _RENEWALS = 3  # that may be missed before a store counts as away
 
 
 class Gauges:
-    """What the driver knows of a job, in Prometheus's terms."""
+    """What the driver knows of a job, in Prometheus's terms, in a round before which so many candidates had ended."""
 
-    def __init__(self, run: str, settings: Settings, claim: Claim):
-        self._meter, self._settings, self._claim = Meter(run), settings, claim
+    def __init__(self, run: str, settings: Settings, claim: Claim, before: int = 0):
+        self._meter, self._settings, self._claim, self._before = Meter(run), settings, claim, before
         self._held: dict[Stage, float] = {}
         self._done: dict[Stage, int] = {}
         self._moved = time.monotonic()
@@ -37,7 +37,7 @@ class Gauges:
             self._stage(stage, states.get(stage, StageState()), total)
         for status in ("rendered", "rejected", "failed", "skipped"):
             meter.set("flashvideo_candidates", ended.get(status, 0), status=status)
-        left = max(0, totals.get("text", 0) - sum(ended.values()))
+        left = max(0, totals.get("text", 0) - sum(ended.values()) + self._before)
         meter.set("flashvideo_candidates", left, status="open")
         meter.set("flashvideo_budget_spent_ratio", spent[0] if spent is not None else 0.0)
         meter.set("flashvideo_silent_seconds", time.monotonic() - self._moved)
@@ -47,7 +47,7 @@ class Gauges:
     def _stage(self, stage: Stage, state: StageState, total: int) -> None:
         meter, pool = self._meter, getattr(self._settings.pools, stage)
         busy = min(state.open, state.actors)
-        for name, count in {"busy": busy, "idle": state.actors - busy, "missing": pool.size - state.actors}.items():
+        for name, count in {"busy": busy, "idle": state.actors - busy, "missing": pool.actors - state.actors}.items():
             meter.set("flashvideo_actors", max(0, count), stage=stage, state=name)
         meter.set("flashvideo_calls_in_flight", state.open, stage=stage)
         meter.set("flashvideo_calls_queued", max(0, total - state.done - state.open), stage=stage)

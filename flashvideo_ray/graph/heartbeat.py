@@ -37,8 +37,8 @@ def used(states: Mapping[Stage, StageState]) -> jobs.Used:
 class Heartbeat:
     """Threads, so that what looks for the end of the job waits for no store and for no console that is full.
 
-    `over` and `stopped` are what the tracker says of them, `no_place` why a pool can have no actor, which ends the job.
-    `tell` tells others how the stages were when the tracker answered last, whether or not it answers now.
+    `over`, `stopped` and `closed` are what the tracker says of them, `no_place` why a pool can have no actor, which
+    ends the job. `tell` tells others how the stages were when the tracker answered last, whether or not it answers now.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Heartbeat:
         self._waits = threading.current_thread()
         self.over: tuple[str, int] | None = None
         self.stopped: tuple[Fault, int] | None = None
+        self.closed: int | None = None
         self._stop = threading.Event()
         acts = {
             "ledger not written": self._write,
@@ -120,6 +121,7 @@ class Heartbeat:
     def _look(self) -> None:
         self.over = ray.get(self._tracker.over.remote())
         self.stopped = ray.get(self._tracker.stopped.remote())
+        self.closed = ray.get(self._tracker.closed.remote())
         states: Mapping[Stage, StageState] = ray.get(self._tracker.tick.remote())
         told = self._placement.look({stage: state.actors for stage, state in states.items()})
         if told is not None:

@@ -44,7 +44,7 @@ class Placement:
         if now - self._looked < _LOOK_SECONDS:
             return None
         self._looked = now
-        missing = any(actors.get(stage, 0) < getattr(self._pools, stage).size for stage in self._stages)
+        missing = any(actors.get(stage, 0) < getattr(self._pools, stage).actors for stage in self._stages)
         problems = self._misplaced(self._pools, self._stages) if missing else []
         if not problems:
             self._since = None

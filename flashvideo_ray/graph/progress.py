@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+from collections import Counter
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
@@ -28,11 +29,18 @@ class Progress:
     """Shows the state of each stage (done / total, rate, time left, how much of its pool works), and when all ends.
 
     `totals` is how many rows each stage gets at most, and of `text` that is all of them; how many previews meet the
-    rules is not known when a run starts.
+    rules is not known when a run starts. `before` are the candidates that ended in the job's earlier rounds.
     """
 
-    def __init__(self, settings: Settings, totals: Mapping[Stage, int], stages: tuple[Stage, ...] = STAGES):
+    def __init__(
+        self,
+        settings: Settings,
+        totals: Mapping[Stage, int],
+        stages: tuple[Stage, ...] = STAGES,
+        before: Mapping[str, int] | None = None,
+    ):
         self.settings = settings
+        self._before = Counter(before)
         self.totals = totals
         self.stages = stages
         self.console = Console(stderr=True)
@@ -53,7 +61,7 @@ class Progress:
 
     def update(self, states: Mapping[Stage, StageState], counts: Mapping[str, int], last: bool = False) -> None:
         """Show this state: a live table, or a line if one is due (every `progress_seconds`, and at the end)."""
-        totals = expected(self.totals, states, counts, self.stages)
+        totals = self.expected(states, counts)
         rows = [self._row(stage, states.get(stage, StageState()), totals[stage]) for stage in self.stages]
         if self._live is not None:
             title = f"{_counts(counts)}; {self._forecast(states, totals)}"
@@ -66,6 +74,16 @@ class Progress:
             parts = [f"{stage} {done}, {rate}, {left}, {pool}" for stage, done, rate, left, pool in rows]
             print(logs.line(" | ".join([_counts(counts), *parts, self._forecast(states, totals)])), flush=True)
 
+    def expected(self, states: Mapping[Stage, StageState], counts: Mapping[str, int]) -> dict[Stage, int]:
+        """How many calls each stage will have had at the end; `counts` are of all rounds."""
+        own = Counter(counts)
+        own.subtract(self._before)
+        return expected(self.totals, states, own, self.stages)
+
+    def say(self, text: str) -> None:
+        """A line by itself."""
+        print(logs.line(text), flush=True)
+
     def _forecast(self, states: Mapping[Stage, StageState], totals: Mapping[Stage, int]) -> str:
         found = forecast.of_pools(paces(states, totals, clock()), self.settings)
         told = forecast.as_dict(found, self.settings.prices.currency)
@@ -74,7 +92,7 @@ class Progress:
     def _row(self, stage: Stage, state: StageState, total: int) -> tuple[str, str, str, str, str]:
         pool = getattr(self.settings.pools, stage)
         rate, left = pace(state, total, clock())
-        up = "starting" if state.actors == 0 else f"{min(state.open, pool.size)}/{pool.size} busy"
+        up = "starting" if state.actors == 0 else f"{min(state.open, pool.actors)}/{pool.actors} busy"
         return stage, f"{state.done}/{total}", rate, left, up
 
 

@@ -18,13 +18,14 @@ from ray.exceptions import ActorDiedError, RayError
 
 from flashvideo_ray.errors import JobError, in_a_line
 from flashvideo_ray.graph import cluster
+from flashvideo_ray.graph.balancing import Balance
 from flashvideo_ray.graph.gauges import Gauges
 from flashvideo_ray.graph.health import Fault, Health
 from flashvideo_ray.graph.heartbeat import Heartbeat, used
 from flashvideo_ray.graph.metrics import MeteredStore
 from flashvideo_ray.graph.notice import Notifier, Watch
 from flashvideo_ray.graph.placement import Placement
-from flashvideo_ray.graph.progress import Progress, expected
+from flashvideo_ray.graph.progress import Progress
 from flashvideo_ray.graph.quota import Gate, Quota
 from flashvideo_ray.graph.remaining import Until, Work, context_rows
 from flashvideo_ray.graph.shared_cards import SharedCards
@@ -81,6 +82,7 @@ class Rounds:
         self._given_back: set[str] = set()
         self._pauses = iter(_START_PAUSES)
         self._broke_off = False
+        self._balance = Balance(store, fixed=quota is not None)  # a quota may be used up at any moment
         self._watch = Watch(settings.notify, notifier)  # of all rounds: each thing once
 
     def run(self, work: Work, more: Callable[[], Work]) -> Work:
@@ -154,27 +156,34 @@ class Rounds:
         """
         settings, store = cluster.without(self.settings, self.left_out), self.store
         stages = stages_of(settings, work.until, work.previews)
+        settings = self._balance.begin(settings, stages, work)
         # The ledger's rows wait in memory when the store is away; only what the stages put and get must wait there.
         held = HeldStore(store.url, 0.0, self.claim, store.clock)
         clips = Writer(held, "clips", tables.extended(tables.CLIPS, self.extra), settings.ledger)
         tracker = self._start_tracker(work, settings, gate)
-        events = TrackerClient(tracker, ray.get, gate is not None, cluster.here)
+        gated = gate is not None or self._balance.watches
+        events = TrackerClient(tracker, ray.get, gated, cluster.here)
         patient = MeteredStore(store.url, settings.store_patience_seconds, events)
         cards = SharedCards(settings.pools, stages, cluster.needs)
-        progress = Progress(settings, _totals(work, settings.select.keep), stages)
+        progress = Progress(settings, _totals(work, settings.select.keep), stages, self.ended)
         placement = Placement(settings.pools, stages, settings.placement_patience_seconds)
-        gauges = Gauges(store.url, settings, self.claim)
+        gauges = Gauges(store.url, settings, self.claim, sum(self.ended.values()))
 
         def tell(states: Mapping[Stage, StageState]) -> None:
             spent = self._spent(states)
-            totals = expected(progress.totals, states, self.ended, stages)
+            totals = progress.expected(states, self.ended)
             gauges.tell(states, totals, self.ended, spent, placement.seconds)
             self._watch.look(states, self.ended, spent)
+            if states and (why := self._balance.look(states)) is not None:
+                progress.say(why)
+                ray.get(tracker.close.remote())
 
         heartbeat = Heartbeat(self.claim, tracker, clips, progress, self.ended, self.record, placement, tell)
         enough, last_patience, self._broke_off = None, LAST_SECONDS, False
         try:
             with cluster.data_context(), progress, heartbeat, cards:
+                if self._balance.told is not None:
+                    progress.say(self._balance.told)
                 dataset = self.graph(work.rows, patient, settings, self.recipe, events, stages, cards)
                 self._collect(dataset, clips, tracker, heartbeat, came)
                 del dataset  # Ray Data gives its actors back
@@ -182,6 +191,7 @@ class Rounds:
                 enough = ray.get(tracker.enough.remote())
                 if stopped := ray.get(tracker.stopped.remote()):
                     self.stopped = stopped[0]
+                self._broke_off = self._balance.closing is not None
             last_patience = max(last_patience, settings.store_patience_seconds)  # nobody waits for the end of this job
         except KeyboardInterrupt:
             self.claim.check()
@@ -240,7 +250,7 @@ class Rounds:
 
     def _start_tracker(self, work: Work, settings: Settings, gate: Gate | None) -> Any:
         previews = tables.previews_schema(names_of(settings.score.scorers), self.extra)
-        sizes = {stage: getattr(settings.pools, stage).size for stage in STAGES}
+        sizes = {stage: getattr(settings.pools, stage).actors for stage in STAGES}
         health = Health(settings.max_equal_failures, sizes, left_out=self.left_out)
         plain = Store(self.store.url, self.store.clock)
         tracker = start_tracker(plain, previews, settings.ledger, context_rows(work.context), gate, health)
@@ -270,6 +280,8 @@ class Rounds:
             if heartbeat.over is not None and rendered >= heartbeat.over[1]:
                 break  # what is left came to the gate after it was closed
             if heartbeat.stopped is not None and rendered + lost >= heartbeat.stopped[1]:
+                break
+            if heartbeat.closed is not None and rendered + lost >= heartbeat.closed:
                 break
 
 

@@ -41,12 +41,21 @@ def units(pools: Pools, stages: Sequence[Stage]) -> list[Unit]:
             found.append(Unit((host,), getattr(pools, host)))
             continue
         members = [stage for stage in (host, *pools.guests(host)) if stage in stages]
-        most = max(getattr(pools, stage).size for stage in members)
+        most = max(getattr(pools, stage).actors for stage in members)
         cards = Counter(
-            tuple(stage for stage in members if getattr(pools, stage).size > number) for number in range(most)
+            tuple(stage for stage in members if getattr(pools, stage).actors > number) for number in range(most)
         )
         found += [Unit(own, _together(pools, host, own, size), shares=True) for own, size in cards.items()]
     return found
+
+
+def card_of(pools: Pools, stage: Stage, stages: Sequence[Stage]) -> Pool:
+    """What an actor of a pool asks for; where others are beside it, a whole card with those that are among `stages`."""
+    guests = pools.guests(stage)
+    if not guests:
+        own: Pool = getattr(pools, stage)
+        return own
+    return _together(pools, stage, [stage, *(guest for guest in guests if guest in stages)], 1)
 
 
 def _together(pools: Pools, host: Stage, members: Sequence[Stage], size: int) -> Pool:
@@ -76,7 +85,7 @@ class SharedCards:
 
     def __enter__(self) -> Self:
         for unit in self._units:
-            for _ in range(unit.pool.size):
+            for _ in range(unit.pool.actors):
                 labels = [dict(unit.pool.labels)] if unit.pool.labels else None
                 card = ray.util.placement_group([self._needs(unit.pool)], bundle_label_selector=labels)
                 self._all.append(card)

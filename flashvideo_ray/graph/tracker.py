@@ -42,6 +42,9 @@ class StageState:
     first_begin: float | None = None
     last_end: float | None = None
     oldest_seconds: float = 0.0  # that the call has had its device which got it first
+    first_joined: float | None = None  # when an actor had loaded
+    judged: int = 0  # of stage 1: previews that were, and of them those that stage 2 gets
+    kept: int = 0
 
     @property
     def rate(self) -> float:
@@ -80,6 +83,8 @@ class Tracker:
         self._previews = Writer(HeldStore(store.url, 0.0, self, store.clock), "previews", previews, settings)
         self._joined: dict[Stage, dict[str, float]] = defaultdict(dict)  # by actor: since when it holds its card
         self._stages: dict[Stage, StageState] = defaultdict(StageState)
+        self._under_way: dict[str, str] = {}  # previews that were let in and are not judged: the ids of their prompts
+        self._closed = False
 
     def permit(self, until: float, lost: str = "") -> None:
         """The job says until when (by `claim.clock`) the run is surely its own, and why it is lost if it is."""
@@ -121,13 +126,21 @@ class Tracker:
         """See StageEvents."""
         self._health.joined(stage, worker)
         self._joined[stage].setdefault(worker.actor, clock())
-        self._stages[stage].actors = len(self._joined[stage])
+        state = self._stages[stage]
+        state.actors = len(self._joined[stage])
+        state.first_joined = state.first_joined or clock()
         if self._gate is not None:
             self._gate.joined(stage, worker.actor)
 
     def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:
         """See StageEvents."""
-        return "go" if self._gate is None else self._gate.admit(stage, clip_id, prompt)
+        # Candidates of a prompt are judged together, so what was begun of it is brought to its end.
+        if self._closed and (stage != "preview" or prompt not in self._under_way.values()):
+            return "stop"
+        answer = "go" if self._gate is None else self._gate.admit(stage, clip_id, prompt)
+        if stage == "preview" and answer == "go":
+            self._under_way[clip_id] = prompt
+        return answer
 
     def begin(self, stage: Stage, clip_id: str, worker: Worker = _NOBODY) -> Begin:
         """See StageEvents."""
@@ -169,6 +182,8 @@ class Tracker:
             self._gate.refined(clip_id, status == "rendered")
         elif self._gate is not None and status == "failed":
             self._gate.lost(clip_id)
+        if status == "failed":
+            self._under_way.pop(clip_id, None)
         state = self._stages[stage]
         state.open -= self._calls.end(stage, clip_id)
         state.done += 1
@@ -187,10 +202,27 @@ class Tracker:
 
     def previewed(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """See StageEvents."""
+        preview = self._stages["preview"]
         for row in rows:
             self._previews.append(row)
+            self._under_way.pop(row["clip_id"], None)
+            preview.judged += 1
+            preview.kept += row["status"] == "previewed" or bool(row.get("audit"))
             if self._gate is not None:
                 self._gate.judged(row["clip_id"], row["status"] == "previewed")
+
+    def close(self) -> None:
+        """Let nothing more begin in stage 1 and 2: what is under way ends, and the next round does the rest."""
+        self._closed = True
+
+    def closed(self) -> int | None:
+        """Once nothing is under way any more: how many candidates were rendered or lost. None before, or if it is open.
+
+        Text that is encoded meanwhile is nobody's: no row of it goes on.
+        """
+        if not self._closed or self._under_way or any(self._stages[s].open for s in STAGES if s != "text"):
+            return None
+        return self._ended
 
     def over(self) -> tuple[str, int] | None:
         """Once nothing that the job pays for is open any more: why it has enough, and how many clips it rendered."""

@@ -159,7 +159,12 @@ _kept = lru_cache(maxsize=8)(_made)
 
 def transformer_bytes(config: Mapping[str, Any], dtype: torch.dtype, quantization: str | None = None) -> int:
     """Bytes of the transformer's weights as they are kept, and with fp8 of the largest layer as it computes."""
-    network = _made(FlashVideoTransformer3DModel, _frozen(config), dtype)
+    return _transformer_bytes(_frozen(config), dtype, quantization)
+
+
+@lru_cache(maxsize=32)
+def _transformer_bytes(config: tuple[tuple[str, Any], ...], dtype: torch.dtype, quantization: str | None) -> int:
+    network = _made(FlashVideoTransformer3DModel, config, dtype)  # its own: casting changes it
     before = [parameter.numel() * dtype.itemsize for parameter in network.parameters()]
     if quantization is None:
         return sum(before)

@@ -140,6 +140,12 @@ def load_run(args: ServeSettings) -> tuple[Settings, dict[str, Any]]:
         settings = Settings.of_tree(run["settings"], args.set, where="run.json")
     else:
         settings = Settings.load(args.config, args.set)
+    if settings.pools.auto:
+        keys = " ".join(f"--set pools.{stage}.size=1" for stage in settings.pools.auto)
+        raise SettingsError(
+            f"pools.{settings.pools.auto[0]}.size: auto is chosen in the rounds of a job, and a service has none; say "
+            f"how many actors there may be at most: {keys}"
+        )
     settings = checks.check(with_added_scorers(settings, run))
     recipe = recipe_of(settings)
     run_file.check_recipe(store, recipe)
@@ -163,7 +169,7 @@ def _options(pool: Pool, scale_to_zero: bool) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": _STOP_SECONDS,
         "autoscaling_config": {
             "min_replicas": 0 if scale_to_zero else 1,
-            "max_replicas": pool.size,
+            "max_replicas": pool.actors,
             "target_ongoing_requests": 1,
         },
     }

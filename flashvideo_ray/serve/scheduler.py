@@ -142,7 +142,7 @@ class Scheduler:
             }
         for kind, line in self._queues.items():
             mean = snapshot.mean(kind)
-            size = getattr(self.settings.pools, kind).size
+            size = getattr(self.settings.pools, kind).actors
             waiting = [clip_id for clip_id in line if clip_id not in self._calls]
             for position, clip_id in enumerate(waiting, start=1):
                 left = None if mean is None else mean * (1 + (position - 1) // size + (len(self._calls) > 0))
@@ -201,7 +201,7 @@ class Scheduler:
     def _start(self) -> None:
         """Send what waits, as far as there is room: one candidate more than a pool has actors."""
         for kind, line in self._queues.items():
-            room = getattr(self.settings.pools, kind).size + 1
+            room = getattr(self.settings.pools, kind).actors + 1
             room -= sum(call.kind == kind for call in self._calls.values())
             waiting = [clip_id for clip_id in line if clip_id not in self._calls and clip_id not in self._cancelling]
             for clip_id in waiting[: max(0, room)]:

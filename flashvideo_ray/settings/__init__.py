@@ -14,6 +14,7 @@ sizes, steps and guidance stored in its `model_index.json`.
 
 from flashvideo_ray.settings.reading import SettingsError, presets
 from flashvideo_ray.settings.schema import (
+    BALANCED,
     STAGES,
     AdapterSettings,
     CredentialSettings,
@@ -36,6 +37,7 @@ from flashvideo_ray.settings.schema import (
 )
 
 __all__ = [
+    "BALANCED",
     "STAGES",
     "AdapterSettings",
     "CredentialSettings",

@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -39,6 +40,7 @@ Integer = Annotated[int, BeforeValidator(_no_truth_value)]
 Real = Annotated[float, BeforeValidator(_no_truth_value), Field(allow_inf_nan=False)]
 # The upper limits are beyond all use: what is above them is a slip that would otherwise be found by filling the memory.
 Positive = Annotated[Integer, Field(gt=0, le=1_000_000)]
+_POSITIVE: TypeAdapter[int] = TypeAdapter(Positive)
 Pixels = Annotated[Integer, Field(gt=0, le=16_384)]
 Candidates = Annotated[Integer, Field(le=10_000)]  # of one prompt
 Steps = Annotated[Integer, Field(gt=0, lt=1000)]
@@ -328,10 +330,13 @@ class Pool(Frozen):
 
     `labels` selects nodes by Ray node labels (`{gpu-tier: large}`; values may be `in(a,b)` or `!in(a,b)`), `fallback`
     lists selectors to try when no such node exists. A GPU pool should always have one: plain `num_gpus: 1` takes any
-    card of the cluster. The pool is of fixed size: growing pools start slowly and hold cards they do not use.
+    card of the cluster. The pool is of fixed size: growing pools start slowly and hold cards they do not use. Only
+    between rounds of a job may a size that is `auto` be another one.
     """
 
-    size: Positive = 1
+    size: Positive | Literal["auto"] = Field(
+        1, description="actors; `auto` (preview, refine): as many as do the run soonest on the cards there are"
+    )
     num_cpus: NonNegative = 1
     num_gpus: NonNegative = 0
     memory_gib: NonNegative | None = Field(None, description="host memory to reserve for each actor, in GiB")
@@ -348,10 +353,26 @@ class Pool(Frozen):
     offload: Literal["none", "model", "group"] = Field("none", description="diffusers' CPU offload, for small cards")
     spot: bool = Field(False, description="whether its nodes are paid at the spot price")
 
+    @field_validator("size", mode="before")
+    @classmethod
+    def _auto_or_a_number(cls, value: Any) -> Any:
+        return value if value == "auto" else _POSITIVE.validate_python(value)  # one message, not one for each kind
+
+    @property
+    def actors(self) -> int:
+        """The size as a number. What is `auto` has none before it is chosen: see `Pools.sized`."""
+        if self.size == "auto":
+            raise ValueError("a size of auto is chosen when a round of a job begins")
+        return self.size
+
     @property
     def cores(self) -> int:
         """Cores that one call can use: Ray gives an actor a thread for each whole one of `num_cpus`, at least one."""
         return max(1, math.floor(self.num_cpus))
+
+
+BALANCED: tuple[Stage, ...] = ("preview", "refine")
+"""The stages whose pools may be sized `auto`."""
 
 
 class Pools(Frozen):
@@ -362,6 +383,13 @@ class Pools(Frozen):
     score: Pool = Pool()
     rate: Pool = Pool()
     refine: Pool = Pool()
+
+    @model_validator(mode="after")
+    def _sizes_can_be_chosen(self) -> Self:
+        for stage in STAGES:
+            if getattr(self, stage).size == "auto" and stage not in BALANCED:
+                raise ValueError(f"{stage}.size: auto is for {' and '.join(BALANCED)} alone; give {stage} a number")
+        return self
 
     @model_validator(mode="after")
     def _cards_can_be_shared(self) -> Self:
@@ -376,7 +404,12 @@ class Pools(Frozen):
             raise ValueError(f"{stage}.beside: {host} has no card of its own; name the pool that has")
         if pool.labels or pool.fallback or pool.accelerator_type or other.fallback:
             raise ValueError(f"{stage}.beside: its nodes are those of {host}, whose labels alone can choose them")
-        if pool.size > other.size:
+        if pool.size == "auto" or (other.size == "auto" and stage in BALANCED):
+            raise ValueError(
+                f"{stage}.beside: {stage} has the cards of {host}, so there is nothing to divide between them; "
+                "give both sizes that are numbers"
+            )
+        if other.size != "auto" and pool.size > other.size:
             raise ValueError(f"{stage}.beside: {host} has {other.size} actors, too few for {pool.size} beside them")
         shares = [getattr(self, name).num_gpus for name in (host, *self.guests(host))]
         if not all(shares) or sum(shares) > 1:
@@ -388,6 +421,22 @@ class Pools(Frozen):
     def guests(self, stage: Stage) -> tuple[Stage, ...]:
         """The pools whose actors share the cards of a pool."""
         return tuple(name for name in STAGES if getattr(self, name).beside == stage)
+
+    @property
+    def auto(self) -> tuple[Stage, ...]:
+        """The stages whose size is chosen when a round of a job begins."""
+        return tuple(stage for stage in BALANCED if getattr(self, stage).size == "auto")
+
+    def sized(self, sizes: Mapping[Stage, int] | None = None) -> Self:
+        """The pools with these sizes in the place of `auto`, or with the fewest actors that work: see `least`."""
+        chosen = {stage: (sizes or {}).get(stage, self.least(stage)) for stage in self.auto}
+        return self.model_copy(
+            update={stage: getattr(self, stage).model_copy(update={"size": n}) for stage, n in chosen.items()}
+        )
+
+    def least(self, stage: Stage) -> int:
+        """How many actors it must have at least: as many as the largest pool beside it."""
+        return max([1, *(getattr(self, guest).actors for guest in self.guests(stage))])
 
     def where(self, stage: Stage) -> Pool:
         """The pool that says on which nodes and cards a stage runs: its own, or the one that it is beside."""

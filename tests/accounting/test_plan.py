@@ -98,6 +98,38 @@ def test_pools_are_balanced_where_neither_waits() -> None:
     assert lopsided.pools[-1].idle_share == pytest.approx(0.5, abs=0.01)
 
 
+def test_of_all_splits_of_the_cards_the_best_is_said() -> None:
+    sizes = ["pools.preview.size=16", "pools.refine.size=8"]
+    found = plan.plan(1000, Settings.load(None, [*CARDS, *sizes]), PAPER, keep_rate=0.25)
+    assert found.split is not None
+    assert (found.split.cards, found.split.preview, found.split.refine) == (24, 15, 9)
+    walls = {
+        first: plan.plan(
+            1000,
+            Settings.load(None, [*CARDS, f"pools.preview.size={first}", f"pools.refine.size={24 - first}"]),
+            PAPER,
+            keep_rate=0.25,
+        ).wall_seconds
+        for first in range(1, 24)
+    }
+    assert min(walls, key=walls.__getitem__) == 15
+    assert found.split.seconds == walls[15] < found.wall_seconds == walls[16]
+
+
+def test_a_size_of_auto_is_planned_for_so_many_cards() -> None:
+    auto = Settings.load(None, [*CARDS, "pools.preview.size=auto", "pools.refine.size=auto"])
+    found = plan.plan(1000, auto, PAPER, keep_rate=0.25, cards=24)
+    assert {pool.stage: pool.size for pool in found.pools if pool.stage in ("preview", "refine")} == {
+        "preview": 15, "refine": 9,
+    }  # fmt: skip
+    assert found.split is not None
+    assert found.wall_seconds == found.split.seconds
+    with pytest.raises(plan.PlanError, match="say how many"):
+        plan.plan(1000, auto, PAPER, keep_rate=0.25)
+    with pytest.raises(plan.PlanError, match="no place"):
+        plan.plan(1000, auto, PAPER, keep_rate=0.25, cards=1)
+
+
 def test_the_audit_and_idle_pools_are_paid_too() -> None:
     prices = ["prices.devices={H100: {on_demand: 36.0}}", "pools.preview.accelerator_type=H100"]
     settings = Settings.load(None, [*CARDS, *prices, "pools.preview.size=2", "select.audit=0.1"])

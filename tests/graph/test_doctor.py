@@ -255,6 +255,7 @@ def test_a_lease_that_outlasts_the_patience() -> None:
     assert [line.level for line in doctor.lease(Settings(), put_seconds=7.0)] == ["warning"]
 
 
+@pytest.mark.long
 def test_nodes_of_a_cluster_are_asked_one_by_one(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Path, started: str, tmp_path: Path, no_ray: None
 ) -> None:

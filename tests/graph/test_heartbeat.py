@@ -17,7 +17,7 @@ class Tracker:
     """One that has something to tell."""
 
     def __getattr__(self, name: str) -> Any:
-        told = {"tick": {}, "over": ("enough", 3), "stopped": None, "flush_if_due": None}[name]
+        told = {"tick": {}, "over": ("enough", 3), "stopped": None, "closed": 2, "flush_if_due": None}[name]
         return SimpleNamespace(remote=lambda: told)
 
 
@@ -38,4 +38,4 @@ def test_the_end_of_a_job_is_seen_though_nothing_can_be_shown_or_written(monkeyp
         while beats.over is None or beats.no_place is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-    assert beats.over == ("enough", 3)
+    assert (beats.over, beats.closed) == (("enough", 3), 2)

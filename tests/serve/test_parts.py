@@ -415,6 +415,14 @@ def test_bound_to_other_machines_it_does_not_start_without_tokens(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_service_takes_numbers_for_sizes(tmp_path: Path) -> None:
+    """Between rounds of a job sizes may change, and a service has none."""
+    options = ServeSettings(output=str(tmp_path / "run"), config="nano", set=["pools.refine.size=auto"])
+    with pytest.raises(SettingsError, match=r"--set pools\.refine\.size=1"):
+        build(options.model_copy(update={"open_to_all": True}))
+    assert not (tmp_path / "run").exists()
+
+
 def test_without_tokens_whoever_reaches_it_is_an_operator_with_a_name() -> None:
     async def who(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["caller"])

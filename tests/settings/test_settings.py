@@ -44,6 +44,8 @@ def test_a_file_and_overrides(tmp_path: Path) -> None:
         ("score.scorers=[{name: motion, option: {}}]", "did you mean score.scorers.0.options?"),
         ("pools.text.size=0", "pools.text.size: Input should be greater than 0 (found 0)"),
         ("seed=-1", "seed: Input should be greater than or equal to 0"),
+        ("pools.refine.size=many", "pools.refine.size: Input should be a valid integer"),
+        ("pools.text.size=auto", "text.size: auto is for preview and refine alone; give text a number"),
         ("refine.noise_step=1000", "refine.noise_step"),
         ("select.require=motion", "is a number, not a condition"),
         ("preview=3", "preview"),
@@ -165,3 +167,24 @@ def test_the_recipe_leaves_out_what_is_operational() -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(Exception, match="frozen"):
         Settings().seed = 3
+
+
+def test_a_size_of_auto_is_a_number_before_it_is_used() -> None:
+    pools = Settings.load("flashvideo-1080p", ["pools.preview.size=auto", "pools.refine.size=auto"]).pools
+    assert pools.auto == ("preview", "refine")
+    with pytest.raises(ValueError, match="chosen when a round of a job begins"):
+        _ = pools.refine.actors
+    sized = pools.sized({"preview": 7, "refine": 17})
+    assert (sized.auto, sized.preview.actors, sized.refine.actors) == ((), 7, 17)
+    # As few as work: text and rate are beside preview, one of each.
+    assert [getattr(pools.sized(), stage).size for stage in ("preview", "refine")] == [1, 1]
+
+
+@pytest.mark.parametrize("stages", [("preview", "refine"), ("refine", "preview")])
+def test_pools_that_share_each_card_divide_none(stages: tuple[str, str]) -> None:
+    shares = {stage: {"num_gpus": 0.5} for stage in stages}
+    guest, host = stages
+    for auto in stages:
+        pools = {name: {**own, "size": "auto"} if name == auto else own for name, own in shares.items()}
+        with pytest.raises(ValueError, match="give both sizes that are numbers"):
+            Settings.model_validate({"pools": {**pools, guest: {**pools[guest], "beside": host}}})
