@@ -183,6 +183,7 @@ class Nothing:
     """A stage."""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        """As they come."""
         return batch
 
 

@@ -183,7 +183,7 @@ def _first_near(
 
 
 def _codes(texts: pa.ChunkedArray) -> NDArray[np.int64]:
-    """A number for each text, of 64 bits of its digest: a table of them would hold all again. Null is one of its own."""
+    """A number for each text, 64 bits of its digest (a table of them would hold all again). Null is one of its own."""
     parts = [np.empty(0, np.int64)]
     for batch in _in_batches(texts):
         parts.append(np.frombuffer(b"".join(map(_code, batch.to_pylist())), np.int64))
