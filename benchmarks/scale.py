@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -40,7 +41,6 @@ CALLERS, CALLS_EACH = 8, 500
 ROWS = (1_000, 10_000, 40_000)
 
 
-@ray.remote(num_cpus=0)
 class Caller:
     """What a stage's actor asks the tracker for each row."""
 
@@ -69,11 +69,12 @@ class TimedTracker(Tracker):
 
 def tracker() -> dict[str, float]:
     """Calls a second; four for each row and stage."""
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
+    ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
-        actor = ray.remote(num_cpus=0)(TimedTracker).remote(Store(folder), tables.PREVIEWS, LedgerSettings())
+        remote: Any = ray.remote(num_cpus=0)
+        actor = remote(TimedTracker).remote(Store(folder), tables.PREVIEWS, LedgerSettings())
         ray.get(actor.permit.remote(time.monotonic() + 3600))
-        callers = [Caller.remote(actor, number) for number in range(CALLERS)]
+        callers = [remote(Caller).remote(actor, number) for number in range(CALLERS)]
         ray.get([caller.work.remote(10) for caller in callers])
         cpu, begun = ray.get(actor.cpu_seconds.remote()), time.monotonic()
         ray.get([caller.work.remote(CALLS_EACH) for caller in callers])
@@ -104,7 +105,7 @@ def requests(clips: int) -> dict[str, dict[str, float]]:
 
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder, serve_s3(Path(folder, "s3")) as s3, stages_inline():
-        ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
+        ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.WARNING)
         store = Store(f"s3://{s3.bucket}/warm")
         store.exists("nothing")  # connects
         store.fs.s3.meta.events.register("before-call", count)

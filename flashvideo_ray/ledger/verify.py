@@ -127,10 +127,8 @@ class _Check:
         self.lost: set[str] = set()  # candidates whose preview row is to be restored
         # The ledger first: whatever a row names was in the store before the row.
         tables.read(store, "candidates", ["clip_id"], damaged=self._damaged_part)
-        previews, clips = (
-            tables.read(store, name, made=partial(_only, names=names), damaged=self._damaged_part)
-            for name, names in (("previews", _KEYS_OF_PREVIEWS), ("clips", (*_KEYS_OF_CLIPS, *_TOLD_OF_CLIPS)))
-        )
+        previews = self._read("previews", _KEYS_OF_PREVIEWS)
+        clips = self._read("clips", (*_KEYS_OF_CLIPS, *_TOLD_OF_CLIPS))
         self.objects = Objects(store, _FOLDERS)
         self.previews = self._with_sizes(previews, _KEYS_OF_PREVIEWS)
         self.clips = self._with_sizes(clips, _KEYS_OF_CLIPS)
@@ -219,6 +217,9 @@ class _Check:
         blank = [{**row, **dict.fromkeys(self.forget[row["clip_id"]])} for row in kept.to_pylist()]
         tables.supersede(self.store, "previews", pa.Table.from_pylist(blank, schema=previews.schema))
         tables.supersede(self.store, "previews", self._restored(_of(clips, self.lost)))
+
+    def _read(self, name: tables.Table, columns: Iterable[str]) -> pa.Table:
+        return tables.read(self.store, name, made=partial(_only, names=columns), damaged=self._damaged_part)
 
     def _whole(self, name: tables.Table, clip_ids: set[str]) -> pa.Table:
         """All columns of some rows; parts that cannot be read were set aside."""
