@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-long test-browser test-metrics test-docs chaos wheel check format nano nano-eval constraints clean
+.PHONY: setup demo test test-long test-browser test-metrics test-docs chaos bench wheel check format nano nano-eval constraints clean
 
 setup: $(READY)
 
@@ -45,6 +45,10 @@ test-docs: $(READY)
 chaos: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m chaos faults $(CHAOS)
 	PYTHONPATH=tests $(BIN)/python -m chaos kills $(CHAOS)
+
+# Short forms of the benchmarks: their ratios against `benchmarks/ratios.json`. Ten minutes; on a quiet machine.
+bench: $(READY)
+	$(BIN)/python benchmarks/bench.py
 
 # The package as others get it: a wheel, in an environment that has nothing else, renders the demo.
 wheel:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import ray
 
 Step = Callable[[pa.Table], pa.Table | Iterable[pa.Table]]
 
@@ -56,9 +57,5 @@ def _through(rows: pa.Table, steps: tuple[Step, ...]) -> Iterator[pa.Table]:
 def stages_inline() -> Iterator[None]:
     """While this lasts, datasets are those of this module."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ray.data.from_arrow", _from_arrow)
+        patch.setattr("ray.data.from_arrow_refs", lambda pieces: InlineDataset(ray.get(pieces)))
         yield
-
-
-def _from_arrow(tables: pa.Table | Sequence[pa.Table]) -> InlineDataset:
-    return InlineDataset([tables] if isinstance(tables, pa.Table) else list(tables))

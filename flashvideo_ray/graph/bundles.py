@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from flashvideo_ray.prompts import codes
+
 _ROWS = "rows"
 _AT_ONCE = 1000  # bundles in one table
 
@@ -16,13 +18,14 @@ def bundled(rows: pa.Table, key: str) -> Iterator[pa.Table]:
 
     In tables of some of them, which copy nothing of rows that are in order.
     """
-    chunks = rows[key].dictionary_encode().chunks  # of one dictionary, numbered as they come first
-    codes = np.concatenate([np.empty(0, np.int32), *(chunk.indices.to_numpy() for chunk in chunks)])
-    del chunks
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(codes))])
-    if not (codes[1:] >= codes[:-1]).all():
-        rows = rows.take(pa.array(np.argsort(codes, kind="stable")))
-    del codes
+    _, firsts, inverse = np.unique(codes(rows[key]), return_index=True, return_inverse=True)
+    place = np.empty(len(firsts), np.int64)
+    place[np.argsort(firsts)] = np.arange(len(firsts))
+    places = place[inverse]  # of each row's value, numbered as they come first
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(places))])
+    if not (places[1:] >= places[:-1]).all():
+        rows = rows.take(pa.array(np.argsort(places, kind="stable")))
+    del firsts, inverse, place, places
     for first in range(0, len(offsets) - 1, _AT_ONCE):
         own = offsets[first : first + _AT_ONCE + 1]
         structs = rows.slice(own[0], own[-1] - own[0]).combine_chunks().to_struct_array().combine_chunks()

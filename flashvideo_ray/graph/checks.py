@@ -202,7 +202,7 @@ def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
     """Say what will be cut or has no trained meaning. Nothing of it stops a run; of many only some are looked at."""
     if table.num_rows > _LOOKED_AT:
         log.warning("of %d prompts, %d spread over them all were looked at for what follows", len(table), _LOOKED_AT)
-        table = table.take(pa.array(np.linspace(0, table.num_rows - 1, _LOOKED_AT).astype(np.int64)))
+        table = _spread(table.select(["id", "prompt", "negative_prompt"]), _LOOKED_AT)
     engine = engines.of(settings, "preview")
     readers = engines.text_readers(settings)
     prefixes: dict[weights.ModelStage, str] = {}  # by the stage whose encoder reads them: the longest
@@ -229,6 +229,17 @@ def warn_of_prompts(table: pa.Table, settings: Settings) -> None:
         )
     if negatives and (why := engine.on_negative_prompts()) is not None:
         log.warning("%d prompts have a negative_prompt: %s", negatives, why)
+
+
+def _spread(table: pa.Table, count: int) -> pa.Table:
+    """So many rows, spread over all. Chunk by chunk: Arrow would join all chunks for it."""
+    places, start = np.linspace(0, table.num_rows - 1, count).astype(np.int64), 0
+    found = []
+    for batch in table.to_batches():
+        own = places[(places >= start) & (places < start + batch.num_rows)] - start
+        found.append(batch.take(pa.array(own)))
+        start += batch.num_rows
+    return pa.Table.from_batches(found)
 
 
 def _warn_of_cut(table: pa.Table, engine: Engine, prefix: str) -> None:

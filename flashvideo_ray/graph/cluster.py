@@ -353,8 +353,10 @@ def placement(pool: Pool) -> dict[str, Any]:
 
 def dataset_of(pieces: Iterable[pa.Table]) -> ray.data.Dataset:
     """A dataset of some rows at a time, with every row in a block of its own. Call it within `data_context`."""
-    dataset = ray.data.from_arrow([*pieces])
-    return dataset.map_batches(_unchanged, batch_size=None, batch_format="pyarrow", **GLUE)
+    handed_over: list[Any] = [ray.put(piece) for piece in pieces]  # one by one: no list of all pieces beside the rows
+    return ray.data.from_arrow_refs(handed_over).map_batches(
+        _unchanged, batch_size=None, batch_format="pyarrow", **GLUE
+    )
 
 
 def _unchanged(batch: pa.Table) -> pa.Table:

@@ -113,6 +113,8 @@ def without_done(prompts: pa.Table, runs: Sequence[str]) -> pa.Table:
     A prompt is done where all its candidates ended as rendered or rejected. One that was skipped, failed or is still
     open is carried over, and so is one whose text was edited since.
     """
+    if not runs:
+        return prompts
     done: set[_Text] = set()
     for run in runs:
         done |= _done(Store(run))

@@ -96,6 +96,7 @@ def next_work(
         unrecorded = texts.unrecorded(table, recorded, previews, clips)
         news = News(unrecorded if unrecorded.num_rows else None, changed)
     present = Texts.of(recorded, previews, clips, newest=table)
+    del recorded
     previews, clips = present.present(previews), present.present(clips)
     previews = judged(previews, settings, decisions.opinions(store))
     over = _ended(previews, clips, settings, retry)
@@ -105,9 +106,9 @@ def next_work(
     wanted = pc.or_(pc.is_in(previews["status"], pa.array(["previewed", "approved"])), previews["audit"])
     gone = 0 if table is not None else pc.sum(pc.and_(wanted, pc.invert(usable))).as_py() or 0
     known = previews
-    previews = previews.filter(usable)
+    previews = _those(previews, usable)
     if table is not None:
-        previews_here = previews.filter(pc.is_in(previews["clip_id"], table["clip_id"].combine_chunks()))
+        previews_here = _those(previews, pc.is_in(previews["clip_id"], table["clip_id"].combine_chunks()))
         fresh = _without(_without(table, previews["clip_id"]), over)
     else:
         previews_here, fresh = previews, previews.slice(0, 0)
@@ -221,6 +222,11 @@ def context_rows(context: pa.Table) -> dict[str, list[dict[str, Any]]]:
         scores = [(columns.name_of(name), row.pop(name)) for name in names]
         by_prompt.setdefault(row["id"], []).append({**row, "scores": scores, "context": True})
     return by_prompt
+
+
+def _those(table: pa.Table, mask: pa.ChunkedArray) -> pa.Table:
+    """The rows that a mask holds for; the table itself, and no second one, where that is all of them."""
+    return table if pc.all(mask, min_count=0).as_py() else table.filter(mask)
 
 
 def _without(table: pa.Table, clip_ids: pa.Array | pa.ChunkedArray) -> pa.Table:

@@ -302,7 +302,7 @@ def gate_of(
     if quota is None:
         return None
     rows = work.rows
-    waiting = rows.filter(pc.is_in(rows["status"], pa.array(["previewed", "approved"])))["clip_id"].to_pylist()
+    waiting = rows["clip_id"].filter(pc.is_in(rows["status"], pa.array(["previewed", "approved"]))).to_pylist()
     spent = quota.held(settings.pools, held_seconds or {})
     return Gate(quota, settings.pools, work.rendered, set(waiting), spent_hours=spent)
 
@@ -328,8 +328,8 @@ def _insist(flush: Callable[[], None], patience_seconds: float) -> None:
 def _totals(work: Work, keep: int | None) -> dict[Stage, int]:
     """How many rows each stage gets at most, if `keep` candidates of a prompt survive."""
     rows = work.rows
-    open_ = rows.filter(pc.equal(rows["status"], "open"))
-    fresh, prompts = open_.num_rows, len(open_["id"].unique())
+    open_ = rows["id"].filter(pc.equal(rows["status"], "open"))
+    fresh, prompts = len(open_), len(open_.unique())
     survivors = fresh if keep is None else min(fresh, keep * prompts)
     refine = rows.num_rows - fresh + survivors
     return {"text": rows.num_rows, "preview": fresh, "score": fresh, "rate": fresh, "refine": refine}

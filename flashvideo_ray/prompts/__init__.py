@@ -20,6 +20,7 @@ from flashvideo_ray.prompts.checking import (
     Duplicates,
     check,
     checked,
+    codes,
     digest,
     same_values,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Duplicates",
     "PromptError",
     "checked",
+    "codes",
     "digest",
     "filled",
     "read_prompts",

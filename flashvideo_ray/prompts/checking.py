@@ -148,7 +148,7 @@ def _first_alike(
 ) -> NDArray[np.int64]:
     """For each row the first before it with the same text, seed and preview, or -1."""
     negatives = pc.fill_null(negatives, "")
-    keys = [_codes(prompts), _codes(negatives), seeds.to_numpy(), *([] if previews is None else [_codes(previews)])]
+    keys = [codes(prompts), codes(negatives), seeds.to_numpy(), *([] if previews is None else [codes(previews)])]
     order = np.lexsort(keys[::-1])  # stable: of equals, the first row stays first
     starts = np.ones(len(order), bool)
     starts[1:] = np.any([key[order][1:] != key[order][:-1] for key in keys], axis=0)
@@ -166,7 +166,7 @@ def _first_near(
     Rows that have one before them are not looked at by those after them: they will be dropped, or have other seeds.
     """
     numbers = seeds.to_numpy()
-    keys = np.stack([_codes(prompts), _codes(pc.fill_null(negatives, ""))])
+    keys = np.stack([codes(prompts), codes(pc.fill_null(negatives, ""))])
     _, texts, counts = np.unique(keys, axis=1, return_inverse=True, return_counts=True)
     texts = texts.reshape(-1)
     before = np.full(len(numbers), -1)
@@ -182,7 +182,7 @@ def _first_near(
     return before
 
 
-def _codes(texts: pa.ChunkedArray) -> NDArray[np.int64]:
+def codes(texts: pa.ChunkedArray) -> NDArray[np.int64]:
     """A number for each text, 64 bits of its digest (a table of them would hold all again). Null is one of its own."""
     parts = [np.empty(0, np.int64)]
     for batch in _in_batches(texts):
@@ -227,8 +227,7 @@ def _check_unique(
 ) -> None:
     """No two rows have one id, but candidates of one prompt."""
     places = np.flatnonzero(kept & _mask(given.is_valid()))
-    codes = _codes(given)[places]
-    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(codes(given)[places], return_index=True, return_inverse=True)
     again = first[inverse] != np.arange(len(places))
     if not again.any():
         return

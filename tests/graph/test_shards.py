@@ -136,10 +136,11 @@ def test_two_shards_that_were_killed_and_taken_up_equal_one_job(tmp_path: Path, 
 @pytest.mark.long
 @pytest.mark.usefixtures("inline")
 def test_eight_shards_of_eight_jobs_equal_one_job(tmp_path: Path) -> None:
-    prompts = write_prompts(tmp_path / "prompts.parquet", EXAMPLES[:12])
+    prompts = write_prompts(tmp_path / "prompts.parquet", [*EXAMPLES] * 4, seed=[*range(12)])
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = ["-c", "nano", "--set", "select.require=[motion > 1]"]
-    assert command("render", prompts, str(whole), *options)[0] == 0
+    code, said = command("render", prompts, str(whole), *options)
+    assert code == 0, said
     env = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
     def job(number: int) -> None:
@@ -157,7 +158,6 @@ def test_eight_shards_of_eight_jobs_equal_one_job(tmp_path: Path) -> None:
     assert command("status", str(parts), "--exit-status")[0] == 0
     summaries = [json.loads(Store(str(run)).get("summary.json"))["status"] for run in (whole, parts)]
     assert summaries[0] == summaries[1]
-    assert len(summaries[0]) == 2  # some were rejected
 
 
 def test_the_end_of_all_shards_together_is_the_worst_of_them(tmp_path: Path) -> None:
