@@ -170,8 +170,8 @@ class Balance:
         stays, goes = left.spans(here.sizes, sizes, left.keep_rate)
         self.closing = (
             f"sizes change from {here.sizes[0]} + {here.sizes[1]} to about {sizes[0]} + {sizes[1]} of preview and "
-            f"refine: a call takes {left.seconds[0]:.3g} s and {left.seconds[1]:.3g} s and {left.keep_rate:.0%} go on, so "
-            f"that what is left takes {duration(goes)} instead of {duration(stays)}; nothing new begins until "
+            f"refine: a call takes {left.seconds[0]:.3g} s and {left.seconds[1]:.3g} s and {left.keep_rate:.0%} go on, "
+            f"so what is left takes {duration(goes)} instead of {duration(stays)}; nothing new begins until "
             "the calls that are open have ended"
         )
         return self.closing
