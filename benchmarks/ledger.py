@@ -6,10 +6,13 @@ Writes a run of the nano model into an empty place, as a job leaves it that was 
 each about 60 words long, all of them previewed, four fifths of them ended. The parts have the sizes that such a job's
 own merging leaves (`ledger.writer`). Each figure is of a process of its own, so that memory is what that step needs;
 the time and memory to start Python and import the package are given beside. `--objects` also makes an empty file for
-each object that a row names, for `verify`. The last steps start `render` on as many prompts as rows, up to the graph.
+each object that a row names, for `verify`. `render` is begun on what the run left and on as many new prompts as rows,
+until the first row has gone through a stage that does nothing: all are handed over to Ray then; and once to its end,
+with a graph that gives nothing back, so that the ledger is read again, merged, and told of.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import resource
@@ -23,9 +26,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray.cloudpickle
 
 from flashvideo_ray import Settings, identity
-from flashvideo_ray.graph import checks, finish, pipeline
+from flashvideo_ray.graph import checks, cluster, finish, pipeline
+from flashvideo_ray.graph.bundles import bundled
 from flashvideo_ray.graph.recipe import about, recipe_of
 from flashvideo_ray.graph.standing import Standing
 from flashvideo_ray.ledger import jobs, parquet_log, run_file, tables
@@ -37,7 +42,7 @@ WORDS = np.array(
     ["a", "the", "red", "blue", "green", "circle", "moves", "slowly", "over", "water", "grey", "left", "up"]
 )
 SCORES = ("motion", "motion_area", "flicker", "sharpness", "exposure", "black")
-MERGED = (32**4, 32**3, 32**2, 32, 1)  # rows of parts, from what was merged often to what was not
+MERGED = (32**3, 32**2, 32, 1)  # rows of parts, from what was merged often to what was not
 ENDED, RENDERED = 0.8, 0.25  # shares: of previews, and of those that ended
 PROMPTS, MORE = "prompts.parquet", "more.parquet"
 SETTINGS = ["select.require=[motion > 75]", "ledger.lease_seconds=600"]
@@ -171,29 +176,51 @@ def verify(store: Store, folder: Path) -> int:
 
 
 class BegunError(Exception):
-    """The graph is there, and would begin work."""
+    """The first row has come through."""
 
 
-def _start(output: str, prompts_: Path) -> int:
-    def graph(rows: pa.Table, *rest: Any) -> Any:
-        raise BegunError(rows.num_rows)
+class Nothing:
+    """A stage."""
 
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """As they come."""
+        return batch
+
+
+def _render(output: str, prompts_: Path, to_the_end: bool = False) -> int:
+    handed_over = 0
+
+    def graph(rows: pa.Table, store: Store, settings: Settings, *rest: Any) -> Any:
+        nonlocal handed_over
+        handed_over = rows.num_rows
+        dataset = cluster.dataset_of(bundled(rows, "prompt"))
+        dataset = dataset.map_batches(Nothing, **cluster.map_options(settings.pools.text))
+        if to_the_end:
+            return dataset.limit(0)
+        next(iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow")))
+        raise BegunError
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[Nothing.__module__])
     pipeline.build_graph = graph  # type: ignore[assignment]
-    try:
+    with contextlib.suppress(BegunError):
         pipeline.render(str(prompts_), output, Settings.load("nano", SETTINGS))
-    except BegunError as begun:
-        return int(begun.args[0])
-    raise AssertionError("nothing was to do")
+    assert handed_over, "nothing was to do"
+    return handed_over
 
 
 def resume(store: Store, folder: Path) -> int:
-    """`render` once more: from its start to the graph; what Ray takes to start is in it."""
-    return _start(store.url, folder / PROMPTS)
+    """`render` once more: from its start to the first row; what Ray takes to start is in it."""
+    return _render(store.url, folder / PROMPTS)
 
 
 def render(store: Store, folder: Path) -> int:
     """`render` on as many new prompts as the run has rows."""
-    return _start(str(folder / "another"), folder / MORE)
+    return _render(str(folder / "another"), folder / MORE)
+
+
+def end(store: Store, folder: Path) -> int:
+    """`render` once more, to its end, though nothing comes out of its graph."""
+    return _render(store.url, folder / PROMPTS, to_the_end=True)
 
 
 Step = Callable[[Store, Path], int]
@@ -229,8 +256,9 @@ STEPS: dict[str, Step] = {
     "status": status,
     "report": report,
     "verify --no-decode": verify,
-    "render again, to the graph": resume,
-    "render new prompts, to the graph": render,
+    "render again, to the first row": resume,
+    "render new prompts, to the first row": render,
+    "render again, to its end": end,
     "compact": compact,
     "report, compacted": report,
 }
@@ -254,14 +282,14 @@ def main() -> None:
         making.start()
         making.join()
         results: dict[str, dict[str, Any]] = {}
-        print(f"{'':34} {'rows':>9} {'parts':>6} {'CPU s':>7} {'wall s':>7} {'peak MiB':>9}")
+        print(f"{'':36} {'rows':>9} {'parts':>6} {'CPU s':>7} {'wall s':>7} {'peak MiB':>9}")
         for name, step in STEPS.items():
             if options.only and name not in options.only:
                 continue
             before = len(store.keys("ledger"))
             results[name] = result = {**measured(step, store, Path(folder)), "parts": before}
             print(
-                f"{name:34} {result['rows']:9} {before:6} {result['cpu_seconds']:7.1f} {result['wall_seconds']:7.1f} "
+                f"{name:36} {result['rows']:9} {before:6} {result['cpu_seconds']:7.1f} {result['wall_seconds']:7.1f} "
                 f"{result['peak_mib']:9.0f}",
                 flush=True,
             )

@@ -81,10 +81,10 @@ def prune(
         with held_run(store, takeover) as run:
             planned = pruning.plan(run, kept)
             size = f"{planned.bytes / 1e6:,.1f} MB"
-            if not planned.keys:
+            if not len(planned.keys):
                 console.print("Nothing to remove.")
                 return
-            console.print(f"{len(planned.keys):,} objects of {planned.rows.num_rows:,} candidates, {size}.")
+            console.print(f"{len(planned.keys):,} objects of {len(planned.clip_ids):,} candidates, {size}.")
             if "latents" not in kept:
                 console.print("Without their latents, other rules or another stage 2 would have to pay stage 1 again.")
             if yes or typer.confirm("Remove them?"):

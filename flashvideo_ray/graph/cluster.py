@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,6 @@ from flashvideo_ray.settings import BALANCED, STAGES, Pool, Pools, Settings, Set
 PUBLISHING_CALLS = 2
 _ENCODER_SECONDS = 60.0  # the cards may be another job's
 _STARTS = 3  # of Ray on this machine
-_CHUNK = 1000  # rows that the driver hands over at once
 # Ray Data's own tasks between the pools move rows and compute nothing. They ask for no CPU, as the pools may hold them
 # all, and few of them run at once.
 GLUE: dict[str, Any] = {"num_cpus": 0, "compute": TaskPoolStrategy(2)}
@@ -352,10 +351,10 @@ def placement(pool: Pool) -> dict[str, Any]:
     return options
 
 
-def dataset_of(rows: pa.Table) -> ray.data.Dataset:
-    """A dataset with every row in a block of its own. Call it within `data_context`."""
-    chunks = [rows.slice(start, _CHUNK).combine_chunks() for start in range(0, rows.num_rows, _CHUNK)]
-    return ray.data.from_arrow(chunks).map_batches(_unchanged, batch_size=_CHUNK, batch_format="pyarrow", **GLUE)
+def dataset_of(pieces: Iterable[pa.Table]) -> ray.data.Dataset:
+    """A dataset of some rows at a time, with every row in a block of its own. Call it within `data_context`."""
+    dataset = ray.data.from_arrow([*pieces])
+    return dataset.map_batches(_unchanged, batch_size=None, batch_format="pyarrow", **GLUE)
 
 
 def _unchanged(batch: pa.Table) -> pa.Table:

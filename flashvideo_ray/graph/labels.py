@@ -42,8 +42,7 @@ class News:
         if self.labels is None:
             return
         for which in _LABELLED:
-            rows = tables.read(store, which)
-            rows = rows.filter(pc.is_in(rows["clip_id"], self.labels["clip_id"].combine_chunks()))
+            rows = tables.read(store, which, only=self.labels["clip_id"].combine_chunks())
             tables.supersede(store, which, labelled(rows, self.labels))
             log.warning("%d rows of %s have their new labels", rows.num_rows, which)
 

@@ -231,8 +231,9 @@ def _without(table: pa.Table, clip_ids: pa.Array | pa.ChunkedArray) -> pa.Table:
 
 def as_rows(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The table with exactly the schema's columns; what it does not have is null."""
+    nulls = {kind: pa.nulls(table.num_rows, kind) for kind in {*schema.types}}  # one for all columns of a type
     columns = [
-        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
+        table[field.name].cast(field.type) if field.name in table.column_names else nulls[field.type]
         for field in schema
     ]
     return pa.table(columns, schema=schema)

@@ -22,6 +22,8 @@ from flashvideo_ray.scorers import columns
 from flashvideo_ray.scorers.panel import Panel, Scored, names_of
 from flashvideo_ray.settings import ScorerSettings, Settings
 
+_AT_ONCE = 1000  # rows handed over to Ray
+
 
 class ScorerError(InputError):
     """Scores that a run cannot be given."""
@@ -129,7 +131,8 @@ def _scored(
     for pool in dict.fromkeys(spec.pool for spec in specs):
         own = [spec for spec in specs if spec.pool == pool]
         with cluster.data_context():
-            ds = cluster.dataset_of(table).map_batches(
+            pieces = (table.slice(start, _AT_ONCE) for start in range(0, table.num_rows, _AT_ONCE))
+            ds = cluster.dataset_of(pieces).map_batches(
                 Rescore,
                 fn_constructor_kwargs={"specs": own, "store": patient, "fps": fps},
                 **cluster.map_options(getattr(settings.pools, pool)),

@@ -116,8 +116,7 @@ class Rounds:
         lost = {clip_id for fault in self.left_out for clip_id in fault.candidates}
         again = (lost & self._failed) - self._given_back
         if again:
-            clips = tables.read(self.store, "clips")
-            rows = clips.filter(pc.is_in(clips["clip_id"], pa.array(sorted(again), pa.string())))
+            rows = tables.read(self.store, "clips", only=pa.array(sorted(again), pa.string()))
             tables.reopen(self.store, "clips", rows)
             self.ended["failed"] -= len(again)
             self._given_back |= again

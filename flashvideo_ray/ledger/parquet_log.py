@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.ledger.store import Store
@@ -29,6 +31,7 @@ _THREADS = 4  # for a local folder, where more only get in each other's way
 _LISTINGS = 50
 _WHOLE = 2**22  # bytes; of a larger part in an object store only the columns that are asked for are fetched
 _TAKE = 100_000  # rows
+_GROUP = 65_536  # rows of a part that are read at once, where not all of it is wanted
 Columns = Sequence[str] | Callable[[str], bool]
 """Names, or what says of a name whether it is one of them."""
 log = logging.getLogger("flashvideo_ray")
@@ -51,7 +54,7 @@ class Compaction:
 def write(store: Store, stem: str, rows: pa.Table) -> str:
     """Write one part, and return its key; parts are read in the order of their stems."""
     sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, compression="zstd")
+    pq.write_table(rows, sink, compression="zstd", row_group_size=_GROUP)
     part = f"{stem}-{uuid.uuid4().hex[:8]}.parquet"
     store.put(part, sink.getvalue().to_pybytes())
     return part
@@ -81,7 +84,7 @@ def read_all(
         for _ in range(_LISTINGS):
             new = [(name, size) for name, size in _list(store, prefix) if name not in found]
             if not new and not gone:
-                return {name: part for name, part in sorted(found.items()) if part is not None}
+                break
             gone = False
             read = partial(_read, store, key, columns, only=only, made=made)
             for (name, _size), part in zip(new, pool.map(read, new), strict=True):
@@ -94,7 +97,10 @@ def read_all(
                 else:
                     damaged(name, part)
                     found[name] = None
-    raise OSError(f"{store.url}: the parts of the ledger change faster than they can be read")
+        else:
+            raise OSError(f"{store.url}: the parts of the ledger change faster than they can be read")
+    pa.default_memory_pool().release_unused()  # what threads that are gone have read with
+    return {name: part for name, part in sorted(found.items()) if part is not None}
 
 
 def read_new(store: Store, prefix: str, known: set[str]) -> dict[str, pa.Table]:
@@ -124,6 +130,22 @@ def newest(parts: list[pa.Table], *, keep_open: bool = False, key: str = KEY) ->
 
     Of rows with the same `at` the last one counts. Empties the list, so that no row need be in memory twice.
     """
+    masks = _counting(parts, keep_open, key)
+    for index, mask in enumerate(masks):
+        if not mask.all():
+            parts[index] = parts[index].filter(pa.array(mask))
+    rows = pa.concat_tables(parts, promote_options="permissive")
+    parts.clear()
+    at = rows["at"].cast(pa.int64()).to_numpy()
+    if (at[1:] >= at[:-1]).all():
+        return rows
+    order = np.argsort(at, kind="stable")
+    # A slice at a time: text of more than 2 GiB does not fit into one Arrow string array.
+    return pa.concat_tables(rows.take(pa.array(order[i : i + _TAKE])) for i in range(0, len(order), _TAKE))
+
+
+def _counting(parts: Sequence[pa.Table], keep_open: bool, key: str) -> list[NDArray[np.bool_]]:
+    """Of the rows of each part, whether they count: they are the newest of their key."""
     ids = pa.chunked_array([chunk for part in parts for chunk in part[key].chunks], pa.string())
     encoded = ids.dictionary_encode().chunks  # they share one dictionary
     codes = np.concatenate([chunk.indices.to_numpy() for chunk in encoded] or [np.empty(0, np.int32)])
@@ -135,36 +157,58 @@ def newest(parts: list[pa.Table], *, keep_open: bool = False, key: str = KEY) ->
     keep[last] = True
     if not keep_open:
         keep &= np.concatenate([pc.not_equal(part["status"], "open").to_numpy() for part in parts])
-    at, start = at[keep], 0
-    for index, part in enumerate(parts):
-        mask = keep[start : (start := start + part.num_rows)]
-        if not mask.all():
-            parts[index] = part.filter(pa.array(mask))
-    rows = pa.concat_tables(parts, promote_options="permissive")
-    parts.clear()
-    if (at[1:] >= at[:-1]).all():
-        return rows
-    order = np.argsort(at, kind="stable")
-    # A slice at a time: text of more than 2 GiB does not fit into one Arrow string array.
-    return pa.concat_tables(rows.take(pa.array(order[i : i + _TAKE])) for i in range(0, len(order), _TAKE))
+    return np.split(keep, np.cumsum([part.num_rows for part in parts])[:-1])
 
 
 def merge(store: Store, prefix: str, part_rows: int, key: str = KEY) -> Compaction:
-    """Write the newest rows of all parts into new ones of `part_rows` rows, then delete those that were read."""
-    found = read_all(store, prefix, key=key)
+    """Write the newest rows of all parts into new ones of `part_rows` rows, then delete those that were read.
+
+    Parts are read twice, some rows at a time: first what tells which rows count (and whether all can be read), then
+    the rows, so that no more than one new part is in memory.
+    """
+    found = read_all(store, prefix, key=key, made=lambda rows: rows.select([key, "status", "at"]))
     if not found:
         return Compaction(0, 0, 0, 0)
-    keys, tables = list(found), list(found.values())
+    keys = list(found)
+    # What an open row takes back may be in a part that nobody merged.
+    masks = _counting([*found.values()], keep_open=True, key=key)
     del found
-    total = sum(part.num_rows for part in tables)
-    rows = newest(tables, keep_open=True, key=key)  # what an open row takes back may be in a part that nobody merged
-    starts = range(0, rows.num_rows, part_rows)
-    if len(keys) <= len(starts) and rows.num_rows == total:
+    total, rows = sum(map(len, masks)), sum(int(mask.sum()) for mask in masks)
+    count = -(-rows // part_rows)
+    if len(keys) <= count and rows == total:
         return Compaction(len(keys), len(keys), total, 0)
-    for start in starts:
-        write(store, _stem_of(keys[-1]), rows.slice(start, part_rows))
-    _delete(store, keys)
-    return Compaction(len(keys), len(starts), rows.num_rows, total - rows.num_rows)
+    read: list[str] = []
+    pieces = (piece for name, mask in zip(keys, masks, strict=True) for piece in _counted(store, name, mask, read))
+    for part in _filled(pieces, part_rows):
+        write(store, _stem_of(keys[-1]), part)
+    _delete(store, read)
+    return Compaction(len(keys), count, rows, total - rows)
+
+
+def _counted(store: Store, name: str, mask: NDArray[np.bool_], read: list[str]) -> Iterator[pa.Table]:
+    """The rows of a part that count, some at a time. It is added to those that were `read`, unless it is gone."""
+    try:
+        source = pa.OSFile(store.path(name)) if store.is_local else pa.BufferReader(store.get(name))
+    except FileNotFoundError:
+        return  # merged by somebody else, into a part that is none of these
+    with source, pq.ParquetFile(source) as file:
+        start = 0
+        for piece in _batches(file):
+            yield piece.filter(pa.array(mask[start : (start := start + piece.num_rows)]))
+    read.append(name)
+
+
+def _filled(pieces: Iterable[pa.Table], part_rows: int) -> Iterator[pa.Table]:
+    """The rows of all pieces, as they come, in tables of `part_rows` rows and one of what is left."""
+    held: list[pa.Table] = []
+    for piece in pieces:
+        held.append(piece)
+        while sum(part.num_rows for part in held) >= part_rows:
+            rows = pa.concat_tables(held, promote_options="permissive")
+            held = [rows.slice(part_rows)]
+            yield rows.slice(0, part_rows)
+    if any(part.num_rows for part in held):
+        yield pa.concat_tables(held, promote_options="permissive")
 
 
 def merge_some(store: Store, keys: Sequence[str]) -> str | None:
@@ -254,15 +298,29 @@ def _parse(
         if callable(columns):
             columns = [name for name in names if columns(name)]
         wanted = names if columns is None else [name for name in columns if name in names]
-        if only is not None and not len(only):
-            part = file.schema_arrow.empty_table().select(wanted)
-        elif only is None:
+        if only is None and made is None:
             part = file.read(wanted, use_threads=False)  # parts are read side by side already
-        else:  # a column at a time: they are few rows
-            rows = np.flatnonzero(pc.is_in(file.read([key])[key], only).to_numpy())
-            found = {name: file.read([name], use_threads=False)[name].take(pa.array(rows)) for name in wanted}
-            part = pa.table(found, schema=pa.schema([file.schema_arrow.field(name) for name in wanted]))
+        else:
+            empty = file.schema_arrow.empty_table().select(wanted)
+            pieces = _batches(file, wanted) if only is None else _chosen(file, wanted, key, only)
+            part = pa.concat_tables(piece if made is None else made(piece) for piece in chain([empty], pieces))
     newest = pc.max(part["at"]).as_py()
     if newest is not None:
         store.clock.see(newest)
-    return part if made is None else made(part)
+    return part
+
+
+def _batches(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The rows of a part, some at a time."""
+    for batch in file.iter_batches(_GROUP, columns=columns, use_threads=False):
+        yield pa.Table.from_batches([batch])
+
+
+def _chosen(file: pq.ParquetFile, columns: Sequence[str], key: str, only: pa.Array) -> Iterator[pa.Table]:
+    """The rows of a part whose key is one of `only`: a column at a time, as they are few."""
+    for group in range(file.num_row_groups) if len(only) else ():
+        rows = np.flatnonzero(pc.is_in(file.read_row_group(group, [key])[key], only).to_numpy())
+        if len(rows):
+            taken = pa.array(rows)
+            found = {name: file.read_row_group(group, [name], use_threads=False)[name].take(taken) for name in columns}
+            yield pa.table(found, schema=pa.schema([file.schema_arrow.field(name) for name in columns]))

@@ -109,13 +109,14 @@ def digested(table: pa.Table) -> pa.Table:
     return table.select(kept).append_column(DIGEST, _digests(table))
 
 
-def _digests(table: pa.Table) -> pa.Array:
+def _digests(table: pa.Table) -> pa.ChunkedArray:
     """64 bits of each row's text; no negative prompt is an empty one."""
-    found: list[int] = []
+    found = []
     for batch in table.select([name for name in _TEXT if name in table.column_names]).to_batches(_AT_ONCE):
         negatives = batch["negative_prompt"].to_pylist() if batch.num_columns == len(_TEXT) else [None] * len(batch)
-        found += [_digest(*texts) for texts in zip(batch["prompt"].to_pylist(), negatives, strict=True)]
-    return pa.array(found, pa.int64())
+        made = [_digest(*texts) for texts in zip(batch["prompt"].to_pylist(), negatives, strict=True)]
+        found.append(pa.array(made, pa.int64()))
+    return pa.chunked_array(found, pa.int64())
 
 
 def _digest(prompt: str, negative: str | None) -> int:

@@ -1,7 +1,8 @@
 """Rows on their way into the ledger: collected, written as parts, and small parts merged on the way.
 
 A preview in fifteen seconds makes nearly every part one of a single row. So of `_FEW` parts of a writer one is made, of
-as many of those one again, and so on up to `_PART_ROWS` rows: a hundred thousand parts leave some tens.
+as many of those one again, and so on; one of `_PART_ROWS` rows or more is left as it is, as those that are merged are
+in memory together. So a hundred thousand parts leave some tens.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from flashvideo_ray.ledger.tables import Table, stem
 from flashvideo_ray.settings import LedgerSettings
 
 _FEW = 32
-_PART_ROWS = 100_000
+_PART_ROWS = 20_000
 
 
 class Writer:

@@ -32,6 +32,7 @@ PROMPTS = pa.schema(
 CANDIDATE = "candidate"  # a column of rows that are one candidate each
 PREVIEW_URL = "preview_url"  # a column of rows whose preview exists already: each is one candidate of its prompt
 _BATCH = 65_536  # rows that are Python objects at a time
+_NULL = b"no text:"  # in the place of a digest
 _WHITE = "".join(char for char in map(chr, range(0x3001)) if char.isspace())
 _SURVIVE = (pa.types.is_string, pa.types.is_boolean, pa.types.is_integer, pa.types.is_float64, pa.types.is_null)
 log = logging.getLogger("flashvideo_ray")
@@ -181,10 +182,16 @@ def _first_near(
     return before
 
 
-def _codes(texts: pa.ChunkedArray) -> NDArray[np.int32]:
-    """A number for each text; null is one of its own."""
-    chunks = pc.dictionary_encode(texts, null_encoding="encode").chunks  # they share one dictionary
-    return np.concatenate([chunk.indices.to_numpy() for chunk in chunks] or [np.empty(0, np.int32)])
+def _codes(texts: pa.ChunkedArray) -> NDArray[np.int64]:
+    """A number for each text, 64 bits of its digest (a table of them would hold all again). Null is one of its own."""
+    parts = [np.empty(0, np.int64)]
+    for batch in _in_batches(texts):
+        parts.append(np.frombuffer(b"".join(map(_code, batch.to_pylist())), np.int64))
+    return np.concatenate(parts)
+
+
+def _code(text: str | None) -> bytes:
+    return _NULL if text is None else hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 def _reseeded(
@@ -319,8 +326,9 @@ def _mask(truth: pa.ChunkedArray) -> NDArray[np.bool_]:
 
 
 def _is_blank(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Whether a text holds nothing but what Python takes for white space."""
-    return pc.equal(pc.utf8_trim(texts, _WHITE), "")
+    """Whether a text holds nothing but what Python takes for white space. Some at a time: trimming copies them."""
+    blank = [pc.equal(pc.utf8_trim(batch, _WHITE), "") for batch in _in_batches(texts)]
+    return pa.chunked_array(blank, pa.bool_())
 
 
 def _check_nul(column: pa.ChunkedArray, name: str, problems: dict[str, NDArray[np.bool_]]) -> None:

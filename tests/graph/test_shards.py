@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from flashvideo_ray.graph import checks, ending
 from flashvideo_ray.ledger import jobs, run_file, tables
 from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.nano.vocabulary import EXAMPLES
 from flashvideo_ray.settings import Settings, SettingsError
 
 TEXTS = [f"{text} {number}" for number in range(2) for text in PROMPTS]
@@ -129,6 +131,33 @@ def test_two_shards_that_were_killed_and_taken_up_equal_one_job(tmp_path: Path, 
     assert (code, "Nothing to do" in said) == (0, True), said
     assert command("render", prompts, store.url, *options)[0] == 0
     assert store.exists(ending.FILE)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("inline")
+def test_eight_shards_of_eight_jobs_equal_one_job(tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.parquet", EXAMPLES[:12])
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = ["-c", "nano", "--set", "select.require=[motion > 1]"]
+    assert command("render", prompts, str(whole), *options)[0] == 0
+    env = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+
+    def job(number: int) -> None:
+        words = ["render", prompts, str(parts), *options, "--shard", f"{number}/8"]
+        done = subprocess.run([sys.executable, "-c", IN_A_PROCESS, *words], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    with ThreadPoolExecutor(2) as pool:  # as many at a time as there are cores
+        list(pool.map(job, range(1, 9)))
+    for table in ("candidates", "previews", "clips"):
+        assert rows(parts, table) == rows(whole, table)
+    assert media(parts) == media(whole)
+    code, said = command("verify", str(parts))
+    assert (code, "0 problems" in said) == (0, True), said
+    assert command("status", str(parts), "--exit-status")[0] == 0
+    summaries = [json.loads(Store(str(run)).get("summary.json"))["status"] for run in (whole, parts)]
+    assert summaries[0] == summaries[1]
+    assert len(summaries[0]) == 2  # some were rejected
 
 
 def test_the_end_of_all_shards_together_is_the_worst_of_them(tmp_path: Path) -> None:

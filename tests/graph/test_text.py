@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load as unpack
 
 from flashvideo_ray import engines
-from flashvideo_ray.graph.bundles import bundled
+from flashvideo_ray.graph.bundles import bundled, unbundled
 from flashvideo_ray.graph.events import Attempt, Begin
 from flashvideo_ray.graph.stage_base import row_schema
 from flashvideo_ray.graph.stages import EncodeText, EncodeTexts
@@ -64,7 +64,7 @@ def test_distinct_prompts_are_encoded_once_whatever_actors_take_their_candidates
     texts = [f"a red circle moves {way}" for way in ("left", "right", "up", "down")]
     # As they may come: a prompt's candidates are not side by side, and two prompts have the same text.
     rows = [row(text, number) for number in range(3) for text in texts] + [row(texts[0], 9, id="the same again")]
-    bundles = bundled(pa.Table.from_pylist(rows, schema=row_schema()), "prompt")
+    [bundles] = bundled(pa.Table.from_pylist(rows, schema=row_schema()), "prompt")
     done = [
         one for index in range(bundles.num_rows) for one in actors[index % 2](bundles.slice(index, 1))
     ]  # each bundle is a block: whoever is free takes the next
@@ -86,7 +86,7 @@ def test_a_negative_prompt_is_encoded_once_by_each_actor_however_many_there_are(
     actors = [counting(settings, encoded) for _ in range(2)]
     negatives = [f"over {number} moves" for number in range(15)]
     rows = [row(f"the {number}", 0, negative_prompt=negatives[number % 15]) for number in range(60)]
-    bundles = bundled(pa.Table.from_pylist(rows, schema=row_schema()), "prompt")
+    [bundles] = bundled(pa.Table.from_pylist(rows, schema=row_schema()), "prompt")
     made = [one for index in range(60) for one in actors[index % 2](bundles.slice(index, 1))]
     assert len(encoded) == 60 * 2 + 15 * len(actors)  # a prompt's text for each stage
     assert "refine.negative.prompt_embeds" in unpack(made[0]["prompt_embeds"][0].as_py())
@@ -94,13 +94,25 @@ def test_a_negative_prompt_is_encoded_once_by_each_actor_however_many_there_are(
 
 def test_the_first_row_of_a_bundle_goes_on_before_the_next_is_looked_at(settings: Settings) -> None:
     rows = pa.Table.from_pylist([row("a red circle", number) for number in range(2)], schema=row_schema())
-    going = counting(settings, [])(bundled(rows, "prompt"))
+    going = counting(settings, [])(next(bundled(rows, "prompt")))
     assert next(going).to_pylist()[0]["clip_id"] == "a red circle 0"
 
 
 def test_a_text_is_encoded_for_the_stages_that_are_to_come(settings: Settings) -> None:
     encoded: list[int] = []
     stage = counting(settings, encoded, readers=("preview",))
-    [made] = stage(bundled(pa.Table.from_pylist([row("a red star", 0)], schema=row_schema()), "prompt"))
+    [bundle] = bundled(pa.Table.from_pylist([row("a red star", 0)], schema=row_schema()), "prompt")
+    [made] = stage(bundle)
     assert unpack(made["prompt_embeds"][0].as_py()).keys() == {"preview.prompt.prompt_embeds"}
     assert len(encoded) == 1
+
+
+def test_bundles_come_in_tables_of_some_and_in_the_order_of_their_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flashvideo_ray.graph.bundles._AT_ONCE", 2)
+    for texts in ("aabbbc", "abcab", "a", "abcd"):
+        rows = pa.table({"prompt": [*texts], "number": [*range(len(texts))]})
+        chunks = pa.concat_tables([rows.slice(0, 2), rows.slice(2)])
+        tables = [*bundled(chunks, "prompt")]
+        assert [table.num_rows for table in tables] == [2] * (len({*texts}) // 2) + [1] * (len({*texts}) % 2)
+        found = [one.to_pylist()[0] for table in tables for one in unbundled(table)]
+        assert found == sorted(rows.to_pylist(), key=lambda row: texts.index(row["prompt"]))

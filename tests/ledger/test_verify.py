@@ -165,6 +165,23 @@ def test_sizes_are_compared_without_fetching(local: Store) -> None:
     assert kinds(verify(local, decode=False)) == {("damaged", clip_key(RENDERED)), ("missing", latents_key(OTHER))}
 
 
+def test_what_is_missing_is_found_by_names_alone_too(local: Store) -> None:
+    end(local, candidate("a" * 64, "rejected"), candidate("b" * 64, "rendered"), candidate("c" * 64, "going well"))
+    previews = Writer(local, "previews", tables.PREVIEWS, LedgerSettings())
+    for clip_id, status in (("a" * 64, "previewed"), ("c" * 64, "previewed"), ("d" * 64, "rejected")):
+        previews.append(candidate(clip_id, status))  # without latents
+    previews.flush()
+    keys = [poster_key(clip_key(OTHER)), poster_key(preview_key(FAILED)), preview_key(REJECTED), latents_key(OPEN)]
+    for key in (clip_key(RENDERED), *keys):
+        local.delete(key)
+    local.put("clips/ab/copy of a clip.mp4", local.get(clip_key(OTHER)))
+    seen: list[tuple[int, int]] = []
+    by_names = verify(local, decode=False, progress=lambda done, total: seen.append((done, total)))
+    assert by_names == verify(local)
+    assert len(by_names.findings) == 9
+    assert seen[-1] == (15, 15)
+
+
 @pytest.mark.parametrize("damage", [lambda store, key: store.delete(key), truncate], ids=["deleted", "truncated"])
 @pytest.mark.parametrize("name", [latents_key, preview_key], ids=["latents", "preview"])
 def test_a_preview_is_made_again_where_it_is_needed(
