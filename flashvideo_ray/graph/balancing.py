@@ -32,7 +32,9 @@ from flashvideo_ray.settings import BALANCED, Settings, Stage
 _CHANGES = 3  # in a job
 _PAYS = 0.1  # of the time that is left
 _LOOK_SECONDS = 5.0
-_WAVES = 2  # of stage 1, before its seconds and the share that survives are taken for measured
+_WAVES = 2  # of stage 1, before what it takes and the share that goes on are looked at
+_JUDGED = 24  # previews, likewise
+_NONE = 48  # previews of which none goes on, before it is believed that few do
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,10 @@ def known(store: Store, settings: Settings, work: Work) -> Known:
     previews = tables.read(store, "previews", ["preview_seconds", "status"])
     clips = tables.read(store, "clips", ["refine_seconds"])
     keep_rate = 0.5
-    if previews.num_rows:
-        keep_rate = pc.mean(pc.is_in(previews["status"], pa.array(["previewed", "approved"]))).as_py()
-    elif settings.select.keep is not None:
+    if settings.select.keep is not None:
         keep_rate = min(1.0, settings.select.keep / settings.candidates)
+    goes_on = pc.sum(pc.is_in(previews["status"], pa.array(["previewed", "approved"]))).as_py() or 0
+    keep_rate = (goes_on + keep_rate) / (previews.num_rows + 1)  # the guess counts as one preview
     keep_rate += (1 - keep_rate) * settings.select.audit
     measured = _mean(previews, "preview_seconds"), _mean(clips, "refine_seconds")
     if measured[0] is not None and measured[1] is not None:
@@ -159,18 +161,25 @@ class Balance:
         self._look_at = now + _LOOK_SECONDS
         left = _left(states, here, now)
         room = self._room(here.settings, here.stages)
-        sizes = here.best(room, left.loads(left.keep_rate, ended=True), left.queued > 0)
-        if sizes is None or sizes == here.sizes or not all(left.pays(here.sizes, sizes, rate) for rate in left.rates):
+        options = [here.best(room, left.loads(rate, ended=True), left.queued > 0) for rate in left.rates]
+        gains = {sizes: min(left.gain(here.sizes, sizes, rate) for rate in left.rates) for sizes in options if sizes}
+        sizes = max(gains, key=gains.__getitem__, default=here.sizes)
+        if sizes == here.sizes or gains[sizes] <= _PAYS:
             return None
         self._changes -= 1
         stays, goes = left.spans(here.sizes, sizes, left.keep_rate)
         self.closing = (
-            f"sizes change from {here.sizes[0]} + {here.sizes[1]} to {sizes[0]} + {sizes[1]} of preview and refine: "
-            f"a call takes {left.seconds[0]:.3g} s and {left.seconds[1]:.3g} s and {left.keep_rate:.0%} go on, so what "
-            f"is left takes {duration(goes)} instead of {duration(stays)}; nothing new begins until "
+            f"sizes change from {here.sizes[0]} + {here.sizes[1]} to about {sizes[0]} + {sizes[1]} of preview and "
+            f"refine: a call takes {left.seconds[0]:.3g} s and {left.seconds[1]:.3g} s and {left.keep_rate:.0%} go on, "
+            f"so what is left takes {duration(goes)} instead of {duration(stays)}; nothing new begins until "
             "the calls that are open have ended"
         )
         return self.closing
+
+    def end(self) -> bool:
+        """The round is over, and not looked at any more. Whether it was to end for other sizes."""
+        self._round = None
+        return self.closing is not None
 
     def _room(self, settings: Settings, stages: Sequence[Stage]) -> list[int]:
         return cluster.room([node for node in self._nodes() if node["Alive"]], settings.pools, stages)
@@ -179,9 +188,10 @@ class Balance:
 def _measured(states: Mapping[Stage, StageState], here: _Round) -> bool:
     """Whether stage 1 has done some waves and stage 2 one, or all that it got but what is open."""
     preview, refine = states["preview"], states["refine"]
-    enough = preview.done >= _WAVES * here.sizes[0] and preview.judged >= here.sizes[0]
+    if preview.done < _WAVES * here.sizes[0] or preview.judged < _JUDGED:
+        return False
     got = here.at_hand + preview.kept
-    return enough and (not got or refine.done >= min(here.sizes[1], max(1, got - refine.open)))
+    return refine.done >= min(here.sizes[1], max(1, got - refine.open)) if got else preview.judged >= _NONE
 
 
 @dataclass(frozen=True)
@@ -191,7 +201,7 @@ class _Left:
     seconds: tuple[float, float]
     keep_rate: float
     doubt: float
-    """How far the share that goes on may be off: one standard deviation."""
+    """How far the share that goes on may be off: two standard deviations."""
     fresh: int  # without a preview, those under way included
     unjudged: int
     queued: int  # survivors that are there, without those that are in stage 2
@@ -216,10 +226,10 @@ class _Left:
         stays = balance.makespan(*self.loads(rate), sizes, ready)
         return stays, self.price + balance.makespan(*self.loads(rate, ended=True), others, ready)
 
-    def pays(self, sizes: tuple[int, int], others: tuple[int, int], rate: float) -> bool:
-        """Whether other sizes save much more than a change costs, at that share."""
+    def gain(self, sizes: tuple[int, int], others: tuple[int, int], rate: float) -> float:
+        """What share of the time that is left other sizes save, at that share of previews."""
         stays, goes = self.spans(sizes, others, rate)
-        return stays - goes > _PAYS * stays
+        return 1 - goes / stays if stays else 0.0
 
 
 def _left(states: Mapping[Stage, StageState], here: _Round, now: float) -> _Left:
@@ -231,13 +241,15 @@ def _left(states: Mapping[Stage, StageState], here: _Round, now: float) -> _Left
     ]
     rate = (preview.kept + 0.5) / (preview.judged + 1)
     started = max(0.0, *((state.first_joined or now) - here.began for state in (preview, refine)))
+    # An actor has a second call open. Of stage 1 it is still made, of stage 2 it is given back.
+    at_work = min(refine.open, here.sizes[1])
     return _Left(
         seconds=(seconds[0], seconds[1]),
         keep_rate=rate,
-        doubt=math.sqrt(rate * (1 - rate) / (preview.judged + 1)),
+        doubt=2 * math.sqrt(rate * (1 - rate) / (preview.judged + 1)),
         fresh=here.fresh - preview.done,
         unjudged=max(0, here.fresh - preview.failed - score.failed - preview.judged),
-        queued=max(0, here.at_hand + preview.kept - refine.done - refine.open),
-        open=(preview.open, refine.open),
-        price=started + max([0.0, *(s for s, state in zip(seconds, (preview, refine), strict=True) if state.open)]),
+        queued=max(0, here.at_hand + preview.kept - refine.done - at_work),
+        open=(preview.open, at_work),
+        price=started + max(seconds[0] * math.ceil(preview.open / here.sizes[0]), seconds[1] * min(1, at_work)),
     )

@@ -191,7 +191,7 @@ class Rounds:
                 enough = ray.get(tracker.enough.remote())
                 if stopped := ray.get(tracker.stopped.remote()):
                     self.stopped = stopped[0]
-                self._broke_off = self._balance.closing is not None
+                self._broke_off = self._balance.end()
             last_patience = max(last_patience, settings.store_patience_seconds)  # nobody waits for the end of this job
         except KeyboardInterrupt:
             self.claim.check()

@@ -96,6 +96,10 @@ class LoadError(RuntimeError):
     """A stage cannot be loaded on a node."""
 
 
+class NotWantedError(RuntimeError):
+    """While a call waited for the device, the job, or its round, came to its end."""
+
+
 class AttemptsError(RuntimeError):
     """A candidate killed the process of a stage too often and is not tried again."""
 
@@ -176,12 +180,14 @@ class StageBase(ABC):
 
         If the process dies in here, it dies of this row, and the row is not tried more than `max_attempts` times. The
         calls beside it are only bystanders. A process that has lost its card to an error ends itself. The row gets the
-        seconds, for what becomes of it after: they are paid for.
+        seconds, for what becomes of it after: they are paid for. Raises NotWantedError.
         """
         with self._turn:  # marked before the device is free, so that it waits for no answer; in the order of the marks
             attempt = self.events.attempt(self.name, row["clip_id"])
             self._device_lock.acquire()
         try:
+            if self.gated and self.events.admit(self.name, row["clip_id"], row["id"]) == "stop":
+                raise NotWantedError
             row["attempts"] = attempt.count
             watch = threading.Timer(self._pool.time_limit_seconds, self._give_up, [row["clip_id"]])
             watch.daemon = True
@@ -275,6 +281,9 @@ class StageBase(ABC):
             done = {**row, **changed}  # in this order: `device` writes the attempts into the row
             status = done["status"]
             return done
+        except NotWantedError:
+            status = "skipped"
+            return _passed(row)
         except Exception as error:
             self._log_error(error, row["clip_id"])
             there = {"device": self.device_name or row["device"], "host": socket.gethostname()}

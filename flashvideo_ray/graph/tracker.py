@@ -186,7 +186,7 @@ class Tracker:
             self._under_way.pop(clip_id, None)
         state = self._stages[stage]
         state.open -= self._calls.end(stage, clip_id)
-        state.done += 1
+        state.done += status != "skipped"
         state.failed += status == "failed"
         if error is not None:
             self._meter.add("flashvideo_failures_total", 1, stage=stage, error_class=error[0])

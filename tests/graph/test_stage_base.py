@@ -264,6 +264,47 @@ def test_what_a_stopped_stage_had_not_begun_stays_open(tmp_path: Path) -> None:
     assert (fault.stage, fault.cause, ended) == ("preview", "ValueError, 3 times in a row: all alike", 3)
 
 
+class Waiting(Doing):
+    """A stage 2 whose calls begin together; the one that has the device lets the others go."""
+
+    name = "refine"
+    gated = True
+
+    def process(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {**super().process(row), "status": "rendered"}
+
+
+def test_a_call_that_waits_for_the_device_while_its_round_is_closed_stays_open(tmp_path: Path) -> None:
+    """An hour of a card may lie between its beginning and that."""
+    begun = threading.Event()
+    made, statuses = list[str](), dict[str, str]()
+
+    def act(clip_id: str) -> None:
+        made.append(clip_id)
+        begun.set()
+        deadline = time.monotonic() + 60
+        while tracker.tick()["refine"].open < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        tracker.close()
+
+    stage = Waiting(act, tmp_path)
+    tracker = stage.events._handle._tracker  # type: ignore[attr-defined]
+    stage.events._gated = True  # type: ignore[attr-defined]
+
+    def call(clip_id: str) -> None:
+        statuses[clip_id] = stage(batch(clip_id)).to_pylist()[0]["status"]
+
+    threads = [threading.Thread(target=call, args=[clip_id]) for clip_id in ("first", "second")]
+    threads[0].start()
+    assert begun.wait(60)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert (made, statuses) == (["first"], {"first": "rendered", "second": "skipped"})
+    assert (tracker.closed(), tracker.tick()["refine"].done, tracker.tick()["refine"].open) == (1, 1, 0)
+
+
 _OVERDUE = """
 import sys, threading
 from pathlib import Path
