@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from flashvideo_ray.accounting import balance, plan
+from flashvideo_ray.accounting import balance
 from flashvideo_ray.accounting.balance import Load
 from flashvideo_ray.accounting.terminal import duration
 from flashvideo_ray.errors import InputError
@@ -66,6 +66,8 @@ def known(store: Store, settings: Settings, work: Work) -> Known:
 
 
 def _guess(settings: Settings, work: Work, keep_rate: float) -> tuple[tuple[float, float], str]:
+    from flashvideo_ray.accounting import plan  # the models come with it: 180 MB, for a job that balances
+
     with suppress(InputError):  # of no other model's, sizes' or steps' times anything is published
         found = plan.published(settings).seconds
         return (found["preview"], found["refine"]), "published times"
