@@ -46,7 +46,7 @@ chaos: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m chaos faults $(CHAOS)
 	PYTHONPATH=tests $(BIN)/python -m chaos kills $(CHAOS)
 
-# Short forms of the benchmarks: their ratios against `benchmarks/ratios.json`. Ten minutes; on a quiet machine.
+# A short form of the ledger's benchmark: its ratios against `benchmarks/ratios.json`. A minute.
 bench: $(READY)
 	$(BIN)/python benchmarks/bench.py
 
