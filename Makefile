@@ -21,9 +21,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/flashvideo-ray demo runs/demo
 
-# Two processes share the tests by their files (`tests/conftest.py`): much of a test that starts Ray is waiting.
+# Three processes share the tests by their files (`tests/conftest.py`): much of a test that starts Ray is waiting, so
+# that they keep two cores busy.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations=15 -m 'not long'
+	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder --durations=15 -m 'not long'
 
 # Whole runs that take a minute or more each: a submitted job, and stores, nodes and jobs that go and come back.
 test-long: $(READY)

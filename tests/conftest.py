@@ -14,7 +14,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 # Ray's workers and the jobs of these tests import `faulty` from here.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-# Two of pytest's processes share the cores with Ray's: threads that wait for one another cost more than they give.
+# Three of pytest's processes share the cores with Ray's: threads that wait for one another cost more than they give.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A Ray starts a worker when one is needed, and not one for each CPU before.
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
@@ -26,7 +26,7 @@ os.environ.setdefault(
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-# Files that take minutes. Two processes share the files: what takes longest begins first, so that both end together.
+# Files that take minutes. The processes share the files: what takes longest begins first, so that all end together.
 LONG = (
     "page",
     "service",
