@@ -146,7 +146,8 @@ def measured(what: str, folder: Path, count: int) -> dict[str, float]:
     watch.join()
     watch.look()
     spent = watch.seconds()
-    return {"cpu_s": sum(spent.values()), "wall_s": time.monotonic() - begun, **spent}
+    kinds = spent if what == "job" else {}
+    return {"cpu_s": sum(spent.values()), "wall_s": time.monotonic() - begun, **kinds}
 
 
 def figures(found: dict[str, dict[int, dict[str, float]]], few: int, many: int) -> dict[str, Any]:
