@@ -6,19 +6,9 @@ import os
 from pathlib import Path
 
 import pyarrow as pa
-import pytest
-from support import S3
 
 from flashvideo_ray.ledger.objects import Objects
 from flashvideo_ray.ledger.store import Store
-
-
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "local":
-        return Store(str(tmp_path / "run"))
-    s3: S3 = request.getfixturevalue("s3")
-    return Store(f"s3://{s3.bucket}/{tmp_path.name}-objects")
 
 
 def test_all_objects_of_folders_have_their_sizes_wherever_they_lie_in_them(store: Store) -> None:
