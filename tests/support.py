@@ -157,6 +157,7 @@ class Link:
         self._port = port
         self._open: set[socket.socket] = set()
         self._cut = False
+        self.passed = 0  # connections that were let through
         self._listener = socket.create_server(("127.0.0.1", free_ports(1)[0]))
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -183,6 +184,7 @@ class Link:
                 near.close()
                 continue
             self._open |= {near, far}
+            self.passed += 1
             for pair in ((near, far), (far, near)):
                 threading.Thread(target=self._carry, args=pair, daemon=True).start()
 

@@ -42,7 +42,7 @@ class Score(StageBase):
         self.is_last = self.name == settings.score.stages[-1]
         self.fps = fps
         self.publisher = Publisher(settings, store, fps, provenance)
-        super().__init__(settings, events)
+        super().__init__(settings, events, store)
 
     def load(self) -> None:
         """The scorers of this pool, and what previews are signed with, if they are."""

@@ -24,6 +24,7 @@ from flashvideo_ray.graph import logs
 from flashvideo_ray.graph.events import StageEvents
 from flashvideo_ray.graph.logs import say
 from flashvideo_ray.ledger import tables
+from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Pool, Settings, Stage
 
 _PAYLOAD = [
@@ -42,6 +43,7 @@ DROPPED = dict.fromkeys(PAYLOAD)
 _BYSTANDER_DEATHS = 4
 _GATE_SECONDS = 0.3
 _TELL_SECONDS = 5.0
+_OPEN_SECONDS = 30.0  # that a loaded stage waits for a store to be open: one that is away has the calls' patience
 LOAD_PAUSES = (1.0, 5.0, 15.0)  # seconds between tries of one process
 
 
@@ -147,14 +149,20 @@ class StageBase(ABC):
     device_name: str | None = None
     """What its calls run on, as the ledger says it."""
 
-    def __init__(self, settings: Settings, events: StageEvents):
+    def __init__(self, settings: Settings, events: StageEvents, store: Store | None = None):
         self.settings = settings
         self.events = events
+        if store is not None:  # opened while the model is read, as its first call would have to: with a card that waits
+            self.store = store
+            opening = threading.Thread(target=store.open, daemon=True)
+            opening.start()
         self._turn = threading.Lock()
         self._device_lock = threading.Lock()
         self._logged: set[type[Exception]] = set()
         logs.use(settings.log_format)
         self._load_patiently()
+        if store is not None:
+            opening.join(_OPEN_SECONDS)
         logs.use(settings.log_format)  # what was imported has its own ways until then
         events.joined(self.name)
 

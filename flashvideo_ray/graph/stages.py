@@ -132,8 +132,7 @@ class Preview(StageBase):
 
     def __init__(self, settings: Settings, events: StageEvents, store: Store, fingerprints: Mapping[str, str]):
         self.fingerprints = fingerprints
-        self.store = store
-        super().__init__(settings, events)
+        super().__init__(settings, events, store)
 
     def load(self) -> None:
         """The preview model."""
@@ -195,11 +194,10 @@ class Refine(StageBase):
     def __init__(
         self, settings: Settings, events: StageEvents, store: Store, fps: float, provenance: Mapping[str, str]
     ):
-        self.store = store
         self.fps = fps
         self.publisher = Publisher(settings, store, fps, provenance)
         self.fingerprint = json.loads(provenance["model_fingerprints"])["refine"]
-        super().__init__(settings, events)
+        super().__init__(settings, events, store)
 
     def load(self) -> None:
         """The refine model, the encoder of its clips, and what they are signed with."""

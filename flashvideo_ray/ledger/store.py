@@ -51,6 +51,14 @@ class Store:
             raise InputError(no_file_system(self.url, error)) from None
         return filesystem, root.rstrip("/")
 
+    def open(self) -> None:
+        """Open this process's connection by a request: no later one waits for libraries, credentials and the like.
+
+        It waits for a store that is away as long as its library does, and leaves it to those who need something of it.
+        """
+        with contextlib.suppress(Exception):  # each store has its own
+            Store.exists(self, "run.json")
+
     def reconnect(self) -> None:
         """Open the connection anew, with credentials as they are now: a process keeps those that it began with."""
         self.__dict__["_location"] = self._connected(skip_instance_cache=True)

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PROMPTS, tiny_overrides, write_prompts
+from s3fs import S3FileSystem
+from support import PROMPTS, S3, Link, tiny_overrides, write_prompts
 
 import flashvideo_ray
 from flashvideo_ray import Settings
-from flashvideo_ray.graph import stage_base, stages
+from flashvideo_ray.graph import scoring, stage_base, stages
 from flashvideo_ray.graph.publishing import Publisher
+from flashvideo_ray.graph.recipe import recipe_of
 from flashvideo_ray.graph.stage_base import LoadError, StageBase
 from flashvideo_ray.ledger.store import Store
 
@@ -78,3 +80,34 @@ def test_no_stage_loads_other_weights_than_the_runs(
         own = {"store": own["store"], "fps": 8, "provenance": {"model_fingerprints": json.dumps(prints)}}
     with pytest.raises(LoadError, match="weights are not those of the run"):
         stage(settings, Dismissing(), **own)
+
+
+@pytest.fixture
+def link(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Link:
+    """The way from this process to the store."""
+    link = Link(int(s3.endpoint.rpartition(":")[2]))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", link.endpoint)
+    S3FileSystem.clear_instance_cache()  # an earlier test's goes another way
+    return link
+
+
+@pytest.mark.parametrize("stage", [stages.Preview, scoring.Score, stages.Refine])
+def test_a_loaded_stage_has_its_store_open(stage: Any, s3: S3, link: Link, tmp_path: Path, tiny_model: Path) -> None:
+    """Its first call, with a card that waits, would import a client's libraries and open a connection otherwise."""
+    settings = Settings.load("nano", tiny_overrides(tiny_model))
+    prints = recipe_of(settings)["fingerprints"]
+    own: dict[str, Any] = {"fps": 8, "provenance": {"model_fingerprints": json.dumps(prints)}}
+    if stage is stages.Preview:
+        own = {"fingerprints": prints}
+    stage(settings, Dismissing(), store=Store(f"s3://{s3.bucket}/{tmp_path.name}"), **own)
+    assert link.passed
+
+
+def test_a_store_that_is_away_keeps_no_stage_from_loading(
+    s3: S3, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_base, "_OPEN_SECONDS", 0.1)
+    link.cut()
+    store = Store(f"s3://{s3.bucket}/{tmp_path.name}")
+    assert scoring.Score(Settings.load("nano"), Dismissing(), store, 8, {}).panel
+    assert not link.passed
