@@ -12,10 +12,11 @@ be the limit.
 `--cards 24` are cards that both stages may use: ours divides them itself (`size: auto`), and the bound is that of the
 best fixed split. With `--pilot` an earlier job on the same run has measured some candidates, which are not counted.
 
-Columns: seconds from the first call to the last clip in the store over the bound; the same from the start of the
-command; how much of that time each pool's cards were at work; seconds from the start of the pools to the first clip
-(over a start, a stage-1 and a stage-2 call); the driver's and the object store's peak memory; how much of this
-machine's cores were at work meanwhile, and in how many of the seconds all of them.
+Columns: seconds from the first call to the last clip in the store over the bound; those of the same calls without any
+overhead, each on the first card that is free; the first from the start of the command; how much of that time each
+pool's cards were at work; seconds to the first call; from there to the first clip, less its own two calls; the driver's
+and the object store's peak memory; how much of this machine's cores were at work meanwhile, and in how many of the
+seconds all of them.
 """
 
 from __future__ import annotations
@@ -192,14 +193,13 @@ def figures_of(log: Sequence[dict[str, Any]], workload: Workload, begun: float) 
     first = min(line["begun"] for line in calls["preview"])
     last = max(line["at"] for line in calls["stored"])
     bound = workload.bound(log)
-    clip = min(line["at"] for line in calls["stored"])
-    one = min(line["drawn"] for line in calls["preview"]) + min(line["drawn"] for line in calls["refine"])
+    [clip, of_clip] = min((line["at"], (line["prompt"], line["seed"])) for line in calls["stored"])
+    own = [line["drawn"] for stage in PAPER for line in calls[stage] if (line["prompt"], line["seed"]) == of_clip]
     cards = {"preview": workload.previews, "refine": workload.refiners}
     busy = {}
     for stage, count in cards.items():
-        own = calls[stage]
-        span = max(line["at"] for line in own) - min(line["begun"] for line in own)
-        busy[stage] = sum(line["drawn"] for line in own) / count / span
+        span = max(line["at"] for line in calls[stage]) - min(line["begun"] for line in calls[stage])
+        busy[stage] = sum(line["drawn"] for line in calls[stage]) / count / span
     if workload.shared:
         busy = dict.fromkeys(busy, sum(line["drawn"] for stage in PAPER for line in calls[stage])
                              / workload.shared / (last - first))  # fmt: skip
@@ -208,13 +208,14 @@ def figures_of(log: Sequence[dict[str, Any]], workload: Workload, begun: float) 
         "bound_s": bound,
         "work_s": last - first,
         "over_bound": (last - first) / bound,
+        "greedy_over_bound": workload.greedy(log) / bound,
         "over_bound_from_start": (last - begun) / bound,
         "preview_busy": busy["preview"],
         "refine_busy": busy["refine"],
         "first_s": first - begun,
         "last_s": last - begun,
         "first_clip_s": clip - begun,
-        "first_clip_over": (clip - first) - one,
+        "first_clip_over": (clip - first) - sum(own),
         "last_preview_s": max(line["at"] for line in calls["preview"]) - first,
         "first_clip_before_last_preview": clip < max(line["at"] for line in calls["preview"]),
     }
@@ -222,9 +223,9 @@ def figures_of(log: Sequence[dict[str, Any]], workload: Workload, begun: float) 
 
 def table_of(results: Sequence[dict[str, Any]]) -> Table:
     table = Table()
-    for name in ("system", "cards", "candidates", "bound, s", "work / bound", "from start / bound", "stage 1 at work",
-                 "stage 2 at work", "start, s", "first clip after that and a call each, s", "driver, MB", "store, MB",
-                 "machine"):  # fmt: skip
+    for name in ("system", "cards", "candidates", "bound, s", "work / bound", "greedy / bound", "from start / bound",
+                 "stage 1 at work", "stage 2 at work", "start, s", "first clip over its calls, s", "driver, MB",
+                 "store, MB", "machine"):  # fmt: skip
         table.add_column(name, justify="left" if name == "system" else "right")
     for row in results:
         table.add_row(
@@ -233,6 +234,7 @@ def table_of(results: Sequence[dict[str, Any]]) -> Table:
             str(row["candidates"]),
             f"{row['bound_s']:.1f}",
             f"{row['over_bound']:.3f}",
+            f"{row['greedy_over_bound']:.3f}",
             f"{row['over_bound_from_start']:.3f}",
             f"{row['preview_busy']:.1%}",
             f"{row['refine_busy']:.1%}",
