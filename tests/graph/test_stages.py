@@ -83,12 +83,13 @@ def test_no_stage_loads_other_weights_than_the_runs(
 
 
 @pytest.fixture
-def link(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Link:
-    """The way from this process to the store."""
+def link(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Link]:
+    """The way from this process to the store. Its connections are of no other test."""
     link = Link(int(s3.endpoint.rpartition(":")[2]))
     monkeypatch.setenv("AWS_ENDPOINT_URL", link.endpoint)
-    S3FileSystem.clear_instance_cache()  # an earlier test's goes another way
-    return link
+    S3FileSystem.clear_instance_cache()
+    yield link
+    S3FileSystem.clear_instance_cache()
 
 
 @pytest.mark.parametrize("stage", [stages.Preview, scoring.Score, stages.Refine])
