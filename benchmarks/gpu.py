@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from gpu_bench import Bench, Result
 from gpu_loop import loop
-from gpu_models import attention, ceilings, compiling, encoders, golden, memory, offload, stage_times
+from gpu_models import attention, ceilings, compiling, encoders, golden, memory, stage_times
 from gpu_page import page
 from gpu_sharing import pacing, sharing
 from gpu_text import text
@@ -41,7 +41,6 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Result]]] = {
     "compiling": compiling,
     "memory": memory,
     "golden": golden,
-    "offload": offload,
     "encoders": encoders,
     "sharing": sharing,
     "loop": loop,

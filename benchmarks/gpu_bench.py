@@ -3,7 +3,8 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,19 @@ class Result:
     about: dict[str, Any] | None = None  # of which estimate it is the measured number
 
 
+@dataclass(frozen=True)
+class Whole:
+    """What a whole call took: seconds of its parts by name, and the most bytes that it had on the card (0 on none)."""
+
+    parts: Mapping[str, float]
+    peak: int
+
+    @property
+    def seconds(self) -> float:
+        """Of all parts."""
+        return sum(self.parts.values())
+
+
 @dataclass
 class Bench:
     """Where things run, and how large they are."""
@@ -50,7 +64,10 @@ class Bench:
     folder: Path
     pace: Callable[[int], float] = _nobody
     """See `gpu_sharing.pacing`."""
+    refine_size: tuple[int, int] = (1072, 1920)
     models: dict[Stage, Any] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)
+    """Seconds of the parts of the call that is under way, or was the last."""
 
     @classmethod
     def here(cls, tiny: bool, folder: Path, **others: Any) -> Self:
@@ -80,7 +97,7 @@ class Bench:
 
     def size(self, stage: Stage) -> dict[str, int]:
         """Height and width in pixels."""
-        full = {"preview": (256, 480), "refine": (1072, 1920)}
+        full = {"preview": (256, 480), "refine": self.refine_size}
         height, width = {"preview": (32, 48), "refine": (32, 64)}[stage] if self.tiny else full[stage]
         return {"height": height, "width": width}
 
@@ -153,13 +170,15 @@ class Bench:
     def preview(self, **options: Any) -> torch.Tensor:
         """A whole preview: text tokens to 8-bit frames on the CPU."""
         pipe = self.pipe("preview")
-        latents = pipe(
-            prompt_embeds=self.embeds("preview"),
-            **{"num_inference_steps": self.steps("preview"), **options},
-            generator=self.generator(),
-            output_type="latent",
-        ).latents
-        return pipe.decode_latents(latents, quantise=True)
+        with self.part("denoise"):
+            latents = pipe(
+                prompt_embeds=self.embeds("preview"),
+                **{"num_inference_steps": self.steps("preview"), **options},
+                generator=self.generator(),
+                output_type="latent",
+            ).latents
+        with self.part("decode"):
+            return pipe.decode_latents(latents, quantise=True)
 
     def refine(
         self,
@@ -170,16 +189,29 @@ class Bench:
     ) -> torch.Tensor:
         """A whole clip: preview latents to 8-bit frames on the CPU."""
         pipe, generator = self.pipe("refine"), self.generator()
-        frames = pipe.decode_latents(self.latents("preview"), scaling_factor=0.7, tiling="none")
-        encoded = pipe.encode_frames(frames, generator=generator, chunk_frames=chunk_frames, tiles=encode_tiles)
-        latents = pipe(
-            encoded=encoded,
-            prompt_embeds=self.embeds("refine"),
-            **{"num_inference_steps": self.steps("refine"), **options},
-            generator=generator,
-            output_type="latent",
-        ).latents
-        return pipe.decode_latents(latents, tiles=decode_tiles, quantise=True)
+        with self.part("decode the preview"):
+            frames = pipe.decode_latents(self.latents("preview"), scaling_factor=0.7, tiling="none")
+        with self.part("encode"):
+            encoded = pipe.encode_frames(frames, generator=generator, chunk_frames=chunk_frames, tiles=encode_tiles)
+        with self.part("denoise"):
+            latents = pipe(
+                encoded=encoded,
+                prompt_embeds=self.embeds("refine"),
+                **{"num_inference_steps": self.steps("refine"), **options},
+                generator=generator,
+                output_type="latent",
+            ).latents
+        with self.part("decode"):
+            return pipe.decode_latents(latents, tiles=decode_tiles, quantise=True)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """A part of a whole call, whose seconds are kept."""
+        self.wait()
+        started = time.perf_counter()
+        yield
+        self.wait()
+        self.parts[name] = time.perf_counter() - started
 
     def whole(self, stage: Stage, **options: Any) -> torch.Tensor:
         """`preview` or `refine`."""
@@ -213,16 +245,14 @@ class Bench:
             taken.append(time.perf_counter() - started)
         return statistics.median(taken)
 
-    def peak(self, call: Callable[[], Any]) -> int:
-        """Most bytes that a call had on the card, all allocated before it included; 0 without a card."""
+    def measured(self, stage: Stage, **options: Any) -> Whole:
+        """A whole call: what its parts take, and the most that it has on the card, all allocated before it included."""
         self.free()
-        if self.device.type != "cuda":
-            call()
-            return 0
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        self.wait()
-        return torch.cuda.max_memory_reserved()
+        self.parts = {}
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self.whole(stage, **options)
+        return Whole(self.parts, torch.cuda.max_memory_reserved() if self.device.type == "cuda" else 0)
 
     def wait(self) -> None:
         """Until the device has done all it was given."""

@@ -262,13 +262,20 @@ def _times(table: pa.Table, stage: Stage, device: str | None) -> dict[str | None
 
 
 def _devices(previews: pa.Table, clips: pa.Table, settings: Settings) -> dict[Stage, str | None]:
-    """What each stage runs on: as the ledger says, as the pool says, or as a pool on the same nodes has it."""
+    """What each stage runs on: as the ledger says, as the pool says, or as a pool on the same nodes has it.
+
+    Pools with cards that say nothing of their nodes are on the same ones, where the ledger knows one kind of theirs.
+    """
     found: dict[Stage, str | None] = {}
+    anywhere = set[str]()
     stage: Stage
     for stage, table in (("preview", previews), ("refine", clips)):
         timed = table.filter(pc.is_valid(_column(table, f"{stage}_seconds")))
         names = [name for name in counts(_column(timed, "device").drop_null()) if name]
         found[stage] = names[0] if names else None
+        pool, where = getattr(settings.pools, stage), settings.pools.where(stage)
+        if pool.num_gpus and not (where.labels or where.accelerator_type):
+            anywhere.update(names)
     for stage in STAGES:
         pool, where = getattr(settings.pools, stage), settings.pools.where(stage)
         if found.get(stage) is None:
@@ -277,6 +284,8 @@ def _devices(previews: pa.Table, clips: pa.Table, settings: Settings) -> dict[St
             like = settings.pools.where(other)
             if found[stage] is None and (like is where or (where.labels and where.labels == like.labels)):
                 found[stage] = found[other]
+        if found[stage] is None and not where.labels and len(anywhere) == 1:
+            [found[stage]] = anywhere
     return found
 
 

@@ -157,14 +157,23 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
         if not numbers["count"] and stage not in failed:
             continue
         mean = f"{numbers['mean_seconds']:.2f} s" if numbers["count"] else "–"
-        cells = [stage, str(numbers["count"]), mean, duration(numbers["seconds"])]
+        cells = [stage, str(numbers["count"]), mean, _sum(numbers["seconds"])]
         if failed:
             lost = failed.get(stage)
-            cells.append(f"{lost['count']:,} in {duration(lost['seconds'])}" if lost else "")
+            cells.append(f"{lost['count']:,} in {_sum(lost['seconds'])}" if lost else "")
         if cards:
-            cells.append(f"{numbers['gpu_seconds']:.0f}")
+            cells.append(_tenths(numbers["gpu_seconds"]))
         table.add_row(*cells)
     return table
+
+
+def _sum(seconds: float) -> str:
+    return f"{_tenths(seconds)} s" if seconds < 10 else duration(seconds)
+
+
+def _tenths(value: float) -> str:
+    """With one decimal where the whole number would be a single digit."""
+    return f"{value:.1f}" if round(value, 1) < 10 else f"{value:.0f}"
 
 
 def plan_page(plan: Plan, currency: str) -> RenderableType:

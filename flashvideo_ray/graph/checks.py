@@ -15,7 +15,7 @@ from flashvideo_ray.engines import weights
 from flashvideo_ray.engines.engine import Engine
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph import handover
-from flashvideo_ray.graph.recipe import sizes
+from flashvideo_ray.graph.recipe import sizes, versions
 from flashvideo_ray.graph.stage_base import row_schema
 from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.media import video
@@ -46,6 +46,7 @@ def check(settings: Settings, stages: Collection[Stage] = STAGES) -> Settings:
     problems += _problems_of(lambda: check_credentials(settings, stages))
     models = bool({"text", "preview", "refine"} & {*stages})
     if models:
+        versions()  # that all that is made can tell
         settings = engines.with_model_defaults(settings)
         wrong = [line for stage in _MODELS for line in engines.of(settings, stage).problems()]
         problems += map(SettingsError, wrong)

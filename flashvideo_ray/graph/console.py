@@ -10,8 +10,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Literal, TextIO
 
-# Ray Data keeps these arguments for as long as the actors live, and asks for as many restarts as it takes.
-_FALSE_ALARMS = (b"has constructor arguments in the object store and max_restarts", b"infinite retries")
+# Ray Data keeps these arguments for as long as the actors live, and asks for as many restarts as it takes. An actor
+# that is to be ended may have ended by itself.
+_FALSE_ALARMS = (
+    b"has constructor arguments in the object store and max_restarts",
+    b"infinite retries",
+    b"KillActor RPC failed for actor",
+)
 
 
 @contextmanager

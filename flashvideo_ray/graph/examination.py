@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires
 from typing import Literal
 
 from packaging.requirements import Requirement
@@ -28,6 +28,7 @@ from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.media import video
 from flashvideo_ray.media.credentials import Signer
 from flashvideo_ray.settings import Settings, Stage
+from flashvideo_ray.versions import NotInstalledError, version_of
 
 Level = Literal["ok", "warning", "broken", "not there yet"]
 
@@ -111,18 +112,18 @@ def together(looks: Mapping[str, Callable[[], Iterable[Finding]]], seconds: floa
 def _versions(asked: Asked) -> Iterator[Finding]:
     """What is installed against what this package asks for, and on a node against the driver."""
     try:
-        asked_for = [Requirement(text) for text in requires("flashvideo-ray") or ()]
         own = recipe.versions()
-    except PackageNotFoundError as error:
-        yield Finding("broken", "versions", f"{error.name} is not installed here", "pip install flashvideo-ray")
+    except NotInstalledError as error:
+        yield Finding("broken", "versions", f"{error.package} is not installed here", error.mend)
         return
+    asked_for = [Requirement(text) for text in requires("flashvideo-ray") or ()]
     wrong = False
     for one in asked_for:
         if one.marker is not None and not one.marker.evaluate({"extra": ""}):
             continue
         try:
-            there = version(one.name)
-        except PackageNotFoundError:
+            there = version_of(one.name)
+        except NotInstalledError:
             there = None
         if there is None or not one.specifier.contains(there, prereleases=True):
             wrong = True

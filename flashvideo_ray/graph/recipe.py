@@ -7,12 +7,12 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 from flashvideo_ray import engines
 from flashvideo_ray.engines.weights import ModelStage
 from flashvideo_ray.settings import ScorerSettings, Settings
+from flashvideo_ray.versions import version_of
 
 log = logging.getLogger("flashvideo_ray")
 
@@ -61,9 +61,9 @@ def about(settings: Settings, candidates: int) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what decides how things come out."""
+    """Of what decides how things come out. Raises NotInstalledError."""
     packages = ("flashvideo-ray", "ray", "torch", "diffusers", "transformers")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return {"python": platform.python_version(), **{name: version_of(name) for name in packages}}
 
 
 def with_added_scorers(settings: Settings, run: Mapping[str, Any] | None) -> Settings:

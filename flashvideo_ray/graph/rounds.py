@@ -30,7 +30,7 @@ from flashvideo_ray.graph.quota import Gate, Quota
 from flashvideo_ray.graph.remaining import Until, Work, context_rows
 from flashvideo_ray.graph.shared_cards import SharedCards
 from flashvideo_ray.graph.tracker import StageState
-from flashvideo_ray.graph.tracker_actor import start_tracker, writing
+from flashvideo_ray.graph.tracker_actor import answer, start_tracker, writing
 from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import jobs, tables
 from flashvideo_ray.ledger.claim import Claim, ClaimLostError
@@ -162,7 +162,7 @@ class Rounds:
         clips = Writer(held, "clips", tables.extended(tables.CLIPS, self.extra), settings.ledger)
         tracker = self._start_tracker(work, settings, gate)
         gated = gate is not None or self._balance.watches
-        events = TrackerClient(tracker, ray.get, gated, cluster.here)
+        events = TrackerClient(tracker, answer, gated, cluster.here)
         patient = MeteredStore(store.url, settings.store_patience_seconds, events)
         cards = SharedCards(settings.pools, stages, cluster.needs)
         progress = Progress(settings, _totals(work, settings.select.keep), stages, self.ended)

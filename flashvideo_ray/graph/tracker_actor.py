@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import ray
+from ray.exceptions import ActorDiedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flashvideo_ray.graph.tracker import Tracker
 from flashvideo_ray.ledger.store import Store
 
 _WRITING = "writing"  # its thread that writes the ledger: stages wait for its answers, and not for the store
+_ROUND_OVER = "killed by `ray.kill`"  # as only its round does, at the end; Ray has no better mark in the error
 
 
 def start_tracker(store: Store, *arguments: Any) -> Any:
@@ -24,3 +26,17 @@ def start_tracker(store: Store, *arguments: Any) -> Any:
 def writing(method: Any) -> Any:
     """A method of the tracker's actor, to be run beside those that answer."""
     return method.options(concurrency_group=_WRITING)
+
+
+def answer(asked: Any) -> Any:
+    """What the tracker answers to a call of `asked`. An actor that asks when its round is over leaves, without a word.
+
+    Ray may start one again just then, in place of another that died. Raises ActorDiedError where the tracker died of
+    anything else.
+    """
+    try:
+        return ray.get(asked)
+    except ActorDiedError as error:
+        if _ROUND_OVER in str(error) and ray.get_runtime_context().get_actor_id() is not None:
+            ray.actor.exit_actor()
+        raise

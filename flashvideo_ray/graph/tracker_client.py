@@ -16,8 +16,8 @@ from flashvideo_ray.settings import Stage
 class TrackerClient:
     """A stage's end of the line to the tracker's actor.
 
-    `get` waits for a remote result (`ray.get`), `here` tells which actor this is and where. Where the tracker has no
-    gate (`gated`), it is not asked about it.
+    `get` waits for a remote result (`tracker_actor.answer`), `here` tells which actor this is and where. Where the
+    tracker has no gate (`gated`), it is not asked about it.
     """
 
     def __init__(self, handle: Any, get: Callable[[Any], Any], gated: bool, here: Callable[[], Worker] = Worker):

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from flashvideo_ray.errors import in_a_line
 from flashvideo_ray.media import video
 from flashvideo_ray.media.provenance import DIGITAL_SOURCE_TYPE
 from flashvideo_ray.settings import CredentialSettings, SettingsError
+from flashvideo_ray.versions import version_of
 
 ASSERTION = "flashvideo-ray.provenance"
 """The label of what a manifest says of a file: the keys of its MP4."""
@@ -310,7 +310,7 @@ def _signature(told: Mapping[str, Any], asked_for_trust: bool) -> Signature:
 
 
 def _manifest(says: Mapping[str, str]) -> dict[str, Any]:
-    software = {"name": "flashvideo-ray", "version": version("flashvideo-ray")}
+    software = {"name": "flashvideo-ray", "version": version_of("flashvideo-ray")}
     created = {
         "action": "c2pa.created",
         "when": f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%SZ}",

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 from flashvideo_ray.settings import Metadata, Settings, Stage
+from flashvideo_ray.versions import version_of
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 XMP = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
@@ -48,7 +48,7 @@ def of_run(recipe: Mapping[str, Any], settings: Settings) -> dict[str, str]:
     return {
         "comment": "made by flashvideo-ray",
         "digital_source_type": DIGITAL_SOURCE_TYPE,
-        "software": ", ".join(f"{name} {version(name)}" for name in _SOFTWARE),
+        "software": ", ".join(f"{name} {version_of(name)}" for name in _SOFTWARE),
         "models": json.dumps(models),
         "settings": json.dumps({name: recipe[name] for name in ("text", *_STAGES, "video")}),
         "model_fingerprints": json.dumps(recipe["fingerprints"]),

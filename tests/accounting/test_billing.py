@@ -95,6 +95,32 @@ def test_a_device_without_a_price_is_named_and_left_out() -> None:
     assert bill.notes == ("preview on NVIDIA H100 80GB HBM3: no price in prices.devices, so not in the sums of money",)
 
 
+PREVIEWS = ["pools.text.num_gpus=0.1", "pools.preview.num_gpus=0.5"]
+SHARE = [*PREVIEWS, "pools.refine.num_gpus=0.5"]
+ON_H100 = ("text", "NVIDIA H100 80GB HBM3")
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "billed"),
+    [
+        ("NVIDIA H100 80GB HBM3", SHARE, ON_H100),
+        ("NVIDIA H100 80GB HBM3", [*SHARE, "pools.text.labels={tier: small}"], ("text", None)),
+        ("NVIDIA H100 80GB HBM3", [*SHARE, "pools.text.accelerator_type=L4"], ("text", "L4")),
+        ("NVIDIA H100 80GB HBM3", [], ("text", "cpu")),
+        ("NVIDIA L40S", SHARE, ("text", None)),  # a cluster of two kinds, and nobody has said which
+        ("cpu (x86_64)", PREVIEWS, ON_H100),
+    ],
+)
+def test_text_on_a_share_of_a_card_is_billed_where_the_other_stages_ran(
+    device: str, options: list[str], billed: tuple[str, str | None]
+) -> None:
+    previews, clips = run_of_four(device=device)
+    texts = pa.array([0.5, None, None, None], pa.float64())
+    previews = previews.set_column(previews.column_names.index("text_seconds"), "text_seconds", texts)
+    line, *_ = billing.bill(previews, clips, Settings.load(None, options)).lines
+    assert (line.stage, line.device) == billed
+
+
 @pytest.mark.parametrize(
     ("device", "key"),
     [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import tiny_overrides
@@ -10,7 +12,8 @@ from support import tiny_overrides
 from flashvideo_ray import Settings
 from flashvideo_ray.engines.weights import ModelNotFoundError
 from flashvideo_ray.errors import InputError
-from flashvideo_ray.graph import checks
+from flashvideo_ray.graph import checks, examination
+from flashvideo_ray.graph.examination import Asked
 from flashvideo_ray.graph.recipe import about
 from flashvideo_ray.media import video
 from flashvideo_ray.settings import STAGES, SettingsError
@@ -102,6 +105,25 @@ def test_an_encoder_that_needs_a_card_is_refused_where_there_is_none() -> None:
         pytest.skip("this machine's card has NVENC")
     with pytest.raises(SettingsError, match=r"h264_nvenc .* set video\.codec to libx264"):
         checks.check(Settings.load("nano", [*nvenc, "pools.refine.num_gpus=1"]))
+
+
+@pytest.mark.parametrize("stages", [STAGES, ("text", "refine")], ids=["render", "refine"])
+def test_a_checkout_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch, stages: Any) -> None:
+    """It can be imported, from PYTHONPATH, and nothing says which version made a clip."""
+
+    found_by = metadata.Distribution.from_name
+
+    def find(name: str) -> Any:
+        if name == "flashvideo-ray":
+            raise metadata.PackageNotFoundError(name)
+        return found_by(name)
+
+    monkeypatch.setattr(metadata.Distribution, "from_name", find)
+    with pytest.raises(InputError, match=r"flashvideo-ray .*pip install -e \."):
+        checks.check(Settings.load("nano"), stages)
+    assert ("broken", "versions") in {
+        (found.level, found.about) for found in examination.examine(Asked(Settings(), ()))
+    }
 
 
 def test_new_decisions_need_no_model() -> None:

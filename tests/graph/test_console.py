@@ -17,6 +17,7 @@ with without_false_alarms():
     os.write(2, b"a real error of the core\\n")
     print("(raylet) Task failed. There are infinite retries remaining", file=sys.stderr)
     print("(raylet) Task failed. There are infinite retries remaining")
+    print("(pid=gcs_server) Failed to kill actor 8b: KillActor RPC failed for actor 8b: Socket closed", file=sys.stderr)
     print("a word of Python", file=sys.stderr)
     print("a result")
 os.write(2, b"after\\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from flashvideo_ray.graph.health import Worker
 from flashvideo_ray.graph.progress import pace
 from flashvideo_ray.graph.quota import Gate, Quota
 from flashvideo_ray.graph.tracker import Tracker
-from flashvideo_ray.graph.tracker_actor import start_tracker, writing
+from flashvideo_ray.graph.tracker_actor import answer, start_tracker, writing
 from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.claim import clock
@@ -114,3 +115,32 @@ def test_a_store_that_is_away_keeps_no_card_waiting(s3: S3, tmp_path: Path) -> N
     ray.get(writing(actor.flush).remote())
     assert sorted(tables.read(store, "previews")["clip_id"].to_pylist()) == ["a", "b"]
     ray.kill(actor)
+
+
+class Late:
+    """An actor of a stage that begins when the tracker is gone."""
+
+    def __init__(self, client: TrackerClient):
+        client.starting("refine")
+
+    def ready(self) -> None:
+        """Called once it has begun."""
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_an_actor_that_begins_when_its_round_is_over_leaves_and_fails_where_its_tracker_died(tmp_path: Path) -> None:
+    """Ray shows on the job's console what a constructor raises."""
+    started = [start_tracker(Store(str(tmp_path)), tables.PREVIEWS, LedgerSettings()) for _ in range(2)]
+    over, died = started
+    ray.get([actor.tick.remote() for actor in started])
+    ray.kill(over)  # as a round does
+    died.__ray_call__.remote(lambda tracker: os._exit(1))
+    # With a Ray Data actor's options: it would be started again for as long as it takes.
+    late: Any = ray.remote(num_cpus=0, max_restarts=-1)(Late)
+    begun = [late.remote(TrackerClient(actor, answer, gated=False)).ready.remote() for actor in started]
+    failed = []
+    for each in begun:
+        with pytest.raises(ray.exceptions.ActorDiedError) as error:
+            ray.get(each, timeout=120)
+        failed.append(error.value.actor_init_failed)
+    assert failed == [False, True]
