@@ -1,8 +1,8 @@
 """What a clip costs before a GPU is paid for: floating-point operations, weights and peak memory of each phase.
 
 Nothing is computed and no weights are needed: one block of the transformer and each chunk of the VAE run on the meta
-device, where a counter sees every tensor come and go. A multiply-add is two operations. Of what kernels use inside, peak
-memory has the copies of a convolution's input and output; `StageEstimate.peak_bytes` adds a margin for the rest.
+device, where a counter sees every tensor come and go. A multiply-add is two operations. Of what kernels use inside,
+peak memory has the copies of a convolution's input and output; `StageEstimate.peak_bytes` adds a margin for the rest.
 docs/flashvideo.md has both beside what a card held.
 
 >>> from flashvideo_ray.models.costs import GIB, RELEASED, estimate_refine
