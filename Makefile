@@ -47,7 +47,7 @@ chaos: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m chaos faults $(CHAOS)
 	PYTHONPATH=tests $(BIN)/python -m chaos kills $(CHAOS)
 
-# A short form of the ledger's benchmark: its ratios against `benchmarks/ratios.json`. A minute.
+# Short forms of benchmarks: their ratios against `benchmarks/ratios.json`. Six minutes, and nothing may run beside it.
 bench: $(READY)
 	$(BIN)/python benchmarks/bench.py
 

@@ -1,6 +1,6 @@
 """Short forms of the benchmarks, whose ratios are compared with those in `ratios.json`: `make bench`.
 
-    python benchmarks/bench.py [--only ledger] [--renew]
+    python benchmarks/bench.py [--only ledger,pipeline,overhead] [--renew]
 
 A ratio is of two things that were measured side by side, so it holds on other machines; less is better. One that is
 more than its tolerance above what is committed is outside, and the exit status is 1. `--renew` writes those that were
@@ -30,6 +30,8 @@ _STEPS = ("status", "report", "verify --no-decode", "compact")
 _BESIDE = ("(starting Python)", "read, all columns")
 COMMANDS = {
     "ledger": ["--rows", "100000", "--objects", *(word for step in (*_BESIDE, *_STEPS) for word in ("--only", step))],
+    "pipeline": ["--systems", "ours,ray_data_tuned", "--cards", "4+2", "--candidates", "24"],
+    "overhead": ["--few", "1", "--many", "4", "--short"],
 }
 console = Console(width=160)
 
@@ -61,9 +63,21 @@ def _memory_of(results: Any, step: str) -> float:
     return float(results["steps"][step]["peak_mib"] - results["steps"]["(starting Python)"]["peak_mib"])
 
 
+def _makespans(results: Any) -> float:
+    ours, tuned = (float(row["work_s"]) for row in results)
+    return ours / tuned
+
+
+def _of_a_clip(results: Any) -> float:
+    [over] = results["clips_per_cpu_s_of_the_job_over"].values()
+    return 1 / float(over)
+
+
 RATIOS = (
     *(Ratio("ledger", f"CPU time: {step}", "times reading all of it", _cpu(step)) for step in _STEPS),
     *(Ratio("ledger", f"memory: {step}", "times reading all of it", _memory(step)) for step in _STEPS),
+    Ratio("pipeline", "from the first call to the last clip", "times Ray Data's, tuned", _makespans),
+    Ratio("overhead", "CPU time of a further clip in a job", "times that in a loop", _of_a_clip),
 )
 
 

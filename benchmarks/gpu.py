@@ -13,6 +13,7 @@ failed on a card, or a section broke.
 import argparse
 import gc
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from gpu_bench import Bench, Result
 from gpu_loop import loop
 from gpu_models import attention, ceilings, compiling, encoders, golden, memory, stage_times
 from gpu_page import page
-from gpu_sharing import pacing, sharing
+from gpu_sharing import sharing
 from gpu_text import text
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[Result]]] = {
@@ -60,21 +61,32 @@ def machine(bench: Bench) -> dict[str, str]:
     return {"card": torch.cuda.get_device_name(), "driver": driver, **versions, "cuda": str(torch.version.cuda)}
 
 
-def measure(bench: Bench, name: str) -> dict[str, Any]:
-    """Run a section. What breaks it is one of its results."""
-    started, broken, results = time.perf_counter(), None, []
+def measure(bench: Bench, name: str, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Run a section, and keep what it has at each result. What breaks it is one of its results."""
+    started, results = time.perf_counter(), []
+    section = {
+        "machine": machine(bench),
+        "tiny": bench.tiny,
+        "seconds": 0.0,
+        "broken": "it was ended before",
+        "results": results,
+    }
     try:
         for result in SECTIONS[name](bench):
             results.append(asdict(result))
+            section["seconds"] = round(time.perf_counter() - started, 1)
+            keep(section)
             told = {True: "passed", False: "FAILED", None: ""}[result.passed]
             value = f"{result.value:.4g}" if isinstance(result.value, float) else result.value
             print(f"{name}: {result.name}: {value} {result.unit} {result.gate} {told}".rstrip(), flush=True)
+        section["broken"] = None
     except Exception as error:  # the sections after it are worth having
         traceback.print_exception(error)
-        broken = f"{type(error).__name__}: {error}"
+        section["broken"] = f"{type(error).__name__}: {error}"
     bench.forget()
-    seconds = round(time.perf_counter() - started, 1)
-    return {"machine": machine(bench), "tiny": bench.tiny, "seconds": seconds, "broken": broken, "results": results}
+    section["seconds"] = round(time.perf_counter() - started, 1)
+    keep(section)
+    return section
 
 
 def main() -> int:
@@ -85,15 +97,21 @@ def main() -> int:
     parser.add_argument("--page", type=Path, help="write the JSON as a page here, and measure only named sections")
     arguments = parser.parse_args()
     gc.freeze()  # what is imported stays: memory is freed often, and each time all of it would be looked through
-    with pacing(arguments.tiny) as pace, tempfile.TemporaryDirectory() as folder:
-        bench = Bench.here(arguments.tiny, Path(folder), pace=pace)
+    # As in actors (`graph.cluster`): read when the card is first used.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench.here(arguments.tiny, Path(folder))
         measured = json.loads(arguments.results.read_text()) if arguments.results.is_file() else {}
         names = arguments.section or ([] if arguments.page else list(SECTIONS))
         if names and not bench.card and not bench.tiny:
             parser.error("no card here; --tiny tries the script on the CPU")
         for name in names:
-            measured[name] = measure(bench, name)
-            arguments.results.write_text(json.dumps(measured, indent=1) + "\n")
+
+            def keep(section: dict[str, Any], name: str = name) -> None:
+                measured[name] = section
+                arguments.results.write_text(json.dumps(measured, indent=1) + "\n")
+
+            measure(bench, name, keep)
     if arguments.page:
         purposes = {name: str(section.__doc__).splitlines()[0] for name, section in SECTIONS.items()}
         arguments.page.write_text(page(measured, purposes))

@@ -26,10 +26,6 @@ Stage = Literal["preview", "refine"]
 TEXT_TOKENS = 226
 
 
-def _nobody(processes: int) -> float:
-    raise RuntimeError(f"nobody has begun {processes} processes")
-
-
 @dataclass(frozen=True)
 class Result:
     """One figure. `passed` is None where there is no gate, or where only a card could pass it."""
@@ -44,10 +40,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Whole:
-    """What a whole call took: seconds of its parts by name, and the most bytes that it had on the card (0 on none)."""
+    """What a whole call took: seconds of its parts by name, and bytes on the card (0 on none)."""
 
     parts: Mapping[str, float]
-    peak: int
+    used: int
+    """The most of all tensors at once, those included that were there before."""
+    held: int
+    """The most that PyTorch had for it, with what lay between tensors or was kept for later ones."""
 
     @property
     def seconds(self) -> float:
@@ -62,18 +61,16 @@ class Bench:
     tiny: bool
     device: torch.device
     folder: Path
-    pace: Callable[[int], float] = _nobody
-    """See `gpu_sharing.pacing`."""
     refine_size: tuple[int, int] = (1072, 1920)
     models: dict[Stage, Any] = field(default_factory=dict)
     parts: dict[str, float] = field(default_factory=dict)
     """Seconds of the parts of the call that is under way, or was the last."""
 
     @classmethod
-    def here(cls, tiny: bool, folder: Path, **others: Any) -> Self:
+    def here(cls, tiny: bool, folder: Path) -> Self:
         """On this machine's card, if it has one and a trial does not want the CPU."""
         device = torch.device("cuda" if torch.cuda.is_available() and not tiny else "cpu")
-        return cls(tiny, device, folder, **others)
+        return cls(tiny, device, folder)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -206,11 +203,12 @@ class Bench:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """A part of a whole call, whose seconds are kept."""
+        """A part of a whole call, whose seconds are kept. It gives back its memory, as in an actor."""
         self.wait()
         started = time.perf_counter()
         yield
         self.wait()
+        self.free()
         self.parts[name] = time.perf_counter() - started
 
     def whole(self, stage: Stage, **options: Any) -> torch.Tensor:
@@ -245,14 +243,21 @@ class Bench:
             taken.append(time.perf_counter() - started)
         return statistics.median(taken)
 
-    def measured(self, stage: Stage, **options: Any) -> Whole:
-        """A whole call: what its parts take, and the most that it has on the card, all allocated before it included."""
+    def measured(self, stage: Stage, within: int | None = None, **options: Any) -> Whole:
+        """A whole call, in a process that may have no more than so many bytes. Raises OutOfMemoryError."""
         self.free()
         self.parts = {}
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        self.whole(stage, **options)
-        return Whole(self.parts, torch.cuda.max_memory_reserved() if self.device.type == "cuda" else 0)
+        if self.device.type != "cuda":
+            self.whole(stage, **options)
+            return Whole(self.parts, 0, 0)
+        torch.cuda.reset_peak_memory_stats()
+        share = 1.0 if within is None else (within - costs.CONTEXT_BYTES) / torch.cuda.mem_get_info()[1]
+        torch.cuda.set_per_process_memory_fraction(min(share, 1.0))
+        try:
+            self.whole(stage, **options)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        return Whole(self.parts, torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
 
     def wait(self) -> None:
         """Until the device has done all it was given."""

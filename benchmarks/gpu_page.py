@@ -10,7 +10,8 @@ def page(measured: Mapping[str, Any], purposes: Mapping[str, str]) -> str:
         "# On a card",
         "",
         "Written by `python benchmarks/gpu.py results.json --page docs/gpu.md`; see there what each section does.",
-        "Networks of the released sizes with random weights, in bfloat16. What no card has run is *not measured*.",
+        "Networks of the released sizes with random weights, in bfloat16. What no card has run is *not measured*. What",
+        "the figures mean for settings: [flashvideo.md](flashvideo.md#memory-and-speed).",
     ]
     for name, purpose in purposes.items():
         own = measured.get(name)
@@ -25,5 +26,5 @@ def page(measured: Mapping[str, Any], purposes: Mapping[str, str]) -> str:
             passed = {True: "passed", False: "failed", None: ""}[result["passed"]]
             lines.append(f"| {result['name']} | {value} {result['unit']} | {result['gate']} | {passed} |")
         if own["broken"]:
-            lines += ["", f"The section broke: {own['broken']}"]
+            lines += ["", f"Not all of the section: {own['broken']}."]
     return "\n".join(lines) + "\n"

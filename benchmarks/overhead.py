@@ -1,6 +1,6 @@
 """What the pipeline costs beside its models: CPU seconds of a clip of the nano model, in a job and in a bare loop.
 
-    python benchmarks/overhead.py [--few 6] [--many 30] [--json FILE]
+    python benchmarks/overhead.py [--few 6] [--many 30] [--short] [--json FILE]
 
 The job has one actor of one thread for each stage; the loop does all in one process with one thread, as it comes and
 with the memory settings of the job's actors. All score, encode and store, and the streams of their clips are
@@ -172,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--few", type=int, default=6)
     parser.add_argument("--many", type=int, default=30)
+    parser.add_argument("--short", action="store_true", help="without the loop as it comes")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -179,6 +180,8 @@ def main() -> None:
     if options.run:
         return (job if options.run == "job" else loop)(options.folder, options.few)
     found: dict[str, dict[int, dict[str, float]]] = {"job": {}, "loop": {}, KEEPING: {}}
+    if options.short:
+        del found["loop"]
     with tempfile.TemporaryDirectory(prefix="overhead-") as name:
         for count in (options.few, options.many):
             folder = Path(name) / str(count)

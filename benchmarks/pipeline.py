@@ -190,6 +190,7 @@ def figures_of(log: Sequence[dict[str, Any]], workload: Workload, begun: float) 
     assert len(done) == len(calls["preview"]) == workload.candidates, "a preview is missing, or was made twice"
     kept = {(line["prompt"], line["seed"]) for line in calls["refine"]}
     assert len(kept) == len(calls["refine"]) == len(calls["stored"]), "a clip is missing, or was made twice"
+    assert kept == {(line["prompt"], line["seed"]) for line in calls["stored"]}, "another clip is stored"
     first = min(line["begun"] for line in calls["preview"])
     last = max(line["at"] for line in calls["stored"])
     bound = workload.bound(log)

@@ -79,16 +79,12 @@ class TimedModel:
     def __init__(self, settings: Settings) -> None:
         self.calls = _calls()
         self.calls.load(sizes=(settings.pools.preview.actors, settings.pools.refine.actors))
-        self.one = self.calls.workload.of_a_prompt == 1
-
-    def _seed(self, seed: int) -> int:
-        return 0 if self.one else seed
 
     def sample(self, text: Text, seed: int, told: StepTold) -> tuple[torch.Tensor, None]:
         """See PreviewModel."""
-        with self.calls.call("preview", text.prompt, self._seed(seed)):
-            latents = torch.from_numpy(self.calls.latents(text.prompt, self._seed(seed)).copy())
-            self.drawn = (text.prompt, self._seed(seed))
+        with self.calls.call("preview", text.prompt, self.calls.seed_of(seed)):
+            latents = torch.from_numpy(self.calls.latents(text.prompt, self.calls.seed_of(seed)).copy())
+            self.drawn = (text.prompt, self.calls.seed_of(seed))
         return latents, None
 
     def decode(self, latents: torch.Tensor) -> tuple[np.ndarray, None]:
@@ -97,8 +93,8 @@ class TimedModel:
 
     def refine(self, preview: Any, text: Text, seed: int, told: StepTold) -> tuple[np.ndarray, None]:
         """See RefineModel."""
-        with self.calls.call("refine", text.prompt, self._seed(seed)):
-            frames = self.calls.frames(CLIP, text.prompt, self._seed(seed))
+        with self.calls.call("refine", text.prompt, self.calls.seed_of(seed)):
+            frames = self.calls.frames(CLIP, text.prompt, self.calls.seed_of(seed))
         return frames, None
 
 
@@ -121,7 +117,8 @@ def install() -> None:
 
     def clip(self: Publisher, key: str, row: Any, frames: np.ndarray) -> bytes:
         mp4 = publish(self, key, row, frames)
-        _calls().write("stored", row["prompt"], row["seed"])
+        calls = _calls()
+        calls.write("stored", row["prompt"], calls.seed_of(row["seed"]))
         return mp4
 
     engines.of, Publisher.clip = of, clip  # type: ignore[method-assign]

@@ -148,6 +148,10 @@ class Calls:
         time.sleep(max(0.0, begun + drawn - time.time()))
         self.write(stage, prompt, seed, begun=begun, drawn=drawn)
 
+    def seed_of(self, seed: int) -> int:
+        """What a call's seconds are drawn with: a candidate's seed, where its prompt has others."""
+        return 0 if self.workload.of_a_prompt == 1 else seed
+
     def write(self, stage: str, prompt: str, seed: int = 0, **more: float) -> None:
         """A line of the log, with the time."""
         line = {"stage": stage, "prompt": prompt, "seed": str(seed), "pid": os.getpid(), "at": time.time(), **more}

@@ -23,7 +23,7 @@ _RELEASED_PREVIEW = {"height": 256, "width": 480, "num_frames": 49, "num_inferen
 _RELEASED_REFINE = {"height": 1072, "width": 1920, "num_inference_steps": 5}
 _TEXT_TOKENS = 226
 _TEXT_CARD_SECONDS = 0.05
-"""Of a text on a card: it reads 9.5 GB of weights once and computes 2.2 TFLOP; no card has run it."""
+"""Of a text on a card: it reads 9.5 GB of weights once and computes 2.2 TFLOP. An H100 took half of it."""
 _TEXT_CORE_SECONDS = 10.7
 """Of a text on one core with AVX-512 in bfloat16: one of the encoder's 24 layers was timed, by processor time."""
 _STAGES: tuple[weights.ModelStage, ...] = ("preview", "refine")
@@ -38,7 +38,8 @@ _LADDER: dict[str, tuple[dict[str, Any], ...]] = {
         {"refine.guidance_batching": "apart"},
         {"pools.refine.offload": "model"},
         {"refine.encode_tiles": [1, 2], "refine.decode_tiles": [2, 2]},
-        {"refine.encode_chunk_frames": 8, "refine.encode_tiles": [2, 2], "refine.decode_tiles": [3, 4]},
+        {"refine.encode_tiles": [2, 2]},
+        {"refine.encode_chunk_frames": 8, "refine.decode_tiles": [4, 4]},
     ),
 }
 
@@ -270,11 +271,15 @@ def _latents(stage: dict[str, Any], num_frames: int) -> tuple[int, int, int]:
 
 
 def card_gib(accelerator_type: str | None) -> float | None:
-    """The memory of a card by Ray's name of its type, or None where that is not known."""
+    """The memory of a card by Ray's name of its type, or None where that is not known.
+
+    It is what a process finds there, which is up to a twelfth less than the card is sold with: those are other
+    gigabytes, and some check errors with a part of them.
+    """
     return _CARDS.get(accelerator_type or "")
 
 
 _CARDS: dict[str, float] = {
-    "T4": 16, "V100": 16, "L4": 24, "A10G": 24, "L40S": 48, "A100": 40, "A100-40G": 40, "A100-80G": 80, "H100": 80,
-    "H20": 96, "H200": 141, "B200": 180,
+    "T4": 14.6, "V100": 15.8, "L4": 22, "A10G": 22, "L40S": 44.4, "A100": 39.4, "A100-40G": 39.4, "A100-80G": 79.1,
+    "H100": 79.1, "H20": 95, "H200": 139.8, "B200": 178,
 }  # fmt: skip

@@ -218,7 +218,10 @@ def measured(store: Store) -> Measures:
 
 
 def published(settings: Settings, card: Card | None = None) -> Measures:
-    """Times at the paper's sizes: as measured on a card, or else the paper's. Raises PlanError for other sizes."""
+    """Times at the paper's sizes: as measured on a card, unless a pool's is another one, or else the paper's.
+
+    Raises PlanError for other sizes.
+    """
     if not estimates.is_released(settings):
         raise PlanError(
             "how long does a call take? Name a run to take it from (--from RUN), "
@@ -227,7 +230,9 @@ def published(settings: Settings, card: Card | None = None) -> Measures:
     steps = {"preview": settings.preview.num_inference_steps or 51, "refine": settings.refine.num_inference_steps or 5}
     found = {stage: (card or Card({})).seconds(stage, count) for stage, count in steps.items()}
     preview, refine = found["preview"], found["refine"]
-    if preview is not None and refine is not None:
+    types = [(figure, getattr(settings.pools, stage).accelerator_type) for stage, figure in found.items()]
+    others = [wanted for figure, wanted in types if figure and wanted and wanted.partition("-")[0] not in figure.card]
+    if preview is not None and refine is not None and not others:
         cards = " and ".join(dict.fromkeys((preview.card, refine.card)))
         return Measures({"preview": preview.value, "refine": refine.value}, f"measured on {cards} by benchmarks/gpu.py")
     scale = {"preview": steps["preview"] / 50, "refine": steps["refine"] / 4}
@@ -406,7 +411,7 @@ def _notes(
         notes.append(f"no time is known of {', '.join(untimed)}: taken as 0")
     if settings.pools.preview.num_gpus and not fits and unknown is None:
         notes.append(
-            "memory not looked at: name the cards (pools.….accelerator_type) or --card-memory preview=80,refine=48"
+            "memory not looked at: name the cards (pools.….accelerator_type) or --card-memory preview=79,refine=44"
         )
     if settings.select.draw:
         notes.append("further candidates (select.draw) are not counted: how many prompts lose all theirs is not known")

@@ -152,7 +152,8 @@ def plan(
     run: Annotated[str | None, typer.Option("--from", metavar="RUN", help="A run to take seconds from.")] = None,
     keep_rate: Annotated[float | None, typer.Option(min=0, max=1, help="Share of previews that survive.")] = None,
     card_memory: Annotated[
-        str | None, typer.Option(metavar="STAGE=GIB,…", help="Memory of the cards: preview=80,refine=48.")
+        str | None,
+        typer.Option(metavar="STAGE=GIB,…", help="Memory of the cards, as nvidia-smi shows it: preview=79,refine=44."),
     ] = None,
     card: Annotated[
         Path | None, typer.Option(metavar="JSON", help="What benchmarks/gpu.py measured on such a card.")

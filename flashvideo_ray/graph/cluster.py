@@ -36,7 +36,14 @@ GLUE: dict[str, Any] = {"num_cpus": 0, "compute": TaskPoolStrategy(2)}
 
 # Of actors that compute on a CPU. glibc gives large blocks back at once, and the kernel clears each page of the next
 # one: that is a third of the processor's time of a small model. What such a process holds is the most it ever needed.
-_KEEP_FREED_MEMORY = "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
+_CPU_MEMORY = {
+    "GLIBC_TUNABLES": "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
+}
+
+# Of actors that have a card. Stage 2's tensors have many sizes: in blocks of fixed sizes, PyTorch's default, gigabytes
+# lie between them that no tensor fits into (on an H100 3 GiB of 18 when a decode ran out of memory).
+_CARD_MEMORY = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+_OTHER_NAMES = ("PYTORCH_ALLOC_CONF",)  # as later versions call it
 
 log = logging.getLogger("flashvideo_ray")
 
@@ -336,8 +343,9 @@ def placement(pool: Pool) -> dict[str, Any]:
     options: dict[str, Any] = {"num_cpus": pool.num_cpus}
     if pool.num_gpus:
         options["num_gpus"] = pool.num_gpus
-    elif "GLIBC_TUNABLES" not in os.environ:
-        options["runtime_env"] = {"env_vars": {"GLIBC_TUNABLES": _KEEP_FREED_MEMORY}}
+    memory = _CARD_MEMORY if pool.num_gpus else _CPU_MEMORY
+    if not any(name in os.environ for name in (*memory, *_OTHER_NAMES)):
+        options["runtime_env"] = {"env_vars": dict(memory)}
     if pool.memory_gib:
         options["memory"] = pool.memory_gib * 2**30
     if pool.labels:

@@ -1,8 +1,9 @@
 """What a clip costs before a GPU is paid for: floating-point operations, weights and peak memory of each phase.
 
 Nothing is computed and no weights are needed: one block of the transformer and each chunk of the VAE run on the meta
-device, where a counter sees every tensor come and go. A multiply-add is two operations. Peak memory leaves out what
-kernels use inside; `StageEstimate.peak_bytes` adds a margin for that. No estimate has been checked on a GPU.
+device, where a counter sees every tensor come and go. A multiply-add is two operations. Of what kernels use inside,
+peak memory has the copies of a convolution's input and output; `StageEstimate.peak_bytes` adds a margin for the rest.
+docs/flashvideo.md has both beside what a card held.
 
 >>> from flashvideo_ray.models.costs import GIB, RELEASED, estimate_refine
 >>> estimate = estimate_refine(RELEASED["refine"], RELEASED["vae"], guidance_batching="apart")
@@ -94,7 +95,11 @@ class StageEstimate:
 
 
 class LiveMemory(TorchDispatchMode):
-    """Count the bytes of all tensors that are alive, and the most there ever were."""
+    """Count the bytes of all tensors that are alive, and the most there ever were.
+
+    A convolution of a video has its input and output once more while it runs: cuDNN's kernels for 16 bits want the
+    channels last, and the VAE has them first.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,6 +111,8 @@ class LiveMemory(TorchDispatchMode):
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, torch.Tensor):
                 self._track(tensor.untyped_storage())
+        if func is torch.ops.aten.convolution.default and result.ndim == 5 and result.itemsize == 2:
+            self.peak = max(self.peak, self.live + args[0].nbytes + result.nbytes)
         return result
 
     def _track(self, storage: torch.UntypedStorage) -> None:

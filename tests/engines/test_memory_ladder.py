@@ -35,6 +35,14 @@ def test_an_attempt_finds_the_memory_of_the_one_before_free() -> None:
     assert card.tried == [8, 4, 2]
 
 
+def test_a_phase_gives_back_what_the_next_one_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append("all"))
+    assert Ladder("encoded", RUNGS, "a larger card").run(Card(fits=8).attempt) == (8, None)
+    assert freed == ["all"]
+
+
 def test_what_was_asked_for_leaves_no_note() -> None:
     assert Ladder("decoded", RUNGS, "a larger card").run(Card(fits=8).attempt) == (8, None)
 

@@ -207,9 +207,26 @@ def test_an_actor_on_a_cpu_takes_again_the_memory_that_it_freed(monkeypatch: pyt
         for more in ({}, own)
     )
     assert told < plain / 4, "pages that the kernel had to clear"
-    assert "runtime_env" not in cluster.placement(Pool(num_gpus=1))
 
 
-def test_what_a_cluster_is_told_of_memory_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
-    assert "runtime_env" not in cluster.placement(Pool())
+def test_an_actor_on_a_card_joins_the_memory_that_it_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    own = cluster.placement(Pool(num_gpus=0.5))["runtime_env"]["env_vars"]
+    assert own == {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
+
+@pytest.mark.parametrize(
+    ("pool", "name", "value"),
+    [
+        (Pool(), "GLIBC_TUNABLES", "glibc.malloc.check=0"),
+        (Pool(num_gpus=1), "PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512"),
+        (Pool(num_gpus=1), "PYTORCH_ALLOC_CONF", "max_split_size_mb:512"),
+    ],
+)
+def test_what_a_cluster_is_told_of_memory_is_left_as_it_is(
+    pool: Pool, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert "runtime_env" in cluster.placement(pool)
+    monkeypatch.setenv(name, value)
+    assert "runtime_env" not in cluster.placement(pool)
