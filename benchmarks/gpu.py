@@ -63,7 +63,8 @@ def machine(bench: Bench) -> dict[str, str]:
 
 def measure(bench: Bench, name: str, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Run a section, and keep what it has at each result. What breaks it is one of its results."""
-    started, results = time.perf_counter(), []
+    started = time.perf_counter()
+    results: list[dict[str, Any]] = []
     section = {
         "machine": machine(bench),
         "tiny": bench.tiny,
