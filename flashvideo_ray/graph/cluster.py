@@ -371,6 +371,10 @@ def _unchanged(batch: pa.Table) -> pa.Table:
     return batch  # what comes out of a task is cut into blocks
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Specifying both num_cpus and num_gpus for map tasks is experimental")
+
+
 @contextmanager
 def data_context() -> Iterator[None]:
     """Within it Ray Data is for long rows: one in a block, in no order, waiting as long as it takes, and silent.
@@ -391,5 +395,7 @@ def data_context() -> Iterator[None]:
     warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it says that its bars are off
+    # It takes a pool that asks for cores and a card for an experiment.
+    logging.getLogger("ray.data._internal.execution.operators.map_operator").addFilter(_is_news)
     with DataContext.current(context):
         yield
