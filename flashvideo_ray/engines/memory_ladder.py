@@ -54,7 +54,7 @@ def _free_cache() -> None:
     """Give back what PyTorch keeps of a phase's memory.
 
     The tensors of the next one have other sizes and seldom fit into it: on an H100 a clip of 1080p held 60 GiB by its
-    end, of which no more than 40 were in use at once. On a card that is shared, the neighbour can have it.
+    end, and has no more than 43 in use at once. On a card that is shared, the neighbour can have it.
     """
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
