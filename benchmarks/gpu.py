@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from gpu_bench import Bench, Result
 from gpu_loop import loop
-from gpu_models import attention, ceilings, compiling, encoders, golden, memory, stage_times
+from gpu_models import attention, ceilings, compiling, encoders, golden, layout, memory, stage_times
 from gpu_page import page
 from gpu_sharing import sharing
 from gpu_text import text
@@ -40,6 +40,7 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Result]]] = {
     "text": text,
     "attention": attention,
     "compiling": compiling,
+    "layout": layout,
     "memory": memory,
     "golden": golden,
     "encoders": encoders,

@@ -151,6 +151,22 @@ def compiling(bench: Bench) -> Iterator[Result]:
         yield Result(f"{stage}, compiled over not compiled", compiled / plain)
 
 
+def layout(bench: Bench) -> Iterator[Result]:
+    """The decoder of a clip with channels first in memory, as it is loaded, and last, as cuDNN's kernels want them."""
+    bench.forget()
+    pipe, latents = bench.pipe("refine"), bench.latents("refine")
+    decode = partial(pipe.decode_latents, latents, quantise=True)
+    first, seconds = decode(), bench.seconds(decode, 1, warm=True)
+    yield Result("channels first", seconds, "s")
+    for module in pipe.vae.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)
+    last, other = decode(), bench.seconds(decode, 1, warm=True)
+    yield Result("channels last", other, "s")
+    yield Result("last over first", other / seconds)
+    yield Result("largest difference", int((first.int() - last.int()).abs().max()), "of 255")
+
+
 def memory(bench: Bench) -> Iterator[Result]:
     """What option sets hold of a card, in a process that has no more than is estimated, and what the options cost."""
     for name, stage, options in OPTION_SETS:

@@ -16,7 +16,7 @@ from flashvideo_ray.accounting.card import Card
 def test_every_section_runs_on_a_cpu_and_passes_no_gate_of_a_card(tmp_path: Path) -> None:
     results, page = tmp_path / "results.json", tmp_path / "gpu.md"
     names = [
-        *("ceilings", "preview", "refine", "text", "attention", "compiling", "memory"),
+        *("ceilings", "preview", "refine", "text", "attention", "compiling", "layout", "memory"),
         *("golden", "encoders", "sharing", "loop"),
     ]
     script = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), str(results), "--tiny", "--page", str(page)]

@@ -36,14 +36,11 @@ GLUE: dict[str, Any] = {"num_cpus": 0, "compute": TaskPoolStrategy(2)}
 
 # Of actors that compute on a CPU. glibc gives large blocks back at once, and the kernel clears each page of the next
 # one: that is a third of the processor's time of a small model. What such a process holds is the most it ever needed.
-_CPU_MEMORY = {
-    "GLIBC_TUNABLES": "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
-}
+_CPU_MEMORY = "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
 
 # Of actors that have a card. Stage 2's tensors have many sizes: in blocks of fixed sizes, PyTorch's default, gigabytes
 # lie between them that no tensor fits into (on an H100 3 GiB of 18 when a decode ran out of memory).
-_CARD_MEMORY = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-_OTHER_NAMES = ("PYTORCH_ALLOC_CONF",)  # as later versions call it
+_CARD_MEMORY = "expandable_segments:True"
 
 log = logging.getLogger("flashvideo_ray")
 
@@ -341,11 +338,14 @@ def map_options(
 def placement(pool: Pool) -> dict[str, Any]:
     """What one actor of a pool takes and where it may run, as Ray's options."""
     options: dict[str, Any] = {"num_cpus": pool.num_cpus}
+    names: tuple[str, ...]
     if pool.num_gpus:
         options["num_gpus"] = pool.num_gpus
-    memory = _CARD_MEMORY if pool.num_gpus else _CPU_MEMORY
-    if not any(name in os.environ for name in (*memory, *_OTHER_NAMES)):
-        options["runtime_env"] = {"env_vars": dict(memory)}
+        names, memory = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"), _CARD_MEMORY
+    else:
+        names, memory = ("GLIBC_TUNABLES",), _CPU_MEMORY
+    if not any(name in os.environ for name in names):
+        options["runtime_env"] = {"env_vars": {names[0]: memory}}
     if pool.memory_gib:
         options["memory"] = pool.memory_gib * 2**30
     if pool.labels:
