@@ -128,7 +128,10 @@ def expected(
     counts: Mapping[str, int],
     stages: tuple[Stage, ...] = STAGES,
 ) -> dict[Stage, int]:
-    """How many rows each stage will have had at the end, as far as is known: none comes that failed or ended before."""
+    """How many rows each stage will have had at the end, as far as is known: none comes that failed or ended before.
+
+    Of previews that are not judged yet, stage 2 gets the same share as of those that are.
+    """
     found: dict[Stage, int] = {}
     failed, over = 0, True  # in the stages so far, and whether they have nothing more to give
     for stage in stages:
@@ -136,7 +139,7 @@ def expected(
         total = totals.get(stage, 0)
         if stage == "refine":
             out = sum(counts.get(name, 0) for name in ("rejected", "failed", "skipped")) - state.failed
-            total = min(total, totals["text"] - out)
+            total = min(total, totals["text"] - out - _to_reject(totals, states, failed))
         else:
             total -= failed
         if stage == "rate" and over and state.done and not state.open:
@@ -145,6 +148,15 @@ def expected(
         over = over and state.done >= found[stage]
         failed += state.failed
     return found
+
+
+def _to_reject(totals: Mapping[Stage, int], states: Mapping[Stage, StageState], failed: int) -> int:
+    """How many of the previews that are still to be judged will be rejected; 0 while nothing tells."""
+    preview = states.get("preview", StageState())
+    if not preview.judged:
+        return 0
+    unjudged = max(0, totals.get("preview", 0) - failed - preview.judged)
+    return round(unjudged * (1 - preview.kept / preview.judged))
 
 
 def _rate(per_second: float) -> str:

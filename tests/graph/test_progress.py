@@ -32,6 +32,19 @@ def test_while_a_stage_still_gives_the_next_one_has_as_many_left() -> None:
     assert expected(TOTALS, {}, {}) == TOTALS
 
 
+@pytest.mark.parametrize(("most", "expects"), [(300, 75), (60, 60)])
+def test_what_is_not_judged_yet_is_expected_to_fare_as_what_was(most: int, expects: int) -> None:
+    """One in four goes on, of 120 that were judged; with `keep` there is a most."""
+    states: dict[Stage, StageState] = {
+        "text": StageState(done=300),
+        "preview": StageState(done=140, judged=120, kept=30),
+        "score": StageState(done=130),
+        "refine": StageState(done=10, open=2),
+    }
+    totals: dict[Stage, int] = {**TOTALS, "refine": most}
+    assert expected(totals, states, {"rejected": 90, "rendered": 10})["refine"] == expects
+
+
 HALF = StageState(actors=1, done=60, first_begin=0.0, last_end=600.0)  # six a minute
 
 
