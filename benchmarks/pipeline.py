@@ -15,8 +15,8 @@ best fixed split. With `--pilot` an earlier job on the same run has measured som
 Columns: seconds from the first call to the last clip in the store over the bound; those of the same calls without any
 overhead, each on the first card that is free; the first from the start of the command; how much of that time each
 pool's cards were at work; seconds to the first call; from there to the first clip, less its own two calls; the driver's
-and the object store's peak memory; how much of this machine's cores were at work meanwhile, and in how many of the
-seconds all of them.
+peak memory (without what it shares, of which the object store is a part) and the object store's; how much of this
+machine's cores were at work meanwhile, and in how many of the seconds all of them.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _measured(name: str, python: str, workload: Workload, url: str, folder: Path
     now.unlink(missing_ok=True)
     now.symlink_to(folder)
     command = [python, __file__, "--run", name, "--folder", str(folder), "--url", url]
-    begun, driver = time.time(), 0
+    begun, driver, private = time.time(), 0, 0
     load: list[tuple[float, float]] = []  # when, and per cent of all cores
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
@@ -160,7 +160,8 @@ def _measured(name: str, python: str, workload: Workload, url: str, folder: Path
         time.sleep(1)
         load.append((time.time(), psutil.cpu_percent()))
         try:
-            driver = max(driver, watched.memory_info().rss)
+            memory = watched.memory_info()
+            driver, private = max(driver, memory.rss), max(private, memory.rss - memory.shared)
         except psutil.Error:
             break
         if time.time() - begun > TIMEOUT:
@@ -177,6 +178,7 @@ def _measured(name: str, python: str, workload: Workload, url: str, folder: Path
         "system": name,
         "sizes": [line for line in said if line.startswith(("pools of size auto", "sizes change"))],
         "driver_mb": driver / 1e6,
+        "driver_private_mb": private / 1e6,
         "store_mb": float(held.read_text()) if held.exists() else 0.0,
         "load": fmean(working) / 100,
         "at_full_load": sum(each > 95 for each in working) / len(working),
@@ -241,7 +243,7 @@ def table_of(results: Sequence[dict[str, Any]]) -> Table:
             f"{row['refine_busy']:.1%}",
             f"{row['first_s']:.1f}",
             f"{row['first_clip_over']:+.1f}",
-            f"{row['driver_mb']:.0f}",
+            f"{row['driver_mb']:.0f} ({row['driver_private_mb']:.0f})",
             f"{row['store_mb']:.0f}",
             f"{row['load']:.0%} ({row['at_full_load']:.0%})",
         )
