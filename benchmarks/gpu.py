@@ -62,7 +62,7 @@ def machine(bench: Bench) -> dict[str, str]:
     return {"card": torch.cuda.get_device_name(), "driver": driver, **versions, "cuda": str(torch.version.cuda)}
 
 
-def measure(bench: Bench, name: str, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def measure(bench: Bench, name: str, keep: Callable[[dict[str, Any]], None]) -> None:
     """Run a section, and keep what it has at each result. What breaks it is one of its results."""
     started = time.perf_counter()
     results: list[dict[str, Any]] = []
@@ -88,7 +88,6 @@ def measure(bench: Bench, name: str, keep: Callable[[dict[str, Any]], None]) -> 
     bench.forget()
     section["seconds"] = round(time.perf_counter() - started, 1)
     keep(section)
-    return section
 
 
 def main() -> int:

@@ -20,7 +20,8 @@ def page(measured: Mapping[str, Any], purposes: Mapping[str, str]) -> str:
             lines.append("Not measured.")
             continue
         ran_on = ", ".join(f"{key} {value}" for key, value in own["machine"].items())
-        lines += [f"{ran_on}; {own['seconds']:.0f} s.", "", "| | | gate | |", "| --- | --- | --- | --- |"]
+        taken = f"; {own['seconds']:.0f} s" if own["seconds"] else ""
+        lines += [f"{ran_on}{taken}.", "", "| | | gate | |", "| --- | --- | --- | --- |"]
         for result in own["results"]:
             value = f"{result['value']:.4g}" if isinstance(result["value"], float) else result["value"]
             passed = {True: "passed", False: "failed", None: ""}[result["passed"]]

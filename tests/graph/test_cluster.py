@@ -210,7 +210,8 @@ def test_an_actor_on_a_cpu_takes_again_the_memory_that_it_freed(monkeypatch: pyt
 
 
 def test_an_actor_on_a_card_joins_the_memory_that_it_freed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
     own = cluster.placement(Pool(num_gpus=0.5))["runtime_env"]["env_vars"]
     assert own == {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 
@@ -226,7 +227,8 @@ def test_an_actor_on_a_card_joins_the_memory_that_it_freed(monkeypatch: pytest.M
 def test_what_a_cluster_is_told_of_memory_is_left_as_it_is(
     pool: Pool, name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    for each in ("GLIBC_TUNABLES", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.delenv(each, raising=False)
     assert "runtime_env" in cluster.placement(pool)
     monkeypatch.setenv(name, value)
     assert "runtime_env" not in cluster.placement(pool)
