@@ -232,6 +232,16 @@ def _is_free(port: int) -> bool:
     return True
 
 
+def children(title: str, of: int | None = None) -> list[psutil.Process]:
+    """The processes with these words in their title that a process started, this one by default."""
+    found = []
+    for each in psutil.Process(of).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            if title in " ".join(each.cmdline()):
+                found.append(each)
+    return found
+
+
 def script(name: str) -> str:
     """A console script of this environment, whether or not it is on PATH."""
     return str(Path(sys.executable).parent / name)

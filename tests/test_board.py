@@ -24,7 +24,7 @@ import pytest
 import ray
 import requests
 import yaml
-from support import PROMPTS, ROOT, S3, free_ports, own_ray, serve_s3, short_lease, write_prompts
+from support import PROMPTS, ROOT, S3, children, free_ports, own_ray, serve_s3, short_lease, write_prompts
 from tiny import save_model
 
 BOARD = json.loads((ROOT / "deploy" / "grafana" / "flashvideo.json").read_text())
@@ -199,9 +199,8 @@ def test_alerts_fire_of_a_real_cause_and_end_with_it(prometheus: Prometheus, tmp
 
 def workers(stage: str) -> list[psutil.Process]:
     """The actors of a stage, on the Ray of this process."""
-    started = {" ".join(each.cmdline()): each for each in psutil.Process().children(recursive=True)}
-    found = [each for words, each in started.items() if words.startswith("ray::Map") and stage in words]
-    assert found, list(started)
+    found = children(f"ray::MapWorker(MapBatches({stage}")
+    assert found, f"no actor of {stage}"
     return found
 
 

@@ -19,6 +19,7 @@ import pytest
 import requests
 from ray import serve
 from serve_run import LIMIT, PATIENCE, REJECTED, RENDERED, SIBLINGS, TOKENS, Served
+from support import children
 
 from flashvideo_ray.graph import remaining
 from flashvideo_ray.graph.stage_base import row_schema
@@ -677,17 +678,9 @@ def _kill(deployment: str) -> None:
 
 
 def _replicas(deployment: str) -> list[psutil.Process]:
-    name = f"ServeReplica:{app.NAME}:{deployment}"
-    found = [each for each in psutil.Process().children(recursive=True) if name in _title(each)]
+    found = children(f"ServeReplica:{app.NAME}:{deployment}")
     assert found, f"no replica of {deployment}"
     return found
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:  # it has just ended
-        return ""
 
 
 def _is_free(store: Store) -> bool:
