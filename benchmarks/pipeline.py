@@ -189,7 +189,8 @@ def figures_of(log: Sequence[dict[str, Any]], workload: Workload, begun: float) 
     """From the calls as they were written down."""
     calls = {stage: [line for line in log if line["stage"] == stage] for stage in (*PAPER, "stored")}
     done = {(line["prompt"], line["seed"]) for line in calls["preview"]}
-    assert len(done) == len(calls["preview"]) == workload.candidates, "a preview is missing, or was made twice"
+    asked = len(workload.prompts()) * workload.of_a_prompt
+    assert len(done) == len(calls["preview"]) == asked, "a preview is missing, or was made twice"
     kept = {(line["prompt"], line["seed"]) for line in calls["refine"]}
     assert len(kept) == len(calls["refine"]) == len(calls["stored"]), "a clip is missing, or was made twice"
     assert kept == {(line["prompt"], line["seed"]) for line in calls["stored"]}, "another clip is stored"
@@ -199,10 +200,10 @@ def figures_of(log: Sequence[dict[str, Any]], workload: Workload, begun: float) 
     [clip, of_clip] = min((line["at"], (line["prompt"], line["seed"])) for line in calls["stored"])
     own = [line["drawn"] for stage in PAPER for line in calls[stage] if (line["prompt"], line["seed"]) == of_clip]
     cards = {"preview": workload.previews, "refine": workload.refiners}
-    busy = {}
+    busy, spans = {}, {}
     for stage, count in cards.items():
-        span = max(line["at"] for line in calls[stage]) - min(line["begun"] for line in calls[stage])
-        busy[stage] = sum(line["drawn"] for line in calls[stage]) / count / span
+        spans[stage] = max(line["at"] for line in calls[stage]) - min(line["begun"] for line in calls[stage])
+        busy[stage] = sum(line["drawn"] for line in calls[stage]) / count / spans[stage]
     if workload.shared:
         busy = dict.fromkeys(busy, sum(line["drawn"] for stage in PAPER for line in calls[stage])
                              / workload.shared / (last - first))  # fmt: skip
@@ -215,6 +216,7 @@ def figures_of(log: Sequence[dict[str, Any]], workload: Workload, begun: float) 
         "over_bound_from_start": (last - begun) / bound,
         "preview_busy": busy["preview"],
         "refine_busy": busy["refine"],
+        "refine_span_s": spans["refine"],
         "first_s": first - begun,
         "last_s": last - begun,
         "first_clip_s": clip - begun,
@@ -258,6 +260,7 @@ def main() -> None:
     parser.add_argument("--cards", default="16+8", help="of stage 1 and of stage 2, or one number for either (ours)")
     parser.add_argument("--pilot", type=int, default=0, help="candidates of an earlier job on the same run (ours)")
     parser.add_argument("--keep", type=float, default=0.25)
+    parser.add_argument("--alone", action="store_true", help="only the prompts whose previews are kept")
     parser.add_argument("--scale", type=float, default=0.1, help="of the paper's seconds")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--json", type=Path)
@@ -288,7 +291,7 @@ def main() -> None:
     if "shared" in split and options.systems != ["ours"]:
         parser.error(f"--cards {options.cards}: the other systems need a split, such as 16+8")
     workload = Workload(options.candidates, options.of_a_prompt, keep=options.keep, scale=options.scale,
-                        pilot=options.pilot, **split)  # fmt: skip
+                        pilot=options.pilot, alone=options.alone, **split)  # fmt: skip
     results = []
     # The raylets' workers have the environment in which the raylets were started.
     os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], os.environ.get("PYTHONPATH", "")])
@@ -302,7 +305,8 @@ def main() -> None:
                 for name in systems:
                     python = pythons.get(name, sys.executable)
                     found = measure(name, python, workload, s3.bucket, folder / f"{name}-{number}")
-                    results.append({**found, "cards": options.cards, "candidates": options.candidates})
+                    candidates = len(workload.prompts()) * workload.of_a_prompt
+                    results.append({**found, "cards": options.cards, "candidates": candidates})
                     console.print(*found["sizes"], table_of(results[-1:]), sep="\n", highlight=False)
                     if options.json:
                         options.json.write_text(json.dumps(results, indent=2))

@@ -153,7 +153,7 @@ def run(workload: Workload, folder: Path, url: str) -> None:
         for file in (folder / "calls").iterdir():
             file.unlink()
     result = _render(workload.prompts(), folder / "prompts.parquet", url, settings)
-    assert sum(result.total.values()) == workload.candidates + workload.pilot, result
+    assert sum(result.total.values()) == len(workload.prompts()) * workload.of_a_prompt + workload.pilot, result
 
 
 def _render(prompts: list[str], file: Path, url: str, settings: Settings) -> flashvideo_ray.RunResult:

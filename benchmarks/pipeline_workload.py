@@ -38,6 +38,7 @@ class Workload:
     shared: int = 0  # cards for either stage instead, as a system may divide them
     pilot: int = 0  # further candidates, of an earlier job that is not part of the measurement
     keep: float = 0.25
+    alone: bool = False  # whether the prompts are only those whose previews will be kept
     scale: float = 0.1
     spread: float = 0.2  # sigma of a log-normal distribution
     stragglers: float = 0.01
@@ -47,7 +48,8 @@ class Workload:
 
     def prompts(self) -> list[str]:
         """One for each candidate, or for so many of them."""
-        return [f"clip {number:06d}" for number in range(self.candidates // self.of_a_prompt)]
+        found = [f"clip {number:06d}" for number in range(self.candidates // self.of_a_prompt)]
+        return [prompt for prompt in found if not self.alone or self.lot(prompt) >= self.limit]
 
     def pilots(self) -> list[str]:
         """The prompts of the earlier job."""

@@ -1,11 +1,13 @@
 """What one job's parts can do a second, and what a candidate costs them: for docs/performance.md's plan of a large run.
 
     python benchmarks/scale.py [--only tracker] [--clips 4] [--json FILE]
+    python benchmarks/scale.py --only rows [--rows 100000]
 
 - calls of stages that the tracker's actor answers a second, from eight callers, and its CPU time for each;
 - requests to the store of a candidate of the nano model that is rendered, and of one that is rejected, by kind, of a
   whole run in one process (so the driver's claim, ledger and report are in it: the difference of two runs is told);
-- parts that a ledger of so many rows has, written one at a time, and what was written and deleted for it.
+- parts that a ledger of so many rows has, written one at a time, and what was written and deleted for it;
+- rows a second of a job whose models do nothing, at its begin, at its end and in all, and its driver's memory.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,9 @@ import pyarrow.parquet as pq
 import ray
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "tests")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
+
+from scale_rows import rows  # noqa: E402
 
 import flashvideo_ray  # noqa: E402
 from flashvideo_ray import Settings  # noqa: E402
@@ -152,11 +157,18 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=4)
-    parser.add_argument("--only", choices=("tracker", "parts", "requests"), action="append")
+    parser.add_argument("--rows", type=int, default=3000)
+    parser.add_argument("--only", choices=("tracker", "parts", "requests", "rows"), action="append")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     result = {}
-    for name, measure in {"tracker": tracker, "parts": parts, "requests": lambda: requests(options.clips)}.items():
+    measures: dict[str, Callable[[], Any]] = {
+        "tracker": tracker,
+        "parts": parts,
+        "requests": lambda: requests(options.clips),
+        "rows": lambda: rows(options.rows),
+    }
+    for name, measure in measures.items():
         if name in (options.only or [name]):
             result[name] = measure()
             print(name, json.dumps(result[name], indent=2), flush=True)
