@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 import ray.cloudpickle
 
 from flashvideo_ray import Settings, identity
-from flashvideo_ray.graph import checks, cluster, finish, pipeline
+from flashvideo_ray.graph import checks, datasets, finish, pipeline
 from flashvideo_ray.graph.bundles import bundled
 from flashvideo_ray.graph.recipe import about, recipe_of
 from flashvideo_ray.graph.standing import Standing
@@ -194,8 +194,8 @@ def _render(output: str, prompts_: Path, to_the_end: bool = False) -> int:
     def graph(rows: pa.Table, store: Store, settings: Settings, *rest: Any) -> Any:
         nonlocal handed_over
         handed_over = rows.num_rows
-        dataset = cluster.dataset_of(bundled(rows, "prompt"))
-        dataset = dataset.map_batches(Nothing, **cluster.map_options(settings.pools.text))
+        dataset = datasets.dataset_of(bundled(rows, "prompt"))
+        dataset = dataset.map_batches(Nothing, **datasets.map_options(settings.pools.text))
         if to_the_end:
             return dataset.limit(0)
         next(iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow")))

@@ -131,7 +131,7 @@ def rows(count: int, first: int = 3000) -> dict[str, float]:
             "refine": {"model": Nothing.name, "height": SIDE, "width": SIDE},
             "score": {"scorers": ["scale_rows.Zero"]},
             "select": {"require": ["zero > 0"]},
-            "pools": {stage: pool for stage in ("text", "preview", "score", "refine")},
+            "pools": dict.fromkeys(("text", "preview", "score", "refine"), pool),
             "progress_seconds": 60,
         }
     )

@@ -13,7 +13,7 @@ import ray.data
 from flashvideo_ray import identity, prompts
 from flashvideo_ray.graph import (
     checks,
-    cluster,
+    datasets,
     ending,
     fetching,
     finish,
@@ -237,12 +237,12 @@ def build_graph(
 
     # A block is the unit of streaming: with one row in each, the first clip is done while previews are being made.
     # At first a row holds all candidates with the same text, which is encoded once, for the stages that are to come.
-    ds = cluster.dataset_of(bundled(rows, "prompt"))
+    ds = datasets.dataset_of(bundled(rows, "prompt"))
     readers = [stage for stage in needed if stage in ("preview", "refine")]
     ds = ds.map_batches(
         stages.EncodeTexts,
         fn_constructor_kwargs={**text, "readers": readers},
-        **cluster.map_options(pools.text, same_rows=False, cards=cards.next_of("text")),
+        **datasets.map_options(pools.text, same_rows=False, cards=cards.next_of("text")),
     )
 
     # Rows that already have a preview pass through these, if others need them.
@@ -250,23 +250,23 @@ def build_graph(
         ds = ds.map_batches(
             fetching.stage_1(settings),
             fn_constructor_kwargs={**text, "store": store},
-            **cluster.map_options(pools.preview, calls=cluster.PUBLISHING_CALLS, cards=cards.next_of("preview")),
+            **datasets.map_options(pools.preview, calls=datasets.PUBLISHING_CALLS, cards=cards.next_of("preview")),
         )
     # Candidates of one prompt leave the last of the scoring stages together, when all of them are judged.
     for name in (stage for stage in settings.score.stages if stage in needed):
         ds = ds.map_batches(
             scoring.Rate if name == "rate" else scoring.Score,
             fn_constructor_kwargs=publishing,
-            **cluster.map_options(
+            **datasets.map_options(
                 getattr(pools, name), same_rows=name != settings.score.stages[-1], cards=cards.next_of(name)
             ),
         )
     if "refine" not in needed:
-        return ds.drop_columns(list(PAYLOAD), **cluster.GLUE)
+        return ds.drop_columns(list(PAYLOAD), **datasets.GLUE)
 
     # Only survivors cost anything here. 1080p frames stay in the actor: what leaves it is an MP4, for the store.
     return ds.map_batches(
         stages.Refine,
         fn_constructor_kwargs=publishing,
-        **cluster.map_options(pools.refine, calls=cluster.PUBLISHING_CALLS, cards=cards.next_of("refine")),
+        **datasets.map_options(pools.refine, calls=datasets.PUBLISHING_CALLS, cards=cards.next_of("refine")),
     )

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from flashvideo_ray import scorers
 from flashvideo_ray.errors import InputError, message_of
-from flashvideo_ray.graph import checks, cluster
+from flashvideo_ray.graph import checks, cluster, datasets
 from flashvideo_ray.graph.logs import say
 from flashvideo_ray.ledger import held_store, jobs, run_file, tables
 from flashvideo_ray.ledger.patience import PatientStore
@@ -130,12 +130,12 @@ def _scored(
     table = rows.select(["clip_id", "prompt", "preview"]).combine_chunks()
     for pool in dict.fromkeys(spec.pool for spec in specs):
         own = [spec for spec in specs if spec.pool == pool]
-        with cluster.data_context():
+        with datasets.data_context():
             pieces = (table.slice(start, _AT_ONCE) for start in range(0, table.num_rows, _AT_ONCE))
-            ds = cluster.dataset_of(pieces).map_batches(
+            ds = datasets.dataset_of(pieces).map_batches(
                 Rescore,
                 fn_constructor_kwargs={"specs": own, "store": patient, "fps": fps},
-                **cluster.map_options(getattr(settings.pools, pool)),
+                **datasets.map_options(getattr(settings.pools, pool)),
             )
             for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
                 for row in pa.table(batch).to_pylist():

@@ -17,7 +17,7 @@ import ray.data
 from ray.exceptions import ActorDiedError, RayError
 
 from flashvideo_ray.errors import JobError, in_a_line
-from flashvideo_ray.graph import cluster
+from flashvideo_ray.graph import cluster, datasets
 from flashvideo_ray.graph.balancing import Balance
 from flashvideo_ray.graph.gauges import Gauges
 from flashvideo_ray.graph.health import Fault, Health
@@ -181,7 +181,7 @@ class Rounds:
         heartbeat = Heartbeat(self.claim, tracker, clips, progress, self.ended, self.record, placement, tell)
         enough, last_patience, self._broke_off = None, LAST_SECONDS, False
         try:
-            with cluster.data_context(), progress, heartbeat, cards:
+            with datasets.data_context(), progress, heartbeat, cards:
                 if self._balance.told is not None:
                     progress.say(self._balance.told)
                 dataset = self.graph(work.rows, patient, settings, self.recipe, events, stages, cards)

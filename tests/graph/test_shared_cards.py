@@ -9,7 +9,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from flashvideo_ray.graph import cluster
+from flashvideo_ray.graph import cluster, datasets
 from flashvideo_ray.graph.shared_cards import SharedCards, units
 from flashvideo_ray.settings import Pools, Settings, SettingsError, Stage
 
@@ -98,7 +98,7 @@ def test_each_card_of_a_cluster_has_one_actor_of_each_pool(two_nodes: Cluster) -
         for stage in reversed(BOTH):  # whichever comes first
             place = cards.next_of(stage)
             assert place is not None
-            options = cluster.map_options(getattr(shared, stage), cards=place)
+            options = datasets.map_options(getattr(shared, stage), cards=place)
             asked = {name: options[name] for name in ("num_cpus", "num_gpus")}
             actors = [ray.remote(Actor).options(**asked, **options["ray_remote_args_fn"]()).remote() for _ in range(4)]
             found[stage] = (actors, ray.get([actor.card.remote() for actor in actors]))

@@ -1,0 +1,89 @@
+"""Ray Data, as a job uses it: rows of megabytes, one in a block, through actor pools."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+
+from flashvideo_ray.graph import cluster
+from flashvideo_ray.settings import Pool
+
+# One call computes while the one before it is being encoded and uploaded.
+PUBLISHING_CALLS = 2
+# Ray Data's own tasks between the pools move rows and compute nothing. They ask for no CPU, as the pools may hold them
+# all, and few of them run at once.
+GLUE: dict[str, Any] = {"num_cpus": 0, "compute": TaskPoolStrategy(2)}
+
+
+@contextmanager
+def data_context() -> Iterator[None]:
+    """Within it Ray Data is for long rows: one in a block, in no order, waiting as long as it takes, and silent.
+
+    Other datasets of this process, made before or after, are as they were.
+    """
+    context = DataContext.get_current().copy()
+    context.execution_options.preserve_order = False
+    # In bytes: every row is a block. `repartition` would do it in a task that asks for a whole CPU.
+    context.target_max_block_size = 1
+    context.execution_no_progress_timeout_s = 24 * 3600  # waiting for a spot card can take hours
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.issue_detectors_config.detectors = []  # hints about memory and long calls: both are meant
+    # It warns of pools that are larger than a small run needs.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")
+    # Nothing else of this release gives each actor of a pool a place of its own.
+    warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it says that its bars are off
+    # It takes a pool that asks for cores and a card for an experiment.
+    logging.getLogger("ray.data._internal.execution.operators.map_operator").addFilter(_is_news)
+    with DataContext.current(context):
+        yield
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Specifying both num_cpus and num_gpus for map tasks is experimental")
+
+
+def dataset_of(pieces: Iterable[pa.Table]) -> ray.data.Dataset:
+    """A dataset of some rows at a time, with every row in a block of its own. Call it within `data_context`."""
+    handed_over: list[Any] = [ray.put(piece) for piece in pieces]  # one by one: no list of all pieces beside the rows
+    return ray.data.from_arrow_refs(handed_over).map_batches(
+        _unchanged, batch_size=None, batch_format="pyarrow", **GLUE
+    )
+
+
+def _unchanged(batch: pa.Table) -> pa.Table:
+    return batch  # what comes out of a task is cut into blocks
+
+
+def map_options(
+    pool: Pool, calls: int = 1, *, same_rows: bool = True, cards: Callable[[], dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """A pool as arguments of `Dataset.map_batches`. `calls` may run in one actor at the same time.
+
+    `same_rows`: a call returns as many rows as it gets. `cards` gives each actor its place where the pool shares cards.
+    """
+    options: dict[str, Any] = {
+        "batch_size": pool.batch_size,
+        "batch_format": "pyarrow",
+        "compute": ActorPoolStrategy(
+            size=pool.actors,
+            max_tasks_in_flight_per_actor=max(pool.in_flight, calls),
+            max_concurrent_calls_per_actor=calls,
+            enable_true_multi_threading=calls > 1,
+        ),
+        "udf_modifying_row_count": not same_rows,
+    }
+    if cards is None:
+        return options | cluster.placement(pool)
+    placed = pool.model_copy(update={"labels": {}, "fallback": (), "accelerator_type": None})
+    return options | cluster.placement(placed) | {"ray_remote_args_fn": cards}

@@ -1,0 +1,35 @@
+"""Ray Data for the rows of a job."""
+
+from __future__ import annotations
+
+import pytest
+from ray.data import DataContext
+from ray.data._internal.execution.operators import map_operator
+
+from flashvideo_ray.graph import cluster, datasets
+from flashvideo_ray.settings import Pool
+
+
+def test_other_datasets_of_the_process_are_as_if_no_job_had_been() -> None:
+    """A notebook that renders goes on to use Ray Data for its own tables."""
+    before = DataContext.get_current()
+    told = before.copy()
+    with datasets.data_context():
+        assert DataContext.get_current().target_max_block_size == 1
+    assert DataContext.get_current() is before
+    for name in ("target_max_block_size", "enable_progress_bars", "execution_no_progress_timeout_s"):
+        assert getattr(before, name) == getattr(told, name)
+    assert before.execution_options == told.execution_options
+    assert len(before.issue_detectors_config.detectors) == len(told.issue_detectors_config.detectors) > 0
+
+
+def test_a_pool_that_asks_for_cores_and_a_card_is_warned_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """All of ours with cards do. What else Ray Data warns of is told."""
+    logger = map_operator.logger
+    logger.addHandler(caplog.handler)
+    with datasets.data_context():
+        map_operator._canonicalize_ray_remote_args(cluster.placement(Pool(num_cpus=1, num_gpus=0.5)))
+        told = len(caplog.records)
+        logger.warning("a disk is full")
+    logger.removeHandler(caplog.handler)
+    assert (told, len(caplog.records) > told) == (0, True)
