@@ -35,7 +35,7 @@ class Ending:
     def __init__(self, output: str, settings: Settings, shard: Shard | None = None):
         self.store, self.settings, self.shard = Store(output), settings, shard
         self.result: Any = None
-        self.notifier = Notifier(settings.notify, self.store.url)
+        self.notifier = Notifier(settings.notify, self.store.url, None if shard is None else str(shard))
         self._started = time.monotonic()
         self._left = False
 
@@ -92,7 +92,7 @@ class Ending:
         url = self.store.url
         files = {"report": "report.html", "summary": "summary.json", "exit": file_of(self.shard)}
         facts["links"] = {name: f"{url}/{file}" for name, file in files.items()}
-        how = f"{'' if self.shard is None else f'shard {self.shard} '}ended with exit status {facts['exit_status']}"
+        how = f"ended with exit status {facts['exit_status']}"
         bill = ""
         if not isinstance(error, InputError):
             with suppress(Exception):

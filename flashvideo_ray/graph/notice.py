@@ -32,8 +32,14 @@ log = logging.getLogger("flashvideo_ray")
 class Notifier:
     """Tells, or does nothing where the settings name nobody. Nothing here raises."""
 
-    def __init__(self, settings: NotifySettings | None, output: str, pauses: Sequence[float] = _PAUSES):
-        self.output = output
+    def __init__(
+        self,
+        settings: NotifySettings | None,
+        output: str,
+        shard: str | None = None,
+        pauses: Sequence[float] = _PAUSES,
+    ):
+        self.output, self.shard = output, shard
         self._settings, self._pauses = settings, pauses
         self._threads: list[threading.Thread] = []
 
@@ -41,8 +47,9 @@ class Notifier:
         """Begin to tell. `text` is one line for people, under the names that chat tools read."""
         if self._settings is None:
             return
-        line = f"{self.output}: {text}"
-        message = {"event": event, "text": line, "content": line, "output": self.output, **(facts or {})}
+        line = f"{self.output}{'' if self.shard is None else f', shard {self.shard}'}: {text}"
+        message = {"event": event, "text": line, "content": line, "output": self.output, "shard": self.shard}
+        message |= facts or {}
         body = json.dumps(message, default=str).encode()
         thread = threading.Thread(target=self._send, args=[event, body], daemon=True)
         thread.start()

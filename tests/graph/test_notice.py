@@ -124,6 +124,14 @@ def test_a_server_that_is_busy_is_asked_again_and_one_that_is_dead_is_given_up(h
     assert time.monotonic() - begun < 15
 
 
+def test_each_notice_of_a_job_on_a_share_of_the_prompts_names_the_share(hook: Any) -> None:
+    notifier = Notifier(NotifySettings(url=hook.url), "s3://b/run", shard="3/8")
+    notifier.tell("stall", "stands still")
+    notifier.close()
+    [message] = hook.messages
+    assert (message["text"], message["shard"]) == ("s3://b/run, shard 3/8: stands still", "3/8")
+
+
 def test_a_command_gets_the_notice_on_its_standard_input(tmp_path: Path) -> None:
     notifier = Notifier(NotifySettings(command=f"cat > {tmp_path / 'told'}"), "run")
     notifier.tell("end", "ended")
