@@ -16,7 +16,7 @@ Columns: seconds from the first call to the last clip in the store over the boun
 overhead, each on the first card that is free; the first from the start of the command; how much of that time each
 pool's cards were at work; seconds to the first call; from there to the first clip, less its own two calls; the driver's
 peak memory (without what it shares, of which the object store is a part) and the object store's; how much of this
-machine's cores were at work meanwhile, and in how many of the seconds all of them.
+machine's cores were at work meanwhile, and in how many of the seconds all of them; calls that were made once more.
 """
 
 from __future__ import annotations
@@ -190,10 +190,9 @@ def figures_of(log: Sequence[dict[str, Any]], workload: Workload, begun: float) 
     calls = {stage: [line for line in log if line["stage"] == stage] for stage in (*PAPER, "stored")}
     done = {(line["prompt"], line["seed"]) for line in calls["preview"]}
     asked = len(workload.prompts()) * workload.of_a_prompt
-    assert len(done) == len(calls["preview"]) == asked, "a preview is missing, or was made twice"
+    assert len(done) == asked, f"{asked - len(done)} previews are missing"
     kept = {(line["prompt"], line["seed"]) for line in calls["refine"]}
-    assert len(kept) == len(calls["refine"]) == len(calls["stored"]), "a clip is missing, or was made twice"
-    assert kept == {(line["prompt"], line["seed"]) for line in calls["stored"]}, "another clip is stored"
+    assert kept == {(line["prompt"], line["seed"]) for line in calls["stored"]}, "a clip is missing, or another one"
     first = min(line["begun"] for line in calls["preview"])
     last = max(line["at"] for line in calls["stored"])
     bound = workload.bound(log)
@@ -209,6 +208,7 @@ def figures_of(log: Sequence[dict[str, Any]], workload: Workload, begun: float) 
                              / workload.shared / (last - first))  # fmt: skip
     return {
         "clips": len(kept),
+        "again": len(calls["preview"]) + len(calls["refine"]) - len(done) - len(kept),
         "bound_s": bound,
         "work_s": last - first,
         "over_bound": (last - first) / bound,
@@ -230,7 +230,7 @@ def table_of(results: Sequence[dict[str, Any]]) -> Table:
     table = Table()
     for name in ("system", "cards", "candidates", "bound, s", "work / bound", "greedy / bound", "from start / bound",
                  "stage 1 at work", "stage 2 at work", "start, s", "first clip over its calls, s", "driver, MB",
-                 "store, MB", "machine"):  # fmt: skip
+                 "store, MB", "machine", "again"):  # fmt: skip
         table.add_column(name, justify="left" if name == "system" else "right")
     for row in results:
         table.add_row(
@@ -248,6 +248,7 @@ def table_of(results: Sequence[dict[str, Any]]) -> Table:
             f"{row['driver_mb']:.0f} ({row['driver_private_mb']:.0f})",
             f"{row['store_mb']:.0f}",
             f"{row['load']:.0%} ({row['at_full_load']:.0%})",
+            str(row["again"]),
         )
     return table
 
