@@ -10,7 +10,8 @@ the same calls can be under, so that they hold for other cards; the machine's lo
 be the limit.
 
 `--cards 24` are cards that both stages may use: ours divides them itself (`size: auto`), and the bound is that of the
-best fixed split. With `--pilot` an earlier job on the same run has measured some candidates, which are not counted.
+best fixed split; what fixed splits would take without any overhead is told. With `--pilot` an earlier job on the same
+run has measured some candidates, which are not counted.
 
 Columns: seconds from the first call to the last clip in the store over the bound; those of the same calls without any
 overhead, each on the first card that is free; the first from the start of the command; how much of that time each
@@ -30,7 +31,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,7 +196,7 @@ def figures_of(log: Sequence[dict[str, Any]], workload: Workload, begun: float) 
     assert kept == {(line["prompt"], line["seed"]) for line in calls["stored"]}, "a clip is missing, or another one"
     first = min(line["begun"] for line in calls["preview"])
     last = max(line["at"] for line in calls["stored"])
-    bound = workload.bound(log)
+    bound, greedy = workload.bound(log), workload.greedy(log)
     [clip, of_clip] = min((line["at"], (line["prompt"], line["seed"])) for line in calls["stored"])
     own = [line["drawn"] for stage in PAPER for line in calls[stage] if (line["prompt"], line["seed"]) == of_clip]
     cards = {"preview": workload.previews, "refine": workload.refiners}
@@ -212,7 +213,8 @@ def figures_of(log: Sequence[dict[str, Any]], workload: Workload, begun: float) 
         "bound_s": bound,
         "work_s": last - first,
         "over_bound": (last - first) / bound,
-        "greedy_over_bound": workload.greedy(log) / bound,
+        "greedy_over_bound": min(greedy.values()) / bound,
+        "greedy_by_split": {f"{split[0]}+{split[1]}": seconds / bound for split, seconds in greedy.items()},
         "over_bound_from_start": (last - begun) / bound,
         "preview_busy": busy["preview"],
         "refine_busy": busy["refine"],
@@ -224,6 +226,12 @@ def figures_of(log: Sequence[dict[str, Any]], workload: Workload, begun: float) 
         "last_preview_s": max(line["at"] for line in calls["preview"]) - first,
         "first_clip_before_last_preview": clip < max(line["at"] for line in calls["preview"]),
     }
+
+
+def _by_split(found: Mapping[str, Any]) -> str:
+    """The best fixed splits, as a system without any overhead would do on them."""
+    best = sorted(found["greedy_by_split"].items(), key=lambda split: split[1])[:4]
+    return "greedy / bound of fixed splits: " + ", ".join(f"{split} {over:.3f}" for split, over in best)
 
 
 def table_of(results: Sequence[dict[str, Any]]) -> Table:
@@ -308,7 +316,8 @@ def main() -> None:
                     found = measure(name, python, workload, s3.bucket, folder / f"{name}-{number}")
                     candidates = len(workload.prompts()) * workload.of_a_prompt
                     results.append({**found, "cards": options.cards, "candidates": candidates})
-                    console.print(*found["sizes"], table_of(results[-1:]), sep="\n", highlight=False)
+                    said = [*found["sizes"], *([] if not workload.shared else [_by_split(found)])]
+                    console.print(*said, table_of(results[-1:]), sep="\n", highlight=False)
                     if options.json:
                         options.json.write_text(json.dumps(results, indent=2))
     console.print(table_of(results))

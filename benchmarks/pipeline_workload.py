@@ -95,11 +95,11 @@ class Workload:
             for previews, refiners in self._splits
         )
 
-    def greedy(self, calls: Sequence[dict[str, Any]]) -> float:
-        """Seconds that the same calls take without any overhead, each on the first card that is free.
+    def greedy(self, calls: Sequence[dict[str, Any]]) -> dict[tuple[int, int], float]:
+        """Seconds that the same calls take without any overhead, each on the first card that is free, by split.
 
         Previews in order of the prompts; survivors in the order in which they are found, once all candidates of their
-        prompt have a preview. Of cards for either stage: at the best fixed split.
+        prompt have a preview. Of cards for either stage there are as many splits as cards but one.
         """
         first, second = (_drawn(calls, stage) for stage in PAPER)
 
@@ -111,7 +111,7 @@ class Workload:
             found = sorted((judged[prompt], second[prompt, seed]) for prompt, seed in second)
             return max(*made, *_ends(found, refiners))
 
-        return min(seconds(*split) for split in self._splits)
+        return {split: seconds(*split) for split in self._splits}
 
     @property
     def _splits(self) -> list[tuple[int, int]]:
