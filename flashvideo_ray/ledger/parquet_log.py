@@ -276,6 +276,8 @@ def _read(
     except FileNotFoundError:
         return None
     except Exception as error:  # Arrow has no class of its own for a damaged file
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            raise  # this machine's trouble, or its share's: the part may well be whole
         return DamagedPartError(
             f"{store.url}: {name} cannot be read ({type(error).__name__}: {error}); "
             f"`flashvideo-ray verify {store.url} --repair` sets it aside and mends what it can"

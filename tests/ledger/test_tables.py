@@ -1,6 +1,7 @@
 """The run directory: one recipe, parts that are only added, the newest row of each candidate."""
 
 import datetime as dt
+import errno
 import multiprocessing
 import os
 import signal
@@ -217,6 +218,26 @@ def test_a_damaged_part_is_named_and_nothing_is_built_on_it(tmp_path: Path, dama
     told = []
     assert tables.read(store, "clips", damaged=lambda key, error: told.append(key))["clip_id"].to_pylist() == ["b"]
     assert told == [first]
+
+
+@pytest.mark.parametrize("trouble", [OSError(errno.EIO, "Input/output error"), pa.ArrowMemoryError("malloc failed")])
+def test_a_part_that_this_machine_fails_to_read_is_not_taken_for_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    """`verify --repair` would set it aside."""
+    store = Store(str(tmp_path))
+    add_parts(store, ["a"])
+
+    def fails(source: object) -> None:
+        raise trouble
+
+    told: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "ParquetFile", fails)
+        with pytest.raises(type(trouble)):
+            tables.read(store, "clips", damaged=lambda key, error: told.append(key))
+    assert told == []
+    assert tables.read(store, "clips")["clip_id"].to_pylist() == ["a"]
 
 
 READER = """
