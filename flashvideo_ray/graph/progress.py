@@ -138,8 +138,8 @@ def expected(
         state = states.get(stage, StageState())
         total = totals.get(stage, 0)
         if stage == "refine":
-            out = sum(counts.get(name, 0) for name in ("rejected", "failed", "skipped")) - state.failed
-            total = min(total, totals["text"] - out - _to_reject(totals, states, failed))
+            gets = totals["text"] - failed - counts.get("skipped", 0) - _rejected(totals, states, failed)
+            total = min(total, gets)
         else:
             total -= failed
         if stage == "rate" and over and state.done and not state.open:
@@ -150,13 +150,15 @@ def expected(
     return found
 
 
-def _to_reject(totals: Mapping[Stage, int], states: Mapping[Stage, StageState], failed: int) -> int:
-    """How many of the previews that are still to be judged will be rejected; 0 while nothing tells."""
+def _rejected(totals: Mapping[Stage, int], states: Mapping[Stage, StageState], failed: int) -> int:
+    """How many previews stage 2 does not get, those counted that are to be judged yet.
+
+    By what was judged, not by what has come out of the graph: there the rejected may stand behind the survivors.
+    """
     preview = states.get("preview", StageState())
-    if not preview.judged:
-        return 0
+    share = (preview.kept + 1) / (preview.judged + 1)  # so that the first few do not decide
     unjudged = max(0, totals.get("preview", 0) - failed - preview.judged)
-    return round(unjudged * (1 - preview.kept / preview.judged))
+    return preview.judged - preview.kept + round(unjudged * (1 - share))
 
 
 def _rate(per_second: float) -> str:

@@ -15,7 +15,7 @@ def test_what_failed_or_was_rejected_before_a_stage_is_not_left_for_it() -> None
     """Two failed as text and three as previews; `rate` saw only what the scores let through; one refine failed."""
     states: dict[Stage, StageState] = {
         "text": StageState(done=300, failed=2),
-        "preview": StageState(done=298, failed=3),
+        "preview": StageState(done=298, failed=3, judged=295, kept=100),
         "score": StageState(done=295),
         "rate": StageState(done=120),
         "refine": StageState(done=40, failed=1, open=2),
@@ -32,7 +32,7 @@ def test_while_a_stage_still_gives_the_next_one_has_as_many_left() -> None:
     assert expected(TOTALS, {}, {}) == TOTALS
 
 
-@pytest.mark.parametrize(("most", "expects"), [(300, 75), (60, 60)])
+@pytest.mark.parametrize(("most", "expects"), [(300, 76), (60, 60)])
 def test_what_is_not_judged_yet_is_expected_to_fare_as_what_was(most: int, expects: int) -> None:
     """One in four goes on, of 120 that were judged; with `keep` there is a most."""
     states: dict[Stage, StageState] = {
@@ -43,6 +43,21 @@ def test_what_is_not_judged_yet_is_expected_to_fare_as_what_was(most: int, expec
     }
     totals: dict[Stage, int] = {**TOTALS, "refine": most}
     assert expected(totals, states, {"rejected": 90, "rendered": 10})["refine"] == expects
+
+
+def test_that_the_first_previews_are_all_rejected_does_not_end_stage_2() -> None:
+    states: dict[Stage, StageState] = {"preview": StageState(done=6, judged=5), "score": StageState(done=5)}
+    assert expected(TOTALS, states, {"rejected": 5})["refine"] == 49  # a sixth of those to come
+
+
+def test_survivors_are_counted_by_what_was_judged_not_by_what_has_come_out() -> None:
+    """The rejected stand behind them in the graph; one that is audited is refined, and rejected all the same."""
+    states: dict[Stage, StageState] = {
+        "preview": StageState(done=300, judged=300, kept=80),
+        "refine": StageState(done=50),
+    }
+    for out in ({"rejected": 0}, {"rejected": 130}, {"rejected": 220 + 10}):
+        assert expected(TOTALS, states, out)["refine"] == 80
 
 
 HALF = StageState(actors=1, done=60, first_begin=0.0, last_end=600.0)  # six a minute
