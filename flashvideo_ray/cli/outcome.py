@@ -77,7 +77,7 @@ def guarded(work: Callable[[], Any]) -> Any:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
-    except ClaimLostError as error:
+    except (ClaimLostError, JobError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
 

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from flashvideo_ray.errors import InputError
+from flashvideo_ray.errors import InputError, JobError, in_a_line
 from flashvideo_ray.ledger.store import Store
 
 KEY = "clip_id"
@@ -39,6 +39,10 @@ log = logging.getLogger("flashvideo_ray")
 
 class DamagedPartError(InputError):
     """A part of the ledger is no Parquet file, or a damaged one. The message names it and what mends it."""
+
+
+class UnreadablePartError(JobError):
+    """This machine, or its share, fails to read a part of the ledger, which may well be whole. The message names it."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,8 @@ def read_all(
 
     A listing is no snapshot: while parts are being merged it may name old ones that are gone by the time they are read,
     or miss both those and the new one. So it is repeated until one tells nothing new and nothing was gone before it.
-    Rows of a part that is gone are in a newer one. A part that cannot be read raises DamagedPartError, or is left out
-    and told to `damaged`.
+    Rows of a part that is gone are in a newer one. A part that is damaged raises DamagedPartError, or is left out and
+    told to `damaged`. Raises UnreadablePartError.
     """
     found: dict[str, pa.Table | None] = {}
     gone = False
@@ -265,6 +269,8 @@ def _read(
             return _parse(store, file, key, columns, only, made)
         except FileNotFoundError:
             return None
+        except MemoryError as error:
+            raise _unreadable(store, name, error) from error
         except Exception as error:  # damaged, or the store went away: reading it whole is patient, and tells which
             log.warning("%s/%s: %s: %s; reading it whole", store.url, name, type(error).__name__, error)
     try:
@@ -277,11 +283,18 @@ def _read(
         return None
     except Exception as error:  # Arrow has no class of its own for a damaged file
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
-            raise  # this machine's trouble, or its share's: the part may well be whole
+            raise _unreadable(store, name, error) from error
         return DamagedPartError(
             f"{store.url}: {name} cannot be read ({type(error).__name__}: {error}); "
             f"`flashvideo-ray verify {store.url} --repair` sets it aside and mends what it can"
         )
+
+
+def _unreadable(store: Store, name: str, error: Exception) -> UnreadablePartError:
+    return UnreadablePartError(
+        f"{store.url}: this machine fails to read {name} ({in_a_line(error)}), which may well be whole: look after its "
+        "disk, share or memory"
+    )
 
 
 def _parse(

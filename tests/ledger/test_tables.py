@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flashvideo_ray.ledger import run_file, tables
-from flashvideo_ray.ledger.parquet_log import Compaction, DamagedPartError
+from flashvideo_ray.ledger.parquet_log import Compaction, DamagedPartError, UnreadablePartError
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.settings import LedgerSettings
@@ -234,7 +234,7 @@ def test_a_part_that_this_machine_fails_to_read_is_not_taken_for_a_damaged_one(
     told: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(pq, "ParquetFile", fails)
-        with pytest.raises(type(trouble)):
+        with pytest.raises(UnreadablePartError, match=f"this machine fails to read {store.keys('ledger')[0]}"):
             tables.read(store, "clips", damaged=lambda key, error: told.append(key))
     assert told == []
     assert tables.read(store, "clips")["clip_id"].to_pylist() == ["a"]
