@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
+import flashvideo_ray
 from flashvideo_ray.errors import InputError
+
+OWN = "flashvideo-ray"
 
 
 class NotInstalledError(InputError):
-    """A package can be imported, perhaps, and nothing says which version it is: a checkout on PYTHONPATH, say."""
-
-    mend = f"run `pip install -e .` in {Path(__file__).parents[1]}"
-
-    def __init__(self, package: str):
-        super().__init__(f"{package} is not installed here, so no clip could say what made it; {self.mend}")
-        self.package = package
+    """A package that is needed has no version here. The message says how to install it."""
 
 
 def version_of(package: str) -> str:
-    """The version of an installed package, by its name for pip. Raises NotInstalledError."""
+    """The version of an installed package, by its name for pip. Raises NotInstalledError.
+
+    This one need not be installed: `ray job submit --working-dir .` brings a checkout of it.
+    """
     try:
         return version(package)
     except PackageNotFoundError:
-        raise NotInstalledError(package) from None
+        if package == OWN:
+            return flashvideo_ray.__version__
+        raise NotInstalledError(f"{package} is not installed here: pip install {package}") from None

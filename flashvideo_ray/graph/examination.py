@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import requires
+from importlib.metadata import PackageNotFoundError, requires
 from typing import Literal
 
 from packaging.requirements import Requirement
@@ -28,7 +28,7 @@ from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.media import video
 from flashvideo_ray.media.credentials import Signer
 from flashvideo_ray.settings import Settings, Stage
-from flashvideo_ray.versions import NotInstalledError, version_of
+from flashvideo_ray.versions import OWN, NotInstalledError, version_of
 
 Level = Literal["ok", "warning", "broken", "not there yet"]
 
@@ -111,12 +111,11 @@ def together(looks: Mapping[str, Callable[[], Iterable[Finding]]], seconds: floa
 
 def _versions(asked: Asked) -> Iterator[Finding]:
     """What is installed against what this package asks for, and on a node against the driver."""
+    own = recipe.versions()
     try:
-        own = recipe.versions()
-    except NotInstalledError as error:
-        yield Finding("broken", "versions", f"{error.package} is not installed here", error.mend)
-        return
-    asked_for = [Requirement(text) for text in requires("flashvideo-ray") or ()]
+        asked_for = [Requirement(text) for text in requires(OWN) or ()]
+    except PackageNotFoundError:  # a checkout, as `--working-dir` brings it, has no list
+        asked_for = []
     wrong = False
     for one in asked_for:
         if one.marker is not None and not one.marker.evaluate({"extra": ""}):

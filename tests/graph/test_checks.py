@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from support import tiny_overrides
 from flashvideo_ray import Settings
 from flashvideo_ray.engines.weights import ModelNotFoundError
 from flashvideo_ray.errors import InputError
-from flashvideo_ray.graph import checks, examination
+from flashvideo_ray.graph import checks, examination, recipe
 from flashvideo_ray.graph.examination import Asked
 from flashvideo_ray.graph.recipe import about
 from flashvideo_ray.media import video
@@ -107,19 +108,36 @@ def test_an_encoder_that_needs_a_card_is_refused_where_there_is_none() -> None:
         checks.check(Settings.load("nano", [*nvenc, "pools.refine.num_gpus=1"]))
 
 
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Takes away what pip has written of a package, which can be imported all the same."""
+
+    def take(package: str) -> None:
+        found_by = metadata.Distribution.from_name
+
+        def find(name: str) -> Any:
+            if name == package:
+                raise metadata.PackageNotFoundError(name)
+            return found_by(name)
+
+        monkeypatch.setattr(metadata.Distribution, "from_name", find)
+
+    return take
+
+
+def test_a_checkout_needs_no_installation(without: Callable[[str], None]) -> None:
+    """`ray job submit --working-dir .` brings it to nodes that have all else."""
+    installed = metadata.version("flashvideo-ray")
+    without("flashvideo-ray")
+    checks.check(Settings.load("nano"), STAGES)
+    assert recipe.versions()["flashvideo-ray"] == installed
+    assert ("ok", "versions") in {(found.level, found.about) for found in examination.examine(Asked(Settings(), ()))}
+
+
 @pytest.mark.parametrize("stages", [STAGES, ("text", "refine")], ids=["render", "refine"])
-def test_a_checkout_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch, stages: Any) -> None:
-    """It can be imported, from PYTHONPATH, and nothing says which version made a clip."""
-
-    found_by = metadata.Distribution.from_name
-
-    def find(name: str) -> Any:
-        if name == "flashvideo-ray":
-            raise metadata.PackageNotFoundError(name)
-        return found_by(name)
-
-    monkeypatch.setattr(metadata.Distribution, "from_name", find)
-    with pytest.raises(InputError, match=r"flashvideo-ray .*pip install -e \."):
+def test_what_clips_are_made_with_has_a_version(without: Callable[[str], None], stages: Any) -> None:
+    without("diffusers")
+    with pytest.raises(InputError, match="diffusers is not installed here: pip install diffusers"):
         checks.check(Settings.load("nano"), stages)
     assert ("broken", "versions") in {
         (found.level, found.about) for found in examination.examine(Asked(Settings(), ()))
