@@ -18,6 +18,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 from torch.utils.flop_counter import FlopCounterMode
 
+from flashvideo_ray.accounting.estimates import card_gib
 from flashvideo_ray.models import FlashVideoTransformer3DModel
 from flashvideo_ray.models.costs import (
     GIB,
@@ -32,6 +33,7 @@ from flashvideo_ray.models.costs import (
     vae_cost,
 )
 
+CARDS = ("L4", "L40S", "H100")
 PREVIEW_LATENTS = (13, 32, 60)
 REFINE_LATENTS = (13, 134, 240)
 REFERENCE = {
@@ -116,12 +118,16 @@ def options() -> list[Option]:
         Option("preview, apart, offload", estimate_preview(preview, vae, **small)),
         Option("refine, the reference's options", estimate_refine(refine, vae)),
         Option(
-            "refine, apart, offload, encode 1x2, decode 2x2",
-            estimate_refine(refine, vae, encode_tiles=(1, 2), decode_tiles=(2, 2), **small),
+            "refine, apart, encode 1x2, decode 2x2",
+            estimate_refine(refine, vae, guidance_batching="apart", encode_tiles=(1, 2), decode_tiles=(2, 2)),
         ),
         Option(
-            "refine, apart, offload, encode 2x2 by 8, decode 3x4",
-            estimate_refine(refine, vae, encode_chunk_frames=8, encode_tiles=(2, 2), decode_tiles=(3, 4), **small),
+            "refine, apart, offload, encode 2x2, decode 2x2",
+            estimate_refine(refine, vae, encode_tiles=(2, 2), decode_tiles=(2, 2), **small),
+        ),
+        Option(
+            "refine, apart, offload, encode 2x2 by 8, decode 4x4",
+            estimate_refine(refine, vae, encode_chunk_frames=8, encode_tiles=(2, 2), decode_tiles=(4, 4), **small),
         ),
     ]
 
@@ -141,11 +147,11 @@ def main() -> int:
             compared = f"reference {expected:>16,.6g}  {off:+.2%}"
         print(f"{name:58} {value:>16,.6g}  {compared}", flush=True)
 
-    print(f"\n{'estimated peak memory, GiB':58}" + "".join(f"{name:>10}" for name in ("24 GB", "48 GB", "80 GB")))
+    print(f"\n{'estimated peak memory, GiB':58}" + "".join(f"{name:>10}" for name in CARDS))
     for option in options():
         phases = ", ".join(f"{phase.name} {phase.peak_bytes / GIB:.1f}" for phase in option.estimate.phases)
-        figures[f"{option.name}: peak GiB"] = option.estimate.peak_bytes / GIB
-        cards = "".join(f"{'fits' if option.estimate.fits(card) else '-':>10}" for card in (24, 48, 80))
+        figures[f"{option.name}: peak GiB"] = peak = option.estimate.peak_bytes / GIB
+        cards = "".join(f"{'fits' if peak <= (card_gib(card) or 0) else '-':>10}" for card in CARDS)
         print(f"{option.name:58}{cards}    {phases}")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")

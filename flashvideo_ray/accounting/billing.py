@@ -225,13 +225,14 @@ def held_cost(stage: Stage, seconds: float, settings: Settings) -> Cost:
 
 
 def price_of(device: str | None, prices: Mapping[str, DevicePrice]) -> DevicePrice | None:
-    """The price of a device: the longest key that is a whole word, or several, of its name. `L4` is not `L40S`."""
-    fitting = [
-        key
-        for key in prices
-        if device and re.search(rf"(?<![a-z0-9]){re.escape(key.lower())}(?![a-z0-9])", device.lower())
-    ]
+    """The price of a device: of the longest key that it is named by. `L4` is not `L40S`."""
+    fitting = [key for key in prices if device and is_named(device, key)]
     return prices[max(fitting, key=len)] if fitting else None
+
+
+def is_named(device: str, key: str) -> bool:
+    """Whether a key is a whole word, or several, of a device's name."""
+    return re.search(rf"(?<![a-z0-9]){re.escape(key.lower())}(?![a-z0-9])", device.lower()) is not None
 
 
 def _lines(
@@ -264,7 +265,7 @@ def _times(table: pa.Table, stage: Stage, device: str | None) -> dict[str | None
 def _devices(previews: pa.Table, clips: pa.Table, settings: Settings) -> dict[Stage, str | None]:
     """What each stage runs on: as the ledger says, as the pool says, or as a pool on the same nodes has it.
 
-    Pools with cards that say nothing of their nodes are on the same ones, where the ledger knows one kind of theirs.
+    A pool with cards that says nothing of its nodes is on the run's kind of card, where the ledger knows one kind.
     """
     found: dict[Stage, str | None] = {}
     anywhere = set[str]()
@@ -273,8 +274,7 @@ def _devices(previews: pa.Table, clips: pa.Table, settings: Settings) -> dict[St
         timed = table.filter(pc.is_valid(_column(table, f"{stage}_seconds")))
         names = [name for name in counts(_column(timed, "device").drop_null()) if name]
         found[stage] = names[0] if names else None
-        pool, where = getattr(settings.pools, stage), settings.pools.where(stage)
-        if pool.num_gpus and not (where.labels or where.accelerator_type):
+        if getattr(settings.pools, stage).num_gpus:
             anywhere.update(names)
     for stage in STAGES:
         pool, where = getattr(settings.pools, stage), settings.pools.where(stage)

@@ -231,7 +231,11 @@ def published(settings: Settings, card: Card | None = None) -> Measures:
     found = {stage: (card or Card({})).seconds(stage, count) for stage, count in steps.items()}
     preview, refine = found["preview"], found["refine"]
     types = [(figure, getattr(settings.pools, stage).accelerator_type) for stage, figure in found.items()]
-    others = [wanted for figure, wanted in types if figure and wanted and wanted.partition("-")[0] not in figure.card]
+    others = [
+        wanted
+        for figure, wanted in types
+        if figure and wanted and not billing.is_named(figure.card, wanted.partition("-")[0])  # `A100-80G` is an A100
+    ]
     if preview is not None and refine is not None and not others:
         cards = " and ".join(dict.fromkeys((preview.card, refine.card)))
         return Measures({"preview": preview.value, "refine": refine.value}, f"measured on {cards} by benchmarks/gpu.py")

@@ -153,7 +153,7 @@ def plan(
     keep_rate: Annotated[float | None, typer.Option(min=0, max=1, help="Share of previews that survive.")] = None,
     card_memory: Annotated[
         str | None,
-        typer.Option(metavar="STAGE=GIB,…", help="Memory of the cards, as nvidia-smi shows it: preview=79,refine=44."),
+        typer.Option(metavar="STAGE=GIB,…", help="What a process finds on the cards: preview=79.1,refine=44.4."),
     ] = None,
     card: Annotated[
         Path | None, typer.Option(metavar="JSON", help="What benchmarks/gpu.py measured on such a card.")

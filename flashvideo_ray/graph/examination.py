@@ -223,14 +223,19 @@ def cards(asked: Asked) -> Iterator[Finding]:
 
 
 def cards_here() -> list[tuple[str, float]] | None:
-    """Name and GiB of each card of this machine, whoever uses it now; None where nothing tells."""
-    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    lines = [line.rpartition(",") for line in told.splitlines() if line.strip()]
-    return [(name.strip(), float(mib) / 1024) for name, _, mib in lines]
+    """Of each card of this machine its name and the GiB that a process finds there, whoever uses them now.
+
+    None where nothing tells. What the driver keeps for itself is left out, unless it is too old to say it.
+    """
+    for fields in (["name", "memory.total", "memory.reserved"], ["name", "memory.total"]):
+        command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+        try:
+            told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+            lines = [line.rsplit(",", len(fields) - 1) for line in told.splitlines() if line.strip()]
+            return [(name.strip(), (float(total) - sum(map(float, kept))) / 1024) for name, total, *kept in lines]
+        except (OSError, subprocess.SubprocessError, ValueError):  # no such tool, no such field, `[N/A]`
+            continue
+    return None
 
 
 def _certificate(asked: Asked) -> Iterator[Finding]:

@@ -89,10 +89,6 @@ class StageEstimate:
         """The card must have this much; the largest phase decides."""
         return max(phase.peak_bytes for phase in self.phases)
 
-    def fits(self, card_gib: float) -> bool:
-        """Whether a card of this size can run the stage."""
-        return self.peak_bytes <= card_gib * GIB
-
 
 class LiveMemory(TorchDispatchMode):
     """Count the bytes of all tensors that are alive, and the most there ever were.

@@ -108,6 +108,7 @@ ON_H100 = ("text", "NVIDIA H100 80GB HBM3")
         ("NVIDIA H100 80GB HBM3", [*SHARE, "pools.text.accelerator_type=L4"], ("text", "L4")),
         ("NVIDIA H100 80GB HBM3", [], ("text", "cpu")),
         ("NVIDIA L40S", SHARE, ("text", None)),  # a cluster of two kinds, and nobody has said which
+        ("NVIDIA L40S", [*SHARE, "pools.preview.labels={tier: large}"], ("text", None)),  # it may be on either
         ("cpu (x86_64)", PREVIEWS, ON_H100),
     ],
 )

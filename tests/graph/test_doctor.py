@@ -237,15 +237,33 @@ def test_a_node_type_without_a_node_is_not_there_yet(tiny_model: Path) -> None:
 
 def test_a_card_that_is_too_small_for_its_stage(tiny_model: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """What tells of cards is a command: this one says that there is an L4."""
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'NVIDIA L4, 23034'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    _card_tool("echo 'NVIDIA L4, 23034, 497'", tmp_path, monkeypatch)
     settings = Settings.load("flashvideo-1080p")
     [line] = examination.cards(Asked(settings, ("refine",), cards=1.0))
     assert (line.level, line.message.startswith("NVIDIA L4: refine needs ")) == ("broken", True)
     found = list(examination.cards(Asked(settings, ("refine",), cards=2.0)))
     assert "Ray counts 2 here, the driver has 1" in messages(found)
+
+
+@pytest.mark.parametrize(
+    ("says", "gib"),
+    [
+        ("echo 'NVIDIA L4, 23034, 506'", 22.0),
+        ("case $1 in *reserved*) echo 'Field is not a valid field to query' ; exit 2;; esac; echo 'NVIDIA L4, 23034'", 22.5),
+        ("case $1 in *reserved*) echo 'NVIDIA L4, 23034, [N/A]';; *) echo 'NVIDIA L4, 23034';; esac", 22.5),
+    ],
+    ids=["all", "old driver", "not told"],
+)  # fmt: skip
+def test_a_card_has_what_a_process_finds_there(says: str, gib: float, tmp_path: Path, monkeypatch: Any) -> None:
+    _card_tool(says, tmp_path, monkeypatch)
+    assert examination.cards_here() == [("NVIDIA L4", pytest.approx(gib, abs=0.01))]
+
+
+def _card_tool(says: str, folder: Path, monkeypatch: Any) -> None:
+    tool = folder / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{says}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
 def test_a_lease_that_outlasts_the_patience() -> None:
