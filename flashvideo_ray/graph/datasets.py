@@ -27,7 +27,7 @@ GLUE: dict[str, Any] = {"num_cpus": 0, "compute": TaskPoolStrategy(2)}
 def data_context() -> Iterator[None]:
     """Within it Ray Data is for long rows: one in a block, in no order, waiting as long as it takes, and silent.
 
-    Other datasets of this process, made before or after, are as they were.
+    Other datasets of this process, made before or after, are as they were, and what Ray Data says of them is.
     """
     context = DataContext.get_current().copy()
     context.execution_options.preserve_order = False
@@ -37,19 +37,32 @@ def data_context() -> Iterator[None]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.issue_detectors_config.detectors = []  # hints about memory and long calls: both are meant
-    # It warns of pools that are larger than a small run needs.
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")
-    # Nothing else of this release gives each actor of a pool a place of its own.
-    warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it says that its bars are off
-    # It takes a pool that asks for cores and a card for an experiment.
-    logging.getLogger("ray.data._internal.execution.operators.map_operator").addFilter(_is_news)
-    with DataContext.current(context):
+    with DataContext.current(context), warnings.catch_warnings(), _silent_logs():
+        # It warns of pools that are larger than a small run needs.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")
+        # Nothing else of this release gives each actor of a pool a place of its own.
+        warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
         yield
 
 
+@contextmanager
+def _silent_logs() -> Iterator[None]:
+    every, bars = logging.getLogger("ray.data"), logging.getLogger("ray.data._internal.progress")
+    pools = logging.getLogger("ray.data._internal.execution.operators.map_operator")
+    before = every.level, bars.level
+    every.setLevel(logging.WARNING)
+    bars.setLevel(logging.ERROR)  # they say that they are off
+    pools.addFilter(_is_news)
+    try:
+        yield
+    finally:
+        every.setLevel(before[0])
+        bars.setLevel(before[1])
+        pools.removeFilter(_is_news)
+
+
 def _is_news(record: logging.LogRecord) -> bool:
+    # It takes a pool that asks for cores and a card for an experiment.
     return not record.getMessage().startswith("Specifying both num_cpus and num_gpus for map tasks is experimental")
 
 

@@ -49,6 +49,7 @@ class Fetch(StageBase):
     device_name = f"cpu ({platform.machine()})"
 
     def __init__(self, settings: Settings, events: StageEvents, store: Store, fingerprints: Mapping[str, str]):
+        self.store = store
         super().__init__(settings, events, store)
 
     def load(self) -> None:

@@ -33,8 +33,9 @@ class Rescore:
     """Adds the numbers of some scorers to rows with `clip_id`, `prompt` and `preview`; an actor of Ray Data."""
 
     def __init__(self, specs: Sequence[ScorerSettings], store: Store, fps: float):
-        self.panel = Panel(specs, fps)
         self.store = store
+        with store.opening():
+            self.panel = Panel(specs, fps)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """One row for each of the batch: `clip_id`, `score_<name>` …, `scorer_errors`."""

@@ -12,7 +12,7 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,7 +43,6 @@ DROPPED = dict.fromkeys(PAYLOAD)
 _BYSTANDER_DEATHS = 4
 _GATE_SECONDS = 0.3
 _TELL_SECONDS = 5.0
-_OPEN_SECONDS = 30.0  # that a loaded stage waits for a store to be open: one that is away has the calls' patience
 LOAD_PAUSES = (1.0, 5.0, 15.0)  # seconds between tries of one process
 
 
@@ -150,19 +149,15 @@ class StageBase(ABC):
     """What its calls run on, as the ledger says it."""
 
     def __init__(self, settings: Settings, events: StageEvents, store: Store | None = None):
+        """`store` is what its calls use, if they do, to be open by then."""
         self.settings = settings
         self.events = events
-        if store is not None:  # opened while the model is read, as its first call would have to: with a card that waits
-            self.store = store
-            opening = threading.Thread(target=store.open, daemon=True)
-            opening.start()
         self._turn = threading.Lock()
         self._device_lock = threading.Lock()
         self._logged: set[type[Exception]] = set()
         logs.use(settings.log_format)
-        self._load_patiently()
-        if store is not None:
-            opening.join(_OPEN_SECONDS)
+        with nullcontext() if store is None else store.opening():
+            self._load_patiently()
         logs.use(settings.log_format)  # what was imported has its own ways until then
         events.joined(self.name)
 

@@ -131,6 +131,7 @@ class Preview(StageBase):
     gated = True
 
     def __init__(self, settings: Settings, events: StageEvents, store: Store, fingerprints: Mapping[str, str]):
+        self.store = store
         self.fingerprints = fingerprints
         super().__init__(settings, events, store)
 
@@ -194,6 +195,7 @@ class Refine(StageBase):
     def __init__(
         self, settings: Settings, events: StageEvents, store: Store, fps: float, provenance: Mapping[str, str]
     ):
+        self.store = store
         self.fps = fps
         self.publisher = Publisher(settings, store, fps, provenance)
         self.fingerprint = json.loads(provenance["model_fingerprints"])["refine"]

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import posixpath
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from flashvideo_ray.ledger.clock import Clock
 # fsspec's names of the stores whose file systems turn `mode="create"` into a conditional put.
 CONDITIONAL_PUT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 SETTLE_SECONDS = 2.0
+_OPEN_SECONDS = 30.0
 NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS})  # what a mounted bucket or a FAT disk answers
 
 
@@ -58,6 +60,17 @@ class Store:
         """
         with contextlib.suppress(Exception):  # each store has its own
             Store.exists(self, "run.json")
+
+    @contextlib.contextmanager
+    def opening(self) -> Iterator[None]:
+        """Open it while a model is read, as the first call would have to: with a card that waits.
+
+        One that is away holds nobody up for long: it has the patience of the calls that need it.
+        """
+        thread = threading.Thread(target=self.open, daemon=True)
+        thread.start()
+        yield
+        thread.join(_OPEN_SECONDS)
 
     def reconnect(self) -> None:
         """Open the connection anew, with credentials as they are now: a process keeps those that it began with."""

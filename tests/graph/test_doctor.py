@@ -249,7 +249,7 @@ def test_a_card_that_is_too_small_for_its_stage(tiny_model: Path, tmp_path: Path
     ("says", "gib"),
     [
         ("echo 'NVIDIA L4, 23034, 506'", 22.0),
-        ("case $1 in *reserved*) echo 'Field is not a valid field to query' ; exit 2;; esac; echo 'NVIDIA L4, 23034'", 22.5),
+        ("case $1 in *reserved*) echo 'not a valid field to query'; exit 2;; esac; echo 'NVIDIA L4, 23034'", 22.5),
         ("case $1 in *reserved*) echo 'NVIDIA L4, 23034, [N/A]';; *) echo 'NVIDIA L4, 23034';; esac", 22.5),
     ],
     ids=["all", "old driver", "not told"],

@@ -14,11 +14,12 @@ from support import PROMPTS, S3, Link, tiny_overrides, write_prompts
 
 import flashvideo_ray
 from flashvideo_ray import Settings
-from flashvideo_ray.graph import scoring, stage_base, stages
+from flashvideo_ray.graph import rescore, scoring, stage_base, stages
 from flashvideo_ray.graph.publishing import Publisher
 from flashvideo_ray.graph.recipe import recipe_of
 from flashvideo_ray.graph.stage_base import LoadError, StageBase
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.settings import ScorerSettings
 
 
 @pytest.mark.usefixtures("inline")
@@ -104,10 +105,15 @@ def test_a_loaded_stage_has_its_store_open(stage: Any, s3: S3, link: Link, tmp_p
     assert link.passed
 
 
+def test_the_actors_that_add_scores_have_it_open_likewise(s3: S3, link: Link, tmp_path: Path) -> None:
+    rescore.Rescore([ScorerSettings(name="motion")], Store(f"s3://{s3.bucket}/{tmp_path.name}"), 8)
+    assert link.passed
+
+
 def test_a_store_that_is_away_keeps_no_stage_from_loading(
     s3: S3, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage_base, "_OPEN_SECONDS", 0.1)
+    monkeypatch.setattr("flashvideo_ray.ledger.store._OPEN_SECONDS", 0.1)
     link.cut()
     store = Store(f"s3://{s3.bucket}/{tmp_path.name}")
     assert scoring.Score(Settings.load("nano"), Dismissing(), store, 8, {}).panel
