@@ -12,6 +12,8 @@ The model classes can be used alone, as any diffusers pipeline is:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from flashvideo_ray.versions import OWN_VERSION
+
 if TYPE_CHECKING:
     from flashvideo_ray.graph.pipeline import RunResult, preview, refine, render
     from flashvideo_ray.models import (
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     )
     from flashvideo_ray.settings import Settings
 
-__version__ = "0.1.0"
+__version__ = OWN_VERSION
 
 # Loaded on first use: `import flashvideo_ray` must not cost the seconds that torch and Ray take, and reading a
 # ledger in a notebook needs neither.

@@ -1,13 +1,13 @@
-"""Which version of a package is installed."""
+"""Which version of a package is installed, and which one this is."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-import flashvideo_ray
 from flashvideo_ray.errors import InputError
 
 OWN = "flashvideo-ray"
+OWN_VERSION = "0.1.0"  # as in pyproject.toml
 
 
 class NotInstalledError(InputError):
@@ -23,5 +23,5 @@ def version_of(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         if package == OWN:
-            return flashvideo_ray.__version__
+            return OWN_VERSION
         raise NotInstalledError(f"{package} is not installed here: pip install {package}") from None
