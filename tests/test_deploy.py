@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,28 +138,73 @@ def test_containers_are_alike_and_have_no_rights_that_they_do_not_need() -> None
         [container] = spec["containers"]
         assert container["securityContext"] == {"runAsNonRoot": True, "allowPrivilegeEscalation": False}
         assert container["resources"]["limits"] == container["resources"]["requests"]
-        mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
-        assert mounted == {volume["name"] for volume in spec.get("volumes", [])}
+        # The weights that both files name are there, and the store's keys.
+        [mount], [volume] = container["volumeMounts"], spec["volumes"]
+        assert (mount["name"], mount["mountPath"]) == (volume["name"], "/models")
+        assert container["envFrom"] == [{"secretRef": {"name": "flashvideo-store"}}]
         assert container["image"].endswith(":0.1.0")
 
 
-def test_a_night_is_the_rayjob_with_the_nights_date_in_it(tmp_path: Path) -> None:
-    """The script of the CronJob, with a `kubectl` that writes down what it is given."""
+@pytest.fixture
+def night(tmp_path: Path) -> Callable[..., str]:
+    """Runs the script of the CronJob, with a `kubectl` that writes down what it is given; what it said."""
     [cron] = [each for each in NIGHTLY if each["kind"] == "CronJob"]
     assert cron["spec"]["concurrencyPolicy"] == "Forbid"
-    [script] = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["args"]
+    [container] = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    [script] = container["args"]
+    (tmp_path / "status").write_text("SUCCEEDED")
     tool = tmp_path / "kubectl"
-    tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n[ "$1" = wait ] || cat > {tmp_path}/applied\n')
+    tool.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n'
+        f"case $1 in apply) cat > {tmp_path}/applied;; get) cat {tmp_path}/status;; esac\n"
+    )
     tool.chmod(0o755)
     shutil.copy(DEPLOY / "kuberay" / "rayjob.yaml", tmp_path)
-    script = script.replace("/night/", f"{tmp_path}/").replace("kubectl", str(tool))
-    subprocess.run(["sh", "-euc", script], check=True)
+
+    def run(job: str, check: bool = True) -> str:
+        env = {"NIGHTS": container["env"][0]["value"], "JOB": job, "PATH": f"{tmp_path}:/usr/bin:/bin"}
+        own = script.replace("/night/", f"{tmp_path}/")
+        done = subprocess.run(["sh", "-euc", own], env=env, check=check, capture_output=True, text=True)
+        return f"{done.stdout}{done.returncode}"
+
+    return run
+
+
+def test_a_night_is_the_rayjob_with_the_nights_date_in_it(night: Callable[..., str], tmp_path: Path) -> None:
+    """However late the pod begins: the minute for which it was scheduled is in the name of its Job."""
+    minute = int(dt.datetime(2026, 3, 1, 22, tzinfo=dt.UTC).timestamp()) // 60
+    night(f"flashvideo-nightly-{minute}")
     made = yaml.safe_load((tmp_path / "applied").read_text())
-    date = made["metadata"]["name"].removeprefix("flashvideo-")
-    found = re.search(r"--output (\S+) --new --date (\S+) ", made["spec"]["entrypoint"] + " ")
+    assert made["metadata"]["name"] == "flashvideo-2026-03-01"
+    found = re.search(r"--output (\S+) --new --date (\S+) ", made["spec"]["entrypoint"])
     assert found is not None
-    assert found[2] == date == Night.of(found[1], found[2]).date
-    assert f"rayjob/flashvideo-{date}" in (tmp_path / "asked").read_text()
+    assert (found[1], Night.of(found[1], found[2]).date) == ("s3://bucket/nights/{date}", "2026-03-01")
+    assert "wait rayjob/flashvideo-2026-03-01" in (tmp_path / "asked").read_text()
+    night("by-hand")
+    made = yaml.safe_load((tmp_path / "applied").read_text())
+    assert made["metadata"]["name"] in {
+        f"flashvideo-{dt.datetime.now(dt.UTC) - dt.timedelta(hours=h):%F}" for h in (0, 1)
+    }
+
+
+def test_a_night_fails_where_its_rayjob_did_and_where_it_is_no_night(night: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "status").write_text("FAILED")
+    assert night("by-hand", check=False).endswith("FAILED\n1")
+    rayjob = tmp_path / "rayjob.yaml"
+    rayjob.write_text(rayjob.read_text().replace("s3://bucket/run1", "s3://acme/clips"))  # as somebody's bucket is
+    (tmp_path / "status").write_text("SUCCEEDED")
+    night("by-hand")
+    assert "--output s3://bucket/nights/{date} --new" in (tmp_path / "applied").read_text()
+    (tmp_path / "applied").unlink()
+    rayjob.write_text(rayjob.read_text().replace("--output", "-o"))
+    assert "no place for: --new" in night("by-hand", check=False)
+    assert not (tmp_path / "applied").exists()
+
+
+@pytest.mark.parametrize(("status", "told"), [(0, 0), (3, 0), (1, 1), (2, 1)])
+def test_a_rayjob_is_not_started_again_for_candidates_that_failed(status: int, told: int) -> None:
+    entrypoint = re.sub(r"^python jobs/render.py .*(?= \|\|)", f"sh -c 'exit {status}'", RAYJOB["spec"]["entrypoint"])
+    assert subprocess.run(entrypoint, shell=True, check=False).returncode == told
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl, which has kustomize within")
@@ -221,7 +268,8 @@ def slurm(tmp_path: Path) -> dict[str, str]:
 
 
 def test_on_an_allocation_there_is_one_ray_and_one_job_beside_its_head(slurm: dict[str, str], tmp_path: Path) -> None:
-    done = subprocess.run(["bash", DEPLOY / "slurm" / "render.sbatch", "p.parquet", "out"], env=slurm, check=False)
+    words = ["p.parquet", "out", "flashvideo-1080p-80gb", "--set", "a=b c"]
+    done = subprocess.run(["bash", DEPLOY / "slurm" / "render.sbatch", *words], env=slurm, check=False)
     assert done.returncode == 3  # the job's own
     started: list[str] = []
     while len(started) < 4:  # they are in the background, and this script has ended
@@ -229,7 +277,7 @@ def test_on_an_allocation_there_is_one_ray_and_one_job_beside_its_head(slurm: di
     assert sorted("--head" in line for line in started) == [False, False, False, True]
     assert all("10.0.0.1" in line and "--num-gpus 1" in line for line in started)
     [job] = (tmp_path / "jobs").read_text().splitlines()
-    assert job == "render p.parquet out -c flashvideo-1080p-80gb RAY_ADDRESS=10.0.0.1:24711"
+    assert job == "render p.parquet out -c flashvideo-1080p-80gb --set a=b c RAY_ADDRESS=10.0.0.1:24711"
 
 
 def test_slurms_signal_before_the_end_of_the_time_reaches_the_job(slurm: dict[str, str], tmp_path: Path) -> None:
@@ -249,9 +297,10 @@ def test_slurms_signal_before_the_end_of_the_time_reaches_the_job(slurm: dict[st
 
 def test_a_task_of_an_array_renders_its_share_on_its_own_node(slurm: dict[str, str], tmp_path: Path) -> None:
     script, elsewhere = DEPLOY / "slurm" / "shards.sbatch", {"RAY_ADDRESS": "10.9.9.9:6379"}
-    done = subprocess.run(["bash", script, "8", "p.parquet", "out"], env={**slurm, **elsewhere}, check=False)
+    words = ["8", "p.parquet", "out", "flashvideo-1080p-80gb", "--takeover"]
+    done = subprocess.run(["bash", script, *words], env={**slurm, **elsewhere}, check=False)
     assert done.returncode == 3
     [job] = (tmp_path / "jobs").read_text().splitlines()
     words = job.removesuffix(" RAY_ADDRESS=").split()
     assert words[:7] == ["render", "p.parquet", "out", "-c", "flashvideo-1080p-80gb", "--shard", "3/8"]
-    assert [word for word in words[7:] if word != "--set"] == ONE_CARD
+    assert [word for word in words[7:] if word != "--set"] == [*ONE_CARD, "--takeover"]
