@@ -207,7 +207,7 @@ def line(stage: Stage, device: str | None, seconds: float, count: int, settings:
     """One line of a bill: calls of a stage and their seconds in all, on a device (None: not known) of its pool."""
     pool = getattr(settings.pools, stage)
     on_cpu = device.lower().startswith("cpu") if device is not None else not pool.num_gpus
-    units = pool.cores if on_cpu else pool.num_gpus or 1
+    units = pool.cores if on_cpu else settings.pools.cards(stage) or 1
     found = price_of(device, settings.prices.devices)
     price = None
     if found is not None:

@@ -61,12 +61,15 @@ def verify(
 def prune(
     output: OutputArgument,
     keep: Annotated[
-        str, typer.Option(help="What stays of candidates that have ended: latents, previews, both or nothing.")
+        str,
+        typer.Option(
+            help="What stays of candidates that are rendered or rejected: latents, previews, both or nothing."
+        ),
     ] = "previews",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     takeover: TakeoverOption = False,
 ) -> None:
-    """Remove latents or previews of candidates that are rendered, rejected or failed; asks first."""
+    """Remove latents or previews of candidates that are rendered or rejected; asks first."""
 
     def remove() -> None:
         from flashvideo_ray.ledger import prune as pruning

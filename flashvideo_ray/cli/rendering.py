@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import ExitStack
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -49,7 +50,7 @@ def render(
     shard: ShardOption = None,
 ) -> None:
     """Render prompts to clips: preview, score, select, refine. Start it again and it carries on."""
-    from flashvideo_ray.graph import nightly, pipeline
+    from flashvideo_ray.graph import ending, nightly, pipeline
 
     def job() -> Any:
         settings = Settings.load(config, [*(set_ or []), *columns_as_overrides(column)])
@@ -70,9 +71,11 @@ def render(
                 raise nightly.NightError(f"--date, --new: OUTPUT has no {nightly.DATE}: {output}")
             return render(prompts, output)
         night = nightly.Night.of(output, date)
-        with nightly.held(night, settings, takeover, share):
+        with ExitStack() as holding:
+            with ending.refusals_told(night.output, settings, share):
+                holding.enter_context(nightly.held(night, settings, takeover, share))
+                earlier = night.earlier() if new else []
             console.print(f"The night of {night.date}: {night.output}", markup=False, soft_wrap=True)
-            earlier = night.earlier() if new else []
             return render(prompts.replace(nightly.DATE, night.date), night.output, not_in=earlier)
 
     raise typer.Exit(run_job(job))

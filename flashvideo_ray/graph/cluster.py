@@ -121,6 +121,11 @@ def try_encoder(settings: Settings) -> None:
         raise SettingsError(str(error.cause)) from None
 
 
+def alive() -> set[str]:
+    """The nodes that there are."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
 def misplaced(pools: Pools, stages: Sequence[Stage] = STAGES) -> list[str]:
     """One line for each pool that has no room on the cluster as it is now: what it asks for and what there is.
 

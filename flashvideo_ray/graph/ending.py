@@ -17,7 +17,7 @@ from flashvideo_ray.accounting.terminal import bill_lines, duration
 from flashvideo_ray.errors import InputError, in_a_line
 from flashvideo_ray.graph.notice import Notifier
 from flashvideo_ray.ledger import run_file, tables
-from flashvideo_ray.ledger.claim import Claim
+from flashvideo_ray.ledger.claim import Claim, at_work
 from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.media import video
@@ -55,11 +55,12 @@ class Ending:
     def tell(self, error: BaseException | None) -> None:
         """Tell of the end, and leave it where there was nothing to hold the run for. Nothing here raises.
 
-        A job that was refused, or came to nothing before it held the run, leaves what the one before it said.
+        A job that was refused, or came to nothing before it held the run, leaves what the one before it said; one that
+        found nothing to do while another is at work leaves the end to that.
         """
         facts = self._facts(error)
         with suppress(Exception):
-            if error is None and not self._left:
+            if error is None and not self._left and not at_work(self.store):
                 self._leave(facts)
         if self.settings.notify is None:
             return
@@ -120,6 +121,16 @@ def told(output: str, settings: Settings, shard: Shard | None = None) -> Iterato
         ending.tell(error)
         raise
     ending.tell(None)
+
+
+@contextmanager
+def refusals_told(output: str, settings: Settings, shard: Shard | None = None) -> Iterator[None]:
+    """What comes before a job: if that refuses it, or fails, that is told as the job's end."""
+    try:
+        yield
+    except BaseException as error:
+        Ending(output, settings, shard).tell(error)
+        raise
 
 
 def file_of(shard: Shard | None) -> str:

@@ -57,7 +57,7 @@ class Gauges:
         if done:
             self._moved = time.monotonic()
         meter.add("flashvideo_calls_done_total", done, stage=stage)
-        meter.add("flashvideo_gpu_seconds_total", held * pool.num_gpus, stage=stage)
+        meter.add("flashvideo_gpu_seconds_total", held * self._settings.pools.cards(stage), stage=stage)
         currency = self._settings.prices.currency
         money = billing.held_cost(stage, held, self._settings).money or 0.0
         meter.add("flashvideo_money_total", money, stage=stage, currency=currency)

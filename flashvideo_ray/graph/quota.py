@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.ledger.shard import Shard
-from flashvideo_ray.settings import Pool, Pools, Stage
+from flashvideo_ray.settings import Pools, Stage
 
 Answer = Literal["go", "wait", "stop"]
 
@@ -53,12 +53,13 @@ class Quota:
 
     def held(self, pools: Pools, held_seconds: Mapping[Stage, float]) -> float:
         """Hours of cards, or of cores, that actors have held."""
-        return sum(seconds * units(getattr(pools, stage), self.unit) for stage, seconds in held_seconds.items()) / 3600
+        return sum(seconds * units(pools, stage, self.unit) for stage, seconds in held_seconds.items()) / 3600
 
 
-def units(pool: Pool, unit: Literal["gpu", "cpu"]) -> float:
-    """What an actor of the pool holds: cards, or cores."""
-    return pool.num_gpus if unit == "gpu" else pool.cores
+def units(pools: Pools, stage: Stage, unit: Literal["gpu", "cpu"]) -> float:
+    """What an actor of a pool holds: cards, or cores."""
+    cores: int = getattr(pools, stage).cores
+    return pools.cards(stage) if unit == "gpu" else cores
 
 
 class Gate:
@@ -92,7 +93,7 @@ class Gate:
 
     def joined(self, stage: Stage, actor: str) -> None:
         """An actor of the stage has come and holds its card until the job ends, also while its process is replaced."""
-        held = units(getattr(self._pools, stage), self._quota.unit)
+        held = units(self._pools, stage, self._quota.unit)
         self._actors.setdefault((stage, actor), (self._clock(), held))
 
     def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:

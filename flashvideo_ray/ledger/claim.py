@@ -227,8 +227,11 @@ class Claim:
 
     def at_work_beside(self) -> bool:
         """Whether jobs on other shares of the run hold theirs at this moment, as far as their leases tell."""
-        beside = {scope: last for scope, last in self._listed().items() if scope not in (self.scope, WHOLE, REPORT)}
-        leases = [self._read(generation, scope) for scope, generation in beside.items()]
+        return self._at_work_but(self.scope, WHOLE)
+
+    def _at_work_but(self, *without: str) -> bool:
+        others = {scope: last for scope, last in self._listed().items() if scope not in (*without, REPORT)}
+        leases = [self._read(generation, scope) for scope, generation in others.items()]
         return any(lease is not None and not lease.is_over() and lease.seconds_left() > 0 for lease in leases)
 
     def _refuse_unless_free(self, there: Mapping[str, int]) -> None:
@@ -417,6 +420,11 @@ class Claim:
 
 def _key(scope: str, generation: int, end: str) -> str:
     return f"{scope}/{generation:06d}.{end}"
+
+
+def at_work(store: Store) -> bool:
+    """Whether a job holds the run, or a share of it, at this moment, as far as the leases tell."""
+    return Claim(store, Identity.of_this_process())._at_work_but()
 
 
 def scope_of(shard: Shard | None) -> str:

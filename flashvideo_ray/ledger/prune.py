@@ -32,12 +32,13 @@ class Plan:
 def plan(store: Store, keep: Sequence[str], shard: Shard | None = None) -> Plan:
     """Find what is not needed any more and not to be kept, of all candidates or those of one share.
 
-    A candidate needs nothing more when it is rendered, rejected or failed; one that is still open keeps all it has.
+    A candidate needs nothing more when it is rendered or rejected. One that is still open keeps all it has, and so does
+    one that failed: `--retry failed` begins where it was.
     """
     columns = tuple(name for what, names in _COLUMNS.items() if what not in keep for name in names)
     previews = tables.read(store, "previews", ["id", *columns])
     clips = tables.read(store, "clips", ["clip_id", "status"])
-    final = pc.is_in(clips["status"], pa.array(["rendered", "rejected", "failed"]))
+    final = pc.is_in(clips["status"], pa.array(["rendered", "rejected"]))
     ended = clips.filter(final)["clip_id"].combine_chunks()
     rows = previews.filter(pc.is_in(previews["clip_id"], ended))
     if shard is not None:

@@ -422,6 +422,16 @@ class Pools(Frozen):
         """The pools whose actors share the cards of a pool."""
         return tuple(name for name in STAGES if getattr(self, name).beside == stage)
 
+    def cards(self, stage: Stage) -> float:
+        """Cards that an actor of a pool takes, on average: its share, or what those beside it leave of a whole card."""
+        pool: Pool = getattr(self, stage)
+        if not self.guests(stage):
+            return pool.num_gpus
+        if pool.size == "auto":  # more of them than of those beside them, as a rule
+            return 1.0
+        beside = [getattr(self, name) for name in self.guests(stage)]
+        return 1 - sum(each.num_gpus * each.actors for each in beside) / pool.actors
+
     @property
     def auto(self) -> tuple[Stage, ...]:
         """The stages whose size is chosen when a round of a job begins."""
@@ -510,7 +520,8 @@ class Settings(Frozen):
     pools: Pools = Pools()
     ledger: LedgerSettings = LedgerSettings()
     keep: tuple[Literal["latents", "previews"], ...] = Field(
-        ("latents", "previews"), description="what stays of candidates that have ended, beside their clips"
+        ("latents", "previews"),
+        description="what stays of candidates that are rendered or rejected, beside their clips",
     )
     prices: Prices = Prices()
     max_attempts: Positive = Field(3, description="times a candidate may kill the process of a stage before it fails")

@@ -17,6 +17,7 @@ class Cluster:
     def __init__(self) -> None:
         self.now = 0.0
         self.room = False
+        self.nodes = {"head", "spot"}
 
     def misplaced(self, pools: Pools, stages: Sequence[Stage]) -> list[str]:
         return [] if self.room else ["pools.refine asks for 1 GPU; there is room for 0"]
@@ -30,7 +31,7 @@ class Cluster:
 
 
 def placement(cluster: Cluster, patience: float | None) -> Placement:
-    return Placement(Settings().pools, STAGES, patience, cluster.misplaced, lambda: cluster.now)
+    return Placement(Settings().pools, STAGES, patience, cluster.misplaced, lambda: cluster.now, lambda: cluster.nodes)
 
 
 def test_a_pool_without_a_place_is_told_of_each_minute_with_what_others_hold() -> None:
@@ -58,3 +59,20 @@ def test_a_job_waits_for_a_place_as_long_as_its_patience_and_without_a_limit_for
     assert patient.over is not None
     cluster.wait(endless, 10_000)
     assert endless.over is None
+
+
+def test_actors_whose_node_has_gone_are_waited_for_like_those_that_never_came() -> None:
+    """They count as come, as Ray starts them again: on a node that has to be there."""
+    cluster = Cluster()
+    waiting = placement(cluster, 300)
+    assert cluster.wait(waiting, 100, refine=1) == []  # not asked: all are at work
+    cluster.nodes = {"head"}
+    told = cluster.wait(waiting, 100, refine=1)
+    assert [text.partition(";")[0] for text in told] == ["pools.refine asks for 1 GPU"]
+    assert waiting.seconds > 90
+    cluster.nodes, cluster.room = {"head", "another"}, True
+    assert cluster.wait(waiting, 100, refine=1) == []
+    assert (waiting.seconds, waiting.over) == (0.0, None)
+    cluster.nodes, cluster.room = {"head"}, False
+    cluster.wait(waiting, 320, refine=1)
+    assert waiting.over is not None

@@ -188,3 +188,13 @@ def test_pools_that_share_each_card_divide_none(stages: tuple[str, str]) -> None
         pools = {name: {**own, "size": "auto"} if name == auto else own for name, own in shares.items()}
         with pytest.raises(ValueError, match="give both sizes that are numbers"):
             Settings.model_validate({"pools": {**pools, guest: {**pools[guest], "beside": host}}})
+
+
+@pytest.mark.parametrize(("actors", "each"), [(1, 0.5), (2, 0.75), (8, 0.9375)])
+def test_cards_that_are_shared_are_counted_whole(actors: int, each: float) -> None:
+    """A quarter of one of them is the text encoder's, a quarter the large scorers'."""
+    pools = Settings.load("flashvideo-1080p", [f"pools.preview.size={actors}"]).pools
+    assert pools.cards("preview") == each
+    assert sum(pools.cards(stage) * getattr(pools, stage).actors for stage in ("text", "preview", "rate")) == actors
+    assert Settings.load("flashvideo-1080p", ["pools.preview.size=auto"]).pools.cards("preview") == 1
+    assert (pools.cards("refine"), pools.cards("score")) == (1, 0)
