@@ -17,7 +17,7 @@ from flashvideo_ray.accounting.terminal import bill_lines, duration
 from flashvideo_ray.errors import InputError, in_a_line
 from flashvideo_ray.graph.notice import Notifier
 from flashvideo_ray.ledger import run_file, tables
-from flashvideo_ray.ledger.claim import Claim, at_work
+from flashvideo_ray.ledger.claim import Claim, at_work, scope_of
 from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.media import video
@@ -60,7 +60,7 @@ class Ending:
         """
         facts = self._facts(error)
         with suppress(Exception):
-            if error is None and not self._left and not at_work(self.store):
+            if error is None and not self._left and not at_work(self.store, scope_of(self.shard)):
                 self._leave(facts)
         if self.settings.notify is None:
             return

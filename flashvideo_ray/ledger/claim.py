@@ -227,11 +227,12 @@ class Claim:
 
     def at_work_beside(self) -> bool:
         """Whether jobs on other shares of the run hold theirs at this moment, as far as their leases tell."""
-        return self._at_work_but(self.scope, WHOLE)
+        return self._any_at_work(
+            {scope: last for scope, last in self._listed().items() if scope not in (self.scope, WHOLE, REPORT)}
+        )
 
-    def _at_work_but(self, *without: str) -> bool:
-        others = {scope: last for scope, last in self._listed().items() if scope not in (*without, REPORT)}
-        leases = [self._read(generation, scope) for scope, generation in others.items()]
+    def _any_at_work(self, there: Mapping[str, int]) -> bool:
+        leases = [self._read(generation, scope) for scope, generation in there.items()]
         return any(lease is not None and not lease.is_over() and lease.seconds_left() > 0 for lease in leases)
 
     def _refuse_unless_free(self, there: Mapping[str, int]) -> None:
@@ -422,9 +423,10 @@ def _key(scope: str, generation: int, end: str) -> str:
     return f"{scope}/{generation:06d}.{end}"
 
 
-def at_work(store: Store) -> bool:
-    """Whether a job holds the run, or a share of it, at this moment, as far as the leases tell."""
-    return Claim(store, Identity.of_this_process())._at_work_but()
+def at_work(store: Store, scope: str = WHOLE) -> bool:
+    """Whether a job is at work that keeps others from this scope at this moment, as far as the leases tell."""
+    claim = Claim(store, Identity.of_this_process(), scope=scope)
+    return claim._any_at_work(claim._in_the_way())
 
 
 def scope_of(shard: Shard | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -68,6 +69,18 @@ def test_a_night_waits_for_the_one_before_it_and_takes_over_from_a_dead_one(tmp_
     time.sleep(1.2)
     with held(second, settings):
         pass
+
+
+def test_a_night_that_is_refused_is_told_of(tmp_path: Path) -> None:
+    """The one before it hangs, say, and nobody looks at the terminal."""
+    words = [write_prompts(tmp_path / "prompts.parquet"), str(tmp_path / "nights" / "{date}"), "--date", "2026-11-27"]
+    told = ["--set", f"notify.command=cat > {tmp_path / 'told'}", "--set", "store_patience_seconds=1"]
+    with Claim(Store(str(tmp_path / "nights")), ELSEWHERE, 60.0):
+        assert CliRunner().invoke(app, ["render", *words, *told]).exit_code == 2
+    notice = json.loads((tmp_path / "told").read_text())
+    assert (notice["event"], notice["exit_status"]) == ("end", 2)
+    assert "claimed by another job" in notice["text"]
+    assert notice["output"].endswith("nights/2026-11-27")
 
 
 NIGHT = """
