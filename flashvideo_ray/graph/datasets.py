@@ -27,7 +27,7 @@ GLUE: dict[str, Any] = {"num_cpus": 0, "compute": TaskPoolStrategy(2)}
 def data_context() -> Iterator[None]:
     """Within it Ray Data is for long rows: one in a block, in no order, waiting as long as it takes, and silent.
 
-    Other datasets of this process, made before or after, are as they were, and what Ray Data says of them is.
+    Other datasets of this process, made before or after, are as they were, and so is what Ray Data says of them.
     """
     context = DataContext.get_current().copy()
     context.execution_options.preserve_order = False

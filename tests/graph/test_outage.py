@@ -45,7 +45,7 @@ def test_an_absence_longer_than_the_lease(s3: S3, tmp_path: Path, tiny_model: Pa
         until(lambda: len(store.keys("clips", ".mp4")) >= 2, job, log)
 
         # The temporary folders of all workers are full: nothing fails, and nothing waits.
-        workers = children("ray::Map", of=job.pid)
+        workers = children("ray::MapWorker(", of=job.pid)  # actors: what runs tasks is let go when it idles
         assert len(workers) >= 4  # of all stages
         for each in workers:
             refuse_to_grow_files(each.pid, True)
