@@ -200,10 +200,10 @@ def figures_of(log: Sequence[dict[str, Any]], workload: Workload, begun: float) 
     [clip, of_clip] = min((line["at"], (line["prompt"], line["seed"])) for line in calls["stored"])
     own = [line["drawn"] for stage in PAPER for line in calls[stage] if (line["prompt"], line["seed"]) == of_clip]
     cards = {"preview": workload.previews, "refine": workload.refiners}
-    busy, spans = {}, {}
+    busy = {}
     for stage, count in cards.items():
-        spans[stage] = max(line["at"] for line in calls[stage]) - min(line["begun"] for line in calls[stage])
-        busy[stage] = sum(line["drawn"] for line in calls[stage]) / count / spans[stage]
+        span = max(line["at"] for line in calls[stage]) - min(line["begun"] for line in calls[stage])
+        busy[stage] = sum(line["drawn"] for line in calls[stage]) / count / span
     if workload.shared:
         busy = dict.fromkeys(busy, sum(line["drawn"] for stage in PAPER for line in calls[stage])
                              / workload.shared / (last - first))  # fmt: skip
@@ -218,7 +218,6 @@ def figures_of(log: Sequence[dict[str, Any]], workload: Workload, begun: float) 
         "over_bound_from_start": (last - begun) / bound,
         "preview_busy": busy["preview"],
         "refine_busy": busy["refine"],
-        "refine_span_s": spans["refine"],
         "first_s": first - begun,
         "last_s": last - begun,
         "first_clip_s": clip - begun,
