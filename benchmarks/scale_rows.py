@@ -131,7 +131,8 @@ def rows(count: int, first: int = 3000) -> dict[str, float]:
             "refine": {"model": Nothing.name, "height": SIDE, "width": SIDE},
             "score": {"scorers": ["scale_rows.Zero"]},
             "select": {"require": ["zero > 0"]},
-            "pools": dict.fromkeys(("text", "preview", "score", "refine"), pool),
+            # Score has the most to do; what it leaves waiting would be counted as the driver's.
+            "pools": {**dict.fromkeys(("text", "preview", "refine"), pool), "score": {**pool, "size": 2}},
             "progress_seconds": 60,
         }
     )

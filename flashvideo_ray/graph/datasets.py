@@ -12,6 +12,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.data._internal.execution import backpressure_policy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from flashvideo_ray.graph import cluster
@@ -19,6 +20,8 @@ from flashvideo_ray.settings import Pool
 
 # One call computes while the one before it is being encoded and uploaded.
 PUBLISHING_CALLS = 2
+# Rows that wait for the first pool, each in a block of its own: such small blocks are in the driver's memory, at 30 KB.
+WAITING_ROWS = 500
 # Ray Data's own tasks between the pools move rows and compute nothing. They ask for no CPU, as the pools may hold them
 # all, and few of them run at once.
 GLUE: dict[str, Any] = {"num_cpus": 0, "compute": TaskPoolStrategy(2)}
@@ -39,6 +42,9 @@ def data_context() -> Iterator[None]:
     context.print_on_execution_start = False
     context.issue_detectors_config.detectors = []  # hints about memory and long calls: both are meant
     context.custom_execution_callback_classes.append(_KeepNoStatistics)
+    enabled = backpressure_policy.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY
+    policies = context.get_config(enabled, backpressure_policy.ENABLED_BACKPRESSURE_POLICIES)
+    context.set_config(enabled, [*policies, _CutNoFurtherAhead])
     with DataContext.current(context), warnings.catch_warnings(), _silent_logs():
         # It warns of pools that are larger than a small run needs.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")
@@ -56,6 +62,15 @@ class _KeepNoStatistics(ExecutionCallback):
             for operator in executor._topology:
                 for blocks in operator.get_stats().values():
                     blocks.clear()
+
+
+class _CutNoFurtherAhead(backpressure_policy.BackpressurePolicy):
+    """Rows are cut from their tables as the first pool takes them. Ray Data goes by bytes, of which they have few."""
+
+    def max_task_output_bytes_to_read(self, op: Any) -> int | None:
+        if op.name != f"MapBatches({_unchanged.__name__})":
+            return None
+        return 0 if self._topology[op].total_enqueued_output_blocks() >= WAITING_ROWS else None
 
 
 @contextmanager

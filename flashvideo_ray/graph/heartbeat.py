@@ -12,7 +12,7 @@ from typing import Any, Self
 import ray
 
 from flashvideo_ray.errors import in_a_line
-from flashvideo_ray.graph import signals
+from flashvideo_ray.graph import cluster, signals
 from flashvideo_ray.graph.health import Fault
 from flashvideo_ray.graph.placement import Placement
 from flashvideo_ray.graph.progress import Progress
@@ -25,6 +25,7 @@ from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.settings import Stage
 
 _BEAT_SECONDS = 1.0
+_NODES_SECONDS = 5.0
 _LONGEST_PAUSE = 60.0  # between tries of what goes wrong
 log = logging.getLogger("flashvideo_ray")
 
@@ -65,12 +66,15 @@ class Heartbeat:
         self.closed: int | None = None
         self._stop = threading.Event()
         acts = {
-            "ledger not written": self._write,
-            "progress not shown": self._show,
-            "not known whether the job can go on": self._look,
-            "nobody is told how the job fares": lambda: self._tell(self._states),
+            "ledger not written": (_BEAT_SECONDS, self._write),
+            "progress not shown": (_BEAT_SECONDS, self._show),
+            "not known whether the job can go on": (_BEAT_SECONDS, self._look),
+            "not known which nodes there are": (_NODES_SECONDS, self._count_nodes),
+            "nobody is told how the job fares": (_BEAT_SECONDS, lambda: self._tell(self._states)),
         }
-        self._threads = [threading.Thread(target=self._beat, args=act, daemon=True) for act in acts.items()]
+        self._threads = [
+            threading.Thread(target=self._beat, args=(trouble, *act), daemon=True) for trouble, act in acts.items()
+        ]
         self._threads.append(threading.Thread(target=self._watch, daemon=True))
 
     def __enter__(self) -> Self:
@@ -88,13 +92,13 @@ class Heartbeat:
         with suppress(Exception):
             self._tell(self._states)  # what came in the last second, too
 
-    def _beat(self, trouble: str, act: Callable[[], None]) -> None:
+    def _beat(self, trouble: str, seconds: float, act: Callable[[], None]) -> None:
         """Errors are told in a line and left to a later beat: rows stay in memory until they are written."""
-        pause = _BEAT_SECONDS
+        pause = seconds
         while not self._stop.wait(pause):
             try:
                 act()
-                pause = _BEAT_SECONDS
+                pause = seconds
             except Exception as error:
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 log.warning("%s, trying again in %.0f s: %s", trouble, pause, in_a_line(error))
@@ -117,6 +121,9 @@ class Heartbeat:
         self._states = states
         self._record.used(used(states))
         self._progress.update(states, self._ended, last)
+
+    def _count_nodes(self) -> None:
+        ray.get(self._tracker.nodes.remote(cluster.alive()))
 
     def _look(self) -> None:
         self.over = ray.get(self._tracker.over.remote())

@@ -28,15 +28,12 @@ class Placement:
         patience: float | None,
         misplaced: Callable[[Pools, Sequence[Stage]], list[str]] = cluster.misplaced,
         clock: Callable[[], float] = time.monotonic,
-        nodes: Callable[[], set[str]] = cluster.alive,
     ):
         self._pools = pools
         self._stages = stages
         self._patience = patience
         self._misplaced = misplaced
         self._clock = clock
-        self._nodes = nodes
-        self._enough: set[str] | None = None  # nodes that were there when all pools had their places
         self._since: float | None = None
         self._said = self._looked = clock()
         self.over: str | None = None
@@ -47,13 +44,10 @@ class Placement:
         if now - self._looked < _LOOK_SECONDS:
             return None
         self._looked = now
-        nodes = self._nodes()
         missing = any(actors.get(stage, 0) < getattr(self._pools, stage).actors for stage in self._stages)
-        gone = self._enough is not None and not self._enough <= nodes  # with actors that have nowhere to start again
-        problems = self._misplaced(self._pools, self._stages) if missing or gone else []
+        problems = self._misplaced(self._pools, self._stages) if missing else []
         if not problems:
             self._since = None
-            self._enough = None if missing else nodes
             return None
         if self._since is None:
             self._since = self._said = now

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from flashvideo_ray.errors import InputError
+from flashvideo_ray.graph.holdings import Holdings
 from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.settings import Pools, Stage
 
@@ -67,7 +67,7 @@ class Gate:
 
     Stage 1 waits while the survivors at hand, and as many of the previews under way as have survived so far, would do;
     it goes on if one fails. Stage 2 begins no more clips than are missing. `rendered` and `survivors` are those that
-    the job found, `spent_hours` what its earlier rounds held.
+    the job found, `spent_hours` what its earlier rounds held, `holdings` what this one does.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class Gate:
         pools: Pools,
         rendered: int,
         survivors: set[str],
-        clock: Callable[[], float] = time.monotonic,
         spent_hours: float = 0.0,
+        holdings: Holdings | None = None,
     ):
         self._quota = quota
         self._pools = pools
-        self._clock = clock
+        self.holdings = holdings or Holdings()
         self._spent_before = spent_hours
         self._rendered = self._rendered_before = rendered
         self._survivors = set(survivors)  # neither rendered nor failed yet, those in stage 2 included
@@ -89,12 +89,6 @@ class Gate:
         self._prompts: set[str] = set()  # with a preview begun: its other candidates are wanted too
         self._undecided: set[str] = set()  # previews under way, from stage 1 to the last score
         self._judged = self._kept = 0
-        self._actors: dict[tuple[Stage, str], tuple[float, float]] = {}  # when it came, and the units it holds
-
-    def joined(self, stage: Stage, actor: str) -> None:
-        """An actor of the stage has come and holds its card until the job ends, also while its process is replaced."""
-        held = units(self._pools, stage, self._quota.unit)
-        self._actors.setdefault((stage, actor), (self._clock(), held))
 
     def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:
         """Whether a call of `preview` or `refine` may begin; it is to ask again after `wait`."""
@@ -142,8 +136,7 @@ class Gate:
     @property
     def spent(self) -> float:
         """Hours that this job's actors have held cards, or CPUs."""
-        now = self._clock()
-        return self._spent_before + sum((now - since) * units for since, units in self._actors.values()) / 3600
+        return self._spent_before + self._quota.held(self._pools, self.holdings.seconds())
 
     @property
     def over(self) -> str | None:

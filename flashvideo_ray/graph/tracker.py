@@ -2,15 +2,15 @@
 
 One `Tracker` lives in a Ray actor beside the driver; the stages talk to it through `tracker_client`. Each thing that it
 remembers has a class of its own: open calls (`calls`), candidates that wait for one another (`groups`), nodes that fail
-(`health`), whether the run has enough (`quota`), and the ledger of previews, because a preview is worth keeping long
-before its clip is made.
+(`health`), who holds a card (`holdings`), whether the run has enough (`quota`), and the ledger of previews, because a
+preview is worth keeping long before its clip is made.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from flashvideo_ray.graph.calls import Calls
 from flashvideo_ray.graph.events import Attempt, Begin
 from flashvideo_ray.graph.groups import Groups
 from flashvideo_ray.graph.health import Fault, Health, Worker
+from flashvideo_ray.graph.holdings import Holdings
 from flashvideo_ray.graph.metrics import Meter
 from flashvideo_ray.graph.quota import Answer, Gate
 from flashvideo_ray.ledger.claim import ClaimLostError, clock
@@ -38,7 +39,7 @@ class StageState:
     done: int = 0
     failed: int = 0  # of those that are done
     busy_seconds: float = 0.0  # of devices, all actors together
-    held_seconds: float = 0.0  # by actors, from when each took work first
+    held_seconds: float = 0.0  # by actors, as `holdings` counts them
     first_begin: float | None = None
     last_end: float | None = None
     oldest_seconds: float = 0.0  # that the call has had its device which got it first
@@ -81,7 +82,7 @@ class Tracker:
         self._calls = Calls()
         self._held_until, self._lost = 0.0, ""
         self._previews = Writer(HeldStore(store.url, 0.0, self, store.clock), "previews", previews, settings)
-        self._joined: dict[Stage, dict[str, float]] = defaultdict(dict)  # by actor: since when it holds its card
+        self._holdings = Holdings() if gate is None else gate.holdings
         self._stages: dict[Stage, StageState] = defaultdict(StageState)
         self._under_way: dict[str, str] = {}  # previews that were let in and are not judged: the ids of their prompts
         self._closed = False
@@ -125,12 +126,13 @@ class Tracker:
     def joined(self, stage: Stage, worker: Worker = _NOBODY) -> None:
         """See StageEvents."""
         self._health.joined(stage, worker)
-        self._joined[stage].setdefault(worker.actor, clock())
+        self._holdings.joined(stage, worker)
         state = self._stages[stage]
-        state.actors = len(self._joined[stage])
         state.first_joined = state.first_joined or clock()
-        if self._gate is not None:
-            self._gate.joined(stage, worker.actor)
+
+    def nodes(self, there: Collection[str]) -> None:
+        """The job says which nodes there are."""
+        self._holdings.nodes(there)
 
     def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:
         """See StageEvents."""
@@ -237,12 +239,11 @@ class Tracker:
 
     def tick(self) -> dict[Stage, StageState]:
         """The state of all stages."""
-        now = clock()
-        for stage, since in self._joined.items():
-            self._stages[stage].held_seconds = sum(now - at for at in since.values())
-        oldest = self._calls.oldest()
+        oldest, held = self._calls.oldest(), self._holdings.seconds()
         for stage in STAGES:
-            self._stages[stage].oldest_seconds = oldest.get(stage, 0.0)
+            state = self._stages[stage]
+            state.actors, state.held_seconds = self._holdings.actors(stage), held[stage]
+            state.oldest_seconds = oldest.get(stage, 0.0)
         return {stage: self._stages[stage] for stage in STAGES}
 
     def flush_if_due(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pyarrow as pa
@@ -42,23 +43,34 @@ def test_a_pool_that_asks_for_cores_and_a_card_is_warned_of_nothing(caplog: pyte
     assert len({*caplog.messages}) == 2
 
 
+class Looking(ExecutionCallback):
+    """What Ray Data holds in the driver at each step of an execution."""
+
+    statistics: list[int]
+    waiting: list[int]
+
+    def on_execution_step(self, executor: Any) -> None:
+        kept = [len(each) for operator in executor._topology for each in operator.get_stats().values()]
+        self.statistics.append(sum(kept))
+        self.waiting.append(max(state.total_enqueued_output_blocks() for state in executor._topology.values()))
+
+
 @pytest.mark.usefixtures("local_ray")
-def test_the_driver_keeps_no_statistics_of_the_rows_that_went_through() -> None:
-    """Ray Data would: 1 KB a row and operator until the job ends, 5 GB of a million candidates."""
-    kept: list[int] = []
-
-    class Counting(ExecutionCallback):
-        def on_execution_step(self, executor: Any) -> None:
-            kept.append(sum(len(each) for operator in executor._topology for each in operator.get_stats().values()))
-
+def test_what_the_driver_holds_does_not_grow_with_the_rows_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Data would keep statistics of all rows that went through, and cut all rows that have not."""
+    monkeypatch.setattr(datasets, "WAITING_ROWS", 20)
+    Looking.statistics, Looking.waiting = [], []
     with datasets.data_context():
-        DataContext.get_current().custom_execution_callback_classes.append(Counting)
-        rows = datasets.dataset_of([pa.table({"number": [*range(100)]})]).map_batches(_doubled, batch_format="pyarrow")
-        assert sorted(row["number"] for row in rows.iter_rows()) == [*range(0, 200, 2)]
-    assert kept
-    assert max(kept) < 10
-    assert Counting not in DataContext.get_current().custom_execution_callback_classes
+        DataContext.get_current().custom_execution_callback_classes.append(Looking)
+        rows = datasets.dataset_of([pa.table({"number": [*range(100)]})] * 4)
+        rows = rows.map_batches(_Slow, **datasets.map_options(Pool()))
+        assert sorted(row["number"] for row in rows.iter_rows()) == sorted([*range(100)] * 4)
+    assert max(Looking.statistics) < 10
+    assert 20 <= max(Looking.waiting) < 30
+    assert Looking not in DataContext.get_current().custom_execution_callback_classes
 
 
-def _doubled(batch: pa.Table) -> pa.Table:
-    return pa.table({"number": [2 * number for number in batch["number"].to_pylist()]})
+class _Slow:
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        time.sleep(0.02)
+        return batch

@@ -17,7 +17,7 @@ class Tracker:
     """One that has something to tell."""
 
     def __getattr__(self, name: str) -> Any:
-        told = {"tick": {}, "over": ("enough", 3), "stopped": None, "closed": 2, "flush_if_due": None}[name]
+        told = {"tick": {}, "over": ("enough", 3), "stopped": None, "closed": 2}.get(name)
         return SimpleNamespace(remote=lambda: told)
 
 
@@ -28,6 +28,7 @@ def refuses(*_: Any) -> None:
 def test_the_end_of_a_job_is_seen_though_nothing_can_be_shown_or_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "ray", SimpleNamespace(get=lambda answer: answer))
     monkeypatch.setattr(heartbeat, "writing", lambda method: method)
+    monkeypatch.setattr(heartbeat, "cluster", SimpleNamespace(alive=set))
     monkeypatch.setattr(heartbeat, "_BEAT_SECONDS", 0.01)
     claim: Any = SimpleNamespace(lost=threading.Event())
     full: Any = SimpleNamespace(update=refuses, flush_if_due=refuses, used=lambda used: None)

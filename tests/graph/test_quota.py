@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from flashvideo_ray.graph.health import Worker
+from flashvideo_ray.graph.holdings import Holdings
 from flashvideo_ray.graph.quota import Gate, Quota, QuotaError
 from flashvideo_ray.settings import Pools
 
@@ -73,12 +75,13 @@ def test_a_preview_that_fails_is_not_waited_for() -> None:
 def test_a_budget_counts_the_cards_that_actors_hold() -> None:
     clock = Clock()
     pools = Pools.model_validate({"preview": {"num_gpus": 2}, "refine": {"num_gpus": 0.5}, "score": {"num_cpus": 4}})
-    gate = Gate(Quota(hours=5, unit="gpu"), pools, rendered=0, survivors=set(), clock=clock)
+    held = Holdings(clock)
+    gate = Gate(Quota(hours=5, unit="gpu"), pools, rendered=0, survivors=set(), holdings=held)
     for stage in ("preview", "refine", "score"):
-        gate.joined(stage, "one")
+        held.joined(stage, Worker("one", "node"))
     clock.now = 3600.0
     assert gate.spent == 2.5
-    gate.joined("preview", "one")  # its process was replaced: the card is the same
+    held.joined("preview", Worker("one", "node"))  # its process was replaced: the card is the same
     assert gate.spent == 2.5
     assert gate.admit("preview", "a", "a") == "go"
     clock.now = 7200.0
@@ -87,11 +90,29 @@ def test_a_budget_counts_the_cards_that_actors_hold() -> None:
     assert gate.admit("refine", "a", "a") == "stop"
 
 
+def test_a_machine_that_was_taken_back_is_not_paid_for_until_its_actor_has_another() -> None:
+    clock = Clock()
+    held = Holdings(clock)
+    gate = Gate(Quota(hours=5), Pools.model_validate({"preview": {"num_gpus": 1}}), 0, set(), holdings=held)
+    held.joined("preview", Worker("one", "spot"))
+    clock.now = 3600.0
+    held.nodes({"steady"})
+    assert (gate.spent, held.actors("preview")) == (1, 0)
+    clock.now = 7200.0
+    assert gate.spent == 1
+    held.joined("preview", Worker("one", "steady"))
+    clock.now = 10_800.0
+    held.joined("preview", Worker("one", "third"))  # moved before anybody saw that the node was gone
+    clock.now = 14_400.0
+    assert (gate.spent, held.actors("preview")) == (3, 1)
+
+
 def test_a_budget_is_of_the_job_and_not_of_each_of_its_rounds() -> None:
     clock, quota, pools = Clock(), Quota(hours=5, unit="gpu"), Pools.model_validate({"preview": {"num_gpus": 2}})
     assert quota.held(pools, {"preview": 2 * 3600.0}) == 4
-    gate = Gate(quota, pools, rendered=0, survivors=set(), clock=clock, spent_hours=4.0)
-    gate.joined("preview", "one")
+    held = Holdings(clock)
+    gate = Gate(quota, pools, rendered=0, survivors=set(), spent_hours=4.0, holdings=held)
+    held.joined("preview", Worker("one"))
     assert gate.admit("preview", "a", "a") == "go"
     clock.now = 1800.0
     assert gate.admit("preview", "b", "b") == "stop"

@@ -78,6 +78,21 @@ def test_an_actor_whose_process_is_replaced_holds_one_card(tracker: Tracker) -> 
     assert tracker.tick()["refine"].actors == 2
 
 
+def test_an_actor_whose_node_is_gone_is_not_at_work_and_costs_nothing_until_it_comes_again(tracker: Tracker) -> None:
+    """A spot machine that was taken back is not paid for, and its actor, which Ray starts again, is not busy."""
+    for actor, node in (("one", "spot"), ("two", "steady")):
+        tracker.joined("refine", Worker(actor, node, "host"))
+    tracker.begin("refine", "a")
+    tracker.nodes({"steady", "spot"})
+    assert tracker.tick()["refine"].actors == 2
+    tracker.nodes({"steady"})
+    state = tracker.tick()["refine"]
+    assert (state.actors, state.open) == (1, 1)
+    tracker.joined("refine", Worker("one", "another", "host"))
+    tracker.nodes({"steady", "another"})
+    assert tracker.tick()["refine"].actors == 2
+
+
 class Unasked:
     """The handle of a tracker that must not be asked."""
 
