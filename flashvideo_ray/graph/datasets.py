@@ -21,7 +21,7 @@ from flashvideo_ray.settings import Pool
 # One call computes while the one before it is being encoded and uploaded.
 PUBLISHING_CALLS = 2
 # Rows that wait for the first pool, each in a block of its own: such small blocks are in the driver's memory, at 30 KB.
-WAITING_ROWS = 500
+WAITING_ROWS = 200
 # Ray Data's own tasks between the pools move rows and compute nothing. They ask for no CPU, as the pools may hold them
 # all, and few of them run at once.
 GLUE: dict[str, Any] = {"num_cpus": 0, "compute": TaskPoolStrategy(2)}

@@ -12,27 +12,22 @@ All models are frozen and refuse unknown keys. A `null` in `preview` or `refine`
 sizes, steps and guidance stored in its `model_index.json`.
 """
 
+from flashvideo_ray.settings.kinds import STAGES, Frozen, Positive, Stage
+from flashvideo_ray.settings.pools import BALANCED, Pool, Pools
 from flashvideo_ray.settings.reading import SettingsError, presets
 from flashvideo_ray.settings.schema import (
-    BALANCED,
-    STAGES,
     AdapterSettings,
     CredentialSettings,
     DevicePrice,
-    Frozen,
     LedgerSettings,
     Metadata,
     NotifySettings,
     OptimizeSettings,
-    Pool,
-    Pools,
-    Positive,
     PreviewSettings,
     RefineSettings,
     ScorerSettings,
     SelectSettings,
     Settings,
-    Stage,
     VideoSettings,
 )
 
