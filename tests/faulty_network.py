@@ -20,7 +20,7 @@ class FaultyTransformer(FlashVideoTransformer3DModel):
     On a node with BROKEN_BY in its environment its first call breaks the node: it names a file whose presence keeps
     the network from loading, and the call makes it and kills its process. On a node with FAILING every call raises and
     leaves a file in the folder that it names. On a node with PATIENT a call waits until all files that it names are
-    there: as slow as a sound node can be.
+    there: as slow as a sound node can be. Each call on a node with BEGUN makes the file that it names.
     """
 
     __module__ = "faulty"  # what `model_index.json` names
@@ -53,6 +53,8 @@ class FaultyTransformer(FlashVideoTransformer3DModel):
         )
 
     def project_text(self, embeds: torch.Tensor) -> torch.Tensor:
+        if "BEGUN" in os.environ:
+            Path(os.environ["BEGUN"]).touch()
         if "BROKEN_BY" in os.environ:
             Path(os.environ["BROKEN_BY"]).touch()
             os.kill(os.getpid(), signal.SIGKILL)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 from flashvideo_ray.graph.events import Attempt
 from flashvideo_ray.ledger.claim import clock
@@ -18,6 +18,7 @@ class Calls:
     """
 
     def __init__(self) -> None:
+        self._open: defaultdict[Stage, set[str]] = defaultdict(set)
         self._begins: Counter[_Call] = Counter()
         self._lines: dict[str, list[_Call]] = {}
         self._since: dict[str, float] = {}  # by process: since when the first has the device
@@ -30,12 +31,24 @@ class Calls:
 
         A call whose process was killed never ends, so its count stays for the next begin.
         """
+        self._open[stage].add(clip_id)
         self._begins[stage, clip_id] += 1
         return self._begins[stage, clip_id]
 
-    def end(self, stage: Stage, clip_id: str) -> bool:
-        """The call ended. Whether it was open."""
-        return bool(self._begins.pop((stage, clip_id), 0))
+    def end(self, stage: Stage, clip_id: str) -> None:
+        """The call ended."""
+        self._open[stage].discard(clip_id)
+        self._begins.pop((stage, clip_id), None)
+
+    def gone(self, stage: Stage, clip_id: str) -> None:
+        """The node of the call is gone: the call is not open until it is begun again, which counts as one time more."""
+        self._open[stage].discard(clip_id)
+        if (process := self._process.get((stage, clip_id))) is not None:
+            self._died(process)
+
+    def open(self, stage: Stage) -> int:
+        """How many calls of a stage have begun and not ended."""
+        return len(self._open[stage])
 
     def attempt(self, stage: Stage, clip_id: str, process: str) -> Attempt:
         """See StageEvents. A call that is still in the line of a process comes again because that process died."""

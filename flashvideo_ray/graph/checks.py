@@ -15,6 +15,7 @@ from flashvideo_ray.engines import weights
 from flashvideo_ray.engines.engine import Engine
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph import handover
+from flashvideo_ray.graph.quota import Quota, QuotaError
 from flashvideo_ray.graph.recipe import sizes, versions
 from flashvideo_ray.graph.stage_base import row_schema
 from flashvideo_ray.ledger.shard import Shard
@@ -274,6 +275,12 @@ def check_shard(shard: Shard | None, settings: Settings, until: Literal["preview
             f"--shard {shard}: select compares each preview with those of the whole run (percentiles, or duplicates "
             "within the run), which no share has; render the shares with --until preview, then `refine OUTPUT`"
         )
+
+
+def check_quota(quota: Quota | None, until: str) -> None:
+    """Raise QuotaError where clips are to be counted and none is made."""
+    if quota is not None and quota.accept is not None and until != "refine":
+        raise QuotaError(f"--accept {quota.accept} counts clips, and --until {until} makes none: leave one of them out")
 
 
 def check_retry(retry: str | None) -> None:

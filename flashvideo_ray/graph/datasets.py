@@ -20,8 +20,9 @@ from flashvideo_ray.settings import Pool
 
 # One call computes while the one before it is being encoded and uploaded.
 PUBLISHING_CALLS = 2
-# Rows that wait for the first pool, each in a block of its own: such small blocks are in the driver's memory, at 30 KB.
-WAITING_ROWS = 200
+# Rows that may wait after a step, each in a block of its own: small blocks are in the driver's memory, at 30 KB, while
+# Ray Data goes by bytes. None is set for previews: a stage 1 that is ahead gives its cards back sooner.
+WAITING_ROWS = {"_unchanged": 200, "EncodeTexts": 2000}
 # Ray Data's own tasks between the pools move rows and compute nothing. They ask for no CPU, as the pools may hold them
 # all, and few of them run at once.
 GLUE: dict[str, Any] = {"num_cpus": 0, "compute": TaskPoolStrategy(2)}
@@ -44,7 +45,7 @@ def data_context() -> Iterator[None]:
     context.custom_execution_callback_classes.append(_KeepNoStatistics)
     enabled = backpressure_policy.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY
     policies = context.get_config(enabled, backpressure_policy.ENABLED_BACKPRESSURE_POLICIES)
-    context.set_config(enabled, [*policies, _CutNoFurtherAhead])
+    context.set_config(enabled, [*policies, _NoFurtherAhead])
     with DataContext.current(context), warnings.catch_warnings(), _silent_logs():
         # It warns of pools that are larger than a small run needs.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")
@@ -64,13 +65,12 @@ class _KeepNoStatistics(ExecutionCallback):
                     blocks.clear()
 
 
-class _CutNoFurtherAhead(backpressure_policy.BackpressurePolicy):
-    """Rows are cut from their tables as the first pool takes them. Ray Data goes by bytes, of which they have few."""
+class _NoFurtherAhead(backpressure_policy.BackpressurePolicy):
+    """Rows are cut from their tables, and texts encoded, as the next pool takes them."""
 
     def max_task_output_bytes_to_read(self, op: Any) -> int | None:
-        if op.name != f"MapBatches({_unchanged.__name__})":
-            return None
-        return 0 if self._topology[op].total_enqueued_output_blocks() >= WAITING_ROWS else None
+        most = WAITING_ROWS.get(op.name.removeprefix("MapBatches(").removesuffix(")"))
+        return 0 if most is not None and self._topology[op].total_enqueued_output_blocks() >= most else None
 
 
 @contextmanager

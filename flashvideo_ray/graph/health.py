@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,7 +13,7 @@ from flashvideo_ray.settings import Stage
 Order = Literal["go", "stop", "leave"]
 """What a call is to do: begin; let its row pass, as the job ends; or end its process, as the node is left out."""
 
-_QUIET_SECONDS = 5.0  # rows are on their way from one stage to the next for less
+QUIET_SECONDS = 5.0  # rows are on their way from one stage to the next for less
 _LONGEST_PAUSE = 30.0
 
 
@@ -78,7 +78,7 @@ class Health:
         self._known = {(fault.stage, fault.node or "", fault.card): fault for fault in left_out}
         self._out: dict[_Place, Fault] = {}
         self._expelled = set(self._known)  # of those left out: for their failures, however well they load
-        self._open: dict[tuple[Stage, str], str] = {}  # the actor of each call
+        self._open: dict[tuple[Stage, str], Worker] = {}  # who has each call
         self._alike: dict[Stage, tuple[str, Counter[_Place]]] = {}  # class of error, and how often on each card
         self._alike_here: dict[_Place, tuple[str, list[str]]] = {}  # class of error, and the candidates
         self._lost: defaultdict[_Place, list[str]] = defaultdict(list)  # candidates, to places that are left out
@@ -125,10 +125,26 @@ class Health:
             return "stop"
         if self._is_expelled(stage, worker):
             # The calls beside this one end with the process, which may never be started again: its place may be taken.
-            self._open = {call: actor for call, actor in self._open.items() if actor != worker.actor}
+            self._open = {call: who for call, who in self._open.items() if who.actor != worker.actor}
             return "leave"
-        self._open[stage, clip_id] = worker.actor
+        self._open[stage, clip_id] = worker
         return "go"
+
+    def nodes(self, there: Collection[str]) -> list[tuple[Stage, str]]:
+        """The nodes that are there now. Nobody works or loads on others; returns the calls that were open there."""
+        gone = [call for call, who in self._open.items() if _is_gone(who, there)]
+        for call in gone:
+            del self._open[call]
+        for at_work in self._working.values():
+            for actor in [actor for actor, who in at_work.items() if _is_gone(who, there)]:
+                del at_work[actor]
+        self._loading = {key: who for key, who in self._loading.items() if not _is_gone(who, there)}
+        return gone
+
+    @property
+    def loads(self) -> bool:
+        """Whether an actor is about to join."""
+        return bool(self._loading)
 
     def ended(self, stage: Stage, clip_id: str, worker: Worker, error: tuple[str, str] | None) -> None:
         """A call ended, well or with a class of error and a message."""
@@ -211,9 +227,9 @@ class Health:
         if len(self._waiting[stage]) >= self._sizes.get(stage, 1):
             return True
         waiting = set().union(*self._waiting.values())
-        if self._loading or any(actor not in waiting for actor in self._open.values()):
+        if self._loading or any(who.actor not in waiting for who in self._open.values()):
             return False
-        return self._clock() - self._last_event >= _QUIET_SECONDS
+        return self._clock() - self._last_event >= QUIET_SECONDS
 
     @property
     def faults(self) -> list[Fault]:
@@ -223,6 +239,10 @@ class Health:
             for place, fault in self._out.items()
             if place in self._expelled or not self._works_on((place[0], place[1], ""))
         ]
+
+
+def _is_gone(worker: Worker, there: Collection[str]) -> bool:
+    return bool(worker.node) and worker.node not in there
 
 
 def _node(stage: Stage, worker: Worker) -> _Place:

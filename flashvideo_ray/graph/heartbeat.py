@@ -27,6 +27,7 @@ from flashvideo_ray.settings import Stage
 _BEAT_SECONDS = 1.0
 _NODES_SECONDS = 5.0
 _LONGEST_PAUSE = 60.0  # between tries of what goes wrong
+_LAST_ROWS_SECONDS = 30.0  # in which rows come out of the graph, once nothing more begins in it
 log = logging.getLogger("flashvideo_ray")
 
 
@@ -39,7 +40,9 @@ class Heartbeat:
     """Threads, so that what looks for the end of the job waits for no store and for no console that is full.
 
     `over`, `stopped` and `closed` are what the tracker says of them, `no_place` why a pool can have no actor, which
-    ends the job. `tell` tells others how the stages were when the tracker answered last, whether or not it answers now.
+    ends the job, and `given_up` that the last rows of a graph that has enough do not come: they are with actors that
+    have no node any more. `came` is for who takes the rows to set. `tell` tells others how the stages were when the
+    tracker answered last, whether or not it answers now.
     """
 
     def __init__(
@@ -60,10 +63,13 @@ class Heartbeat:
         self._tell = tell
         self._states: Mapping[Stage, StageState] = {}
         self.no_place: str | None = None
+        self.given_up = False
         self._waits = threading.current_thread()
         self.over: tuple[str, int] | None = None
         self.stopped: tuple[Fault, int] | None = None
         self.closed: int | None = None
+        self._final_since: float | None = None  # since when one of these is there
+        self.came = time.monotonic()  # when rows came out of the graph last
         self._stop = threading.Event()
         acts = {
             "ledger not written": (_BEAT_SECONDS, self._write),
@@ -130,9 +136,17 @@ class Heartbeat:
         self.stopped = ray.get(self._tracker.stopped.remote())
         self.closed = ray.get(self._tracker.closed.remote())
         states: Mapping[Stage, StageState] = ray.get(self._tracker.tick.remote())
-        told = self._placement.look({stage: state.actors for stage, state in states.items()})
+        left = self._progress.expected(states, self._ended)
+        told = self._placement.look({of: states[of].actors for of, total in left.items() if states[of].done < total})
         if told is not None:
             log.warning("%s", told)
         if self._placement.over is not None and self.no_place is None:
             self.no_place = self._placement.over
             signals.interrupt(self._waits)  # for rows that do not come
+        if self.over is None and self.stopped is None and self.closed is None:
+            self._final_since = None
+        elif self._final_since is None:
+            self._final_since = time.monotonic()
+        elif not self.given_up and time.monotonic() - max(self._final_since, self.came) > _LAST_ROWS_SECONDS:
+            self.given_up = True
+            signals.interrupt(self._waits)

@@ -97,6 +97,7 @@ def _render(
     started = time.monotonic()
     store = Store(output)
     checks.check_retry(retry)
+    checks.check_quota(quota, until)
     settings = with_added_scorers(settings, run_file.read_run(store))
     rows = nightly.without_done(checks.read_prompts(prompt_url, settings, only), not_in)
     if not rows.num_rows:

@@ -24,13 +24,11 @@ class Placement:
     def __init__(
         self,
         pools: Pools,
-        stages: Sequence[Stage],
         patience: float | None,
         misplaced: Callable[[Pools, Sequence[Stage]], list[str]] = cluster.misplaced,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._pools = pools
-        self._stages = stages
         self._patience = patience
         self._misplaced = misplaced
         self._clock = clock
@@ -39,13 +37,16 @@ class Placement:
         self.over: str | None = None
 
     def look(self, actors: Mapping[Stage, int]) -> str | None:
-        """`actors` is how many of each pool are at work. Returns what there is to say, if anything is, each minute."""
+        """`actors` is how many are at work of each pool that has something to do: what is done needs no place.
+
+        Returns what there is to say, if anything is, each minute.
+        """
         now = self._clock()
         if now - self._looked < _LOOK_SECONDS:
             return None
         self._looked = now
-        missing = any(actors.get(stage, 0) < getattr(self._pools, stage).actors for stage in self._stages)
-        problems = self._misplaced(self._pools, self._stages) if missing else []
+        missing = any(count < getattr(self._pools, stage).actors for stage, count in actors.items())
+        problems = self._misplaced(self._pools, tuple(actors)) if missing else []
         if not problems:
             self._since = None
             return None
@@ -57,7 +58,7 @@ class Placement:
         if now - self._said < _SAY_SECONDS:
             return None
         self._said = now
-        held = [f"{stage} {actors[stage]} times {self._describe(stage)}" for stage in self._stages if actors.get(stage)]
+        held = [f"{stage} {count} times {self._describe(stage)}" for stage, count in actors.items() if count]
         meanwhile = f"; meanwhile these are held: {', '.join(held)}" if held else ""
         return "; ".join(problems) + f"; waiting for {duration(waited)}{meanwhile}"
 

@@ -92,7 +92,9 @@ class Progress:
     def _row(self, stage: Stage, state: StageState, total: int) -> tuple[str, str, str, str, str]:
         pool = getattr(self.settings.pools, stage)
         rate, left = pace(state, total, clock())
-        up = "starting" if state.actors == 0 else f"{min(state.open, pool.actors)}/{pool.actors} busy"
+        up = f"{min(state.open, state.actors)}/{pool.actors} busy"
+        if state.actors == 0:  # not yet, or, where its node is gone, no more
+            up = "done" if 0 < total <= state.done else "starting"
         return stage, f"{state.done}/{total}", rate, left, up
 
 

@@ -83,28 +83,33 @@ class Gate:
         self._pools = pools
         self.holdings = holdings or Holdings()
         self._spent_before = spent_hours
-        self._rendered = self._rendered_before = rendered
+        self._rendered = rendered
         self._survivors = set(survivors)  # neither rendered nor failed yet, those in stage 2 included
         self._refining: set[str] = set()
         self._prompts: set[str] = set()  # with a preview begun: its other candidates are wanted too
         self._undecided: set[str] = set()  # previews under way, from stage 1 to the last score
         self._judged = self._kept = 0
 
-    def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:
-        """Whether a call of `preview` or `refine` may begin; it is to ask again after `wait`."""
+    def admit(self, stage: Stage, clip_id: str, prompt: str, anyway: bool = False) -> Answer:
+        """Whether a call of `preview` or `refine` may begin; it is to ask again after `wait`.
+
+        `anyway`: nothing goes on whose end it could wait for. What it counts on may have come out without stage 2, or
+        stand behind the very calls that wait.
+        """
         if self.over is not None:
             return "stop"
         if self._quota.accept is None:
             return "go"
         missing = self._quota.accept - self._rendered
         if stage == "refine":
-            if clip_id in self._refining or len(self._refining) < missing:
+            if anyway or clip_id in self._refining or len(self._refining) < missing:
                 self._refining.add(clip_id)
                 return "go"
             return "wait"
         # One more of each, so that it is 1 at the start: rather too few previews than too many.
         keep_rate = (self._kept + 1) / (self._judged + 1)
-        if prompt in self._prompts or len(self._survivors) + keep_rate * len(self._undecided) < missing:
+        enough = len(self._survivors) + keep_rate * len(self._undecided) >= missing
+        if anyway or prompt in self._prompts or not enough:
             self._prompts.add(prompt)
             self._undecided.add(clip_id)
             return "go"
@@ -119,19 +124,20 @@ class Gate:
             self._survivors.add(clip_id)
 
     def lost(self, clip_id: str) -> None:
-        """A candidate failed before it was judged."""
+        """A candidate failed in a stage before stage 2: undecided, or a survivor whose text could not be encoded."""
         self._undecided.discard(clip_id)
+        self._survivors.discard(clip_id)
+
+    def gone(self, clip_id: str) -> None:
+        """The node that had the candidate's call is gone: it is begun again elsewhere, or never."""
+        self._undecided.discard(clip_id)
+        self._refining.discard(clip_id)
 
     def refined(self, clip_id: str, rendered: bool) -> None:
         """A call of stage 2 ended."""
         self._refining.discard(clip_id)
         self._survivors.discard(clip_id)
         self._rendered += rendered
-
-    @property
-    def rendered(self) -> int:
-        """Clips that were rendered since the gate was set up."""
-        return self._rendered - self._rendered_before
 
     @property
     def spent(self) -> float:

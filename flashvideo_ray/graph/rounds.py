@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -166,7 +167,7 @@ class Rounds:
         patient = MeteredStore(store.url, settings.store_patience_seconds, events)
         cards = SharedCards(settings.pools, stages, cluster.needs)
         progress = Progress(settings, _totals(work, settings.select.keep), stages, self.ended)
-        placement = Placement(settings.pools, stages, settings.placement_patience_seconds)
+        placement = Placement(settings.pools, settings.placement_patience_seconds)
         gauges = Gauges(store.url, settings, self.claim, sum(self.ended.values()))
 
         def tell(states: Mapping[Stage, StageState]) -> None:
@@ -185,7 +186,11 @@ class Rounds:
                 if self._balance.told is not None:
                     progress.say(self._balance.told)
                 dataset = self.graph(work.rows, patient, settings, self.recipe, events, stages, cards)
-                self._collect(dataset, clips, tracker, heartbeat, came)
+                try:
+                    self._collect(dataset, work.rows, clips, tracker, heartbeat, came)
+                except KeyboardInterrupt:
+                    if not heartbeat.given_up:
+                        raise
                 del dataset  # Ray Data gives its actors back
                 # Not `over`: a call may have begun since that was looked at, and none is waited for any more.
                 enough = ray.get(tracker.enough.remote())
@@ -258,30 +263,41 @@ class Rounds:
         return tracker
 
     def _collect(
-        self, dataset: ray.data.Dataset, clips: Writer, tracker: Any, heartbeat: Heartbeat, came: set[str]
+        self,
+        dataset: ray.data.Dataset,
+        rows: pa.Table,
+        clips: Writer,
+        tracker: Any,
+        heartbeat: Heartbeat,
+        came: set[str],
     ) -> None:
         """Take what comes out of the graph, to its end or until the tracker says that no more will come."""
-        rendered = lost = 0
+        ended = 0  # in a call, as the tracker counts them
+        waiting = Counter(rows["id"].filter(pc.greater(rows["group"], 1)).to_pylist())  # candidates that are compared
         batches: Iterator[pa.Table] = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
         for batch in batches:
             self.claim.check()
+            heartbeat.came = time.monotonic()
             for row in batch.to_pylist():
+                if row["id"] in waiting:
+                    waiting[row["id"]] -= 1
                 if row["status"] == "skipped":
                     continue  # by the job's quota: all that is left gets its row at the end
                 came.add(row["clip_id"])
                 self.ended[row["status"]] += 1
-                rendered += row["status"] == "rendered"
                 if row["status"] == "failed":
-                    lost += 1
                     self._failed.add(row["clip_id"])
+                in_a_call = row["status"] == "failed" and row["error_class"] != tables.MISSING_SCORE
+                ended += in_a_call or row["clip"] is not None
                 if row["status"] not in ("previewed", "approved") and not (row["audit"] and row["clip"] is None):
                     clips.append(row)
-            tracker.forget.remote(list(set(batch["id"].to_pylist())))
-            if heartbeat.over is not None and rendered >= heartbeat.over[1]:
+            # Not before the last of them: Ray may repeat the call that judged them, for a row that is on its way.
+            tracker.forget.remote([prompt for prompt in {*batch["id"].to_pylist()} if waiting.get(prompt) == 0])
+            if heartbeat.over is not None and ended >= heartbeat.over[1]:
                 break  # what is left came to the gate after it was closed
-            if heartbeat.stopped is not None and rendered + lost >= heartbeat.stopped[1]:
+            if heartbeat.stopped is not None and ended >= heartbeat.stopped[1]:
                 break
-            if heartbeat.closed is not None and rendered + lost >= heartbeat.closed:
+            if heartbeat.closed is not None and ended >= heartbeat.closed:
                 break
 
 
@@ -301,6 +317,8 @@ def gate_of(
     """
     if quota is None:
         return None
+    if work.until != "refine" and quota.accept is not None and work.rendered < quota.accept:
+        quota = replace(quota, accept=None)  # all previews are wanted, to be judged together
     rows = work.rows
     waiting = rows["clip_id"].filter(pc.is_in(rows["status"], pa.array(["previewed", "approved"]))).to_pylist()
     spent = quota.held(settings.pools, held_seconds or {})

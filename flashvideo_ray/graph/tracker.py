@@ -19,7 +19,7 @@ import pyarrow as pa
 from flashvideo_ray.graph.calls import Calls
 from flashvideo_ray.graph.events import Attempt, Begin
 from flashvideo_ray.graph.groups import Groups
-from flashvideo_ray.graph.health import Fault, Health, Worker
+from flashvideo_ray.graph.health import QUIET_SECONDS, Fault, Health, Worker
 from flashvideo_ray.graph.holdings import Holdings
 from flashvideo_ray.graph.metrics import Meter
 from flashvideo_ray.graph.quota import Answer, Gate
@@ -86,6 +86,8 @@ class Tracker:
         self._stages: dict[Stage, StageState] = defaultdict(StageState)
         self._under_way: dict[str, str] = {}  # previews that were let in and are not judged: the ids of their prompts
         self._closed = False
+        self._moved = clock()  # when a call last began, ended or was let in
+        self._recorded: set[str] = set()  # previews that the ledger gets in this round
 
     def permit(self, until: float, lost: str = "") -> None:
         """The job says until when (by `claim.clock`) the run is surely its own, and why it is lost if it is."""
@@ -118,10 +120,16 @@ class Tracker:
         return self._health.faults
 
     def stopped(self) -> tuple[Fault, int] | None:
-        """Once no call is open any more: why the job ends, and how many candidates it rendered or lost."""
-        if self._health.stopped is None or any(self._stages[stage].open for stage in STAGES):
+        """Once no call is open any more: why the job ends, and how many candidates ended in a call."""
+        if self._health.stopped is None or any(self._calls.open(stage) for stage in STAGES):
             return None
         return self._health.stopped, self._ended
+
+    def _stands_still(self) -> bool:
+        """Whether no call is open whose end could change what the gate answers, and none is on its way to begin."""
+        if any(self._calls.open(stage) for stage in STAGES if stage != "text") or self._health.loads:
+            return False
+        return self._holdings.actors("refine") > 0 and clock() - self._moved >= QUIET_SECONDS
 
     def joined(self, stage: Stage, worker: Worker = _NOBODY) -> None:
         """See StageEvents."""
@@ -131,15 +139,24 @@ class Tracker:
         state.first_joined = state.first_joined or clock()
 
     def nodes(self, there: Collection[str]) -> None:
-        """The job says which nodes there are."""
+        """The job says which nodes there are. Calls on others are not open until they are begun again, elsewhere."""
         self._holdings.nodes(there)
+        for stage, clip_id in self._health.nodes(there):
+            self._calls.gone(stage, clip_id)
+            self._under_way.pop(clip_id, None)
+            if self._gate is not None:
+                self._gate.gone(clip_id)
 
     def admit(self, stage: Stage, clip_id: str, prompt: str) -> Answer:
         """See StageEvents."""
         # Candidates of a prompt are judged together, so what was begun of it is brought to its end.
         if self._closed and (stage != "preview" or prompt not in self._under_way.values()):
             return "stop"
-        answer = "go" if self._gate is None else self._gate.admit(stage, clip_id, prompt)
+        answer: Answer = "go"
+        if self._gate is not None:
+            answer = self._gate.admit(stage, clip_id, prompt, anyway=self._stands_still())
+        if answer == "go":
+            self._moved = clock()
         if stage == "preview" and answer == "go":
             self._under_way[clip_id] = prompt
         return answer
@@ -151,9 +168,8 @@ class Tracker:
         state = self._stages[stage]
         if state.first_begin is None:
             state.first_begin = clock()
-        count = self._calls.begin(stage, clip_id)
-        state.open += count == 1
-        return Begin(count)
+        self._moved = clock()
+        return Begin(self._calls.begin(stage, clip_id))
 
     def attempt(self, stage: Stage, clip_id: str, process: str) -> Attempt:
         """See StageEvents. `process` names that of the call."""
@@ -179,7 +195,8 @@ class Tracker:
     ) -> None:
         """See StageEvents."""
         self._health.ended(stage, clip_id, worker, error)
-        self._ended += status in ("rendered", "failed")
+        self._moved = clock()
+        self._ended += status == "failed" or (stage == "refine" and status != "skipped")
         if self._gate is not None and stage == "refine":
             self._gate.refined(clip_id, status == "rendered")
         elif self._gate is not None and status == "failed":
@@ -187,7 +204,7 @@ class Tracker:
         if status == "failed":
             self._under_way.pop(clip_id, None)
         state = self._stages[stage]
-        state.open -= self._calls.end(stage, clip_id)
+        self._calls.end(stage, clip_id)
         state.done += status != "skipped"
         state.failed += status == "failed"
         if error is not None:
@@ -206,6 +223,9 @@ class Tracker:
         """See StageEvents."""
         preview = self._stages["preview"]
         for row in rows:
+            if row["clip_id"] in self._recorded:
+                continue  # of a call that Ray repeats, as its result was lost; the ledger has what it cost first
+            self._recorded.add(row["clip_id"])
             self._previews.append(row)
             self._under_way.pop(row["clip_id"], None)
             preview.judged += 1
@@ -218,20 +238,20 @@ class Tracker:
         self._closed = True
 
     def closed(self) -> int | None:
-        """Once nothing is under way any more: how many candidates were rendered or lost. None before, or if it is open.
+        """Once nothing is under way any more: how many candidates ended in a call. None before, or if it is open.
 
         Text that is encoded meanwhile is nobody's: no row of it goes on.
         """
-        if not self._closed or self._under_way or any(self._stages[s].open for s in STAGES if s != "text"):
+        if not self._closed or self._under_way or any(self._calls.open(s) for s in STAGES if s != "text"):
             return None
         return self._ended
 
     def over(self) -> tuple[str, int] | None:
-        """Once nothing that the job pays for is open any more: why it has enough, and how many clips it rendered."""
-        working = sum(self._stages[stage].open for stage in STAGES)
+        """Once nothing that the job pays for is open any more: why it has enough, and how many candidates ended."""
+        working = any(self._calls.open(stage) for stage in STAGES)
         if self._gate is None or working or (why := self._gate.over) is None:
             return None
-        return why, self._gate.rendered
+        return why, self._ended
 
     def enough(self) -> str | None:
         """Why nothing more is to begin, whatever is still open; None while more is wanted."""
@@ -243,7 +263,7 @@ class Tracker:
         for stage in STAGES:
             state = self._stages[stage]
             state.actors, state.held_seconds = self._holdings.actors(stage), held[stage]
-            state.oldest_seconds = oldest.get(stage, 0.0)
+            state.open, state.oldest_seconds = self._calls.open(stage), oldest.get(stage, 0.0)
         return {stage: self._stages[stage] for stage in STAGES}
 
     def flush_if_due(self) -> None:

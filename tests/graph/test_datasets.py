@@ -58,7 +58,7 @@ class Looking(ExecutionCallback):
 @pytest.mark.usefixtures("local_ray")
 def test_what_the_driver_holds_does_not_grow_with_the_rows_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray Data would keep statistics of all rows that went through, and cut all rows that have not."""
-    monkeypatch.setattr(datasets, "WAITING_ROWS", 20)
+    monkeypatch.setattr(datasets, "WAITING_ROWS", {"_unchanged": 20})
     Looking.statistics, Looking.waiting = [], []
     with datasets.data_context():
         DataContext.get_current().custom_execution_callback_classes.append(Looking)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from tiny import save_model
 import flashvideo_ray
 from flashvideo_ray import Settings
 from flashvideo_ray.errors import JobError
+from flashvideo_ray.graph.quota import Quota
 from flashvideo_ray.ledger import tables
 from flashvideo_ray.ledger.store import Store
 
@@ -80,3 +83,36 @@ def test_bad_nodes_are_left_out_and_without_a_sound_one_the_job_ends_for_a_reaso
     assert (result.exit_status, {*result.ended}) == (3, {"failed"})
     assert ALIKE <= lost <= ALIKE + 1  # a call may have begun beside the last one
     assert (tables.read(store, "previews").num_rows, tables.read(store, "clips").num_rows) == (len(texts), lost)
+
+
+@pytest.mark.long
+def test_a_job_that_has_enough_ends_though_a_node_has_gone_with_its_call(tmp_path: Path) -> None:
+    """A spot machine is taken back while it makes a clip, and no other comes; then the budget is spent."""
+    ray.shutdown()
+    nodes = Cluster()
+    nodes.add_node(num_cpus=2, resources={"head": 1}, include_dashboard=False)
+    begun, never = tmp_path / "begun", tmp_path / "never"
+    env = {"BEGUN": str(begun), "PATIENT": str(never)}
+    spot = nodes.add_node(num_cpus=1, resources=RENDERER, env_vars=env)
+    ray.init(address=nodes.address, logging_level="warning", runtime_env={"worker_process_setup_hook": "faulty.known"})
+    model = save_model(tmp_path / "model", [("refine", "nan", "a blue star")])  # which is no prompt of these
+    prompts = write_prompts(tmp_path / "prompts.parquet", PROMPTS)
+    places = ["pools.text.resources={head: 1}", "pools.refine.resources={renderer: 1}"]
+    settings = Settings.load("nano", [*tiny_overrides(model), *places])
+    with stages_inline():
+        flashvideo_ray.preview(prompts, str(tmp_path / "run"), settings)
+
+    def take_back() -> None:
+        while not begun.exists():
+            time.sleep(0.5)
+        nodes.remove_node(spot, allow_graceful=False)
+
+    taking = threading.Thread(target=take_back)
+    taking.start()
+    result = flashvideo_ray.render(prompts, str(tmp_path / "run"), settings, quota=Quota(hours=50 / 3600, unit="cpu"))
+    taking.join()
+    assert result.ended == {"skipped": len(PROMPTS)}
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert 0 < summary["pools"]["refine"]["held_seconds"] < summary["pools"]["text"]["held_seconds"] - 20
+    ray.shutdown()
+    nodes.shutdown()

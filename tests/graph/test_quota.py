@@ -72,6 +72,14 @@ def test_a_preview_that_fails_is_not_waited_for() -> None:
     assert gate.admit("preview", "b", "b") == "go"
 
 
+def test_a_survivor_that_fails_before_stage_2_is_not_counted_on() -> None:
+    """Its text could not be encoded."""
+    gate = Gate(Quota(accept=2), Pools(), rendered=0, survivors={"a", "b"})
+    assert gate.admit("preview", "c", "c") == "wait"
+    gate.lost("a")
+    assert gate.admit("preview", "c", "c") == "go"
+
+
 def test_a_budget_counts_the_cards_that_actors_hold() -> None:
     clock = Clock()
     pools = Pools.model_validate({"preview": {"num_gpus": 2}, "refine": {"num_gpus": 0.5}, "score": {"num_cpus": 4}})

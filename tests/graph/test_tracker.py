@@ -159,3 +159,62 @@ def test_an_actor_that_begins_when_its_round_is_over_leaves_and_fails_where_its_
             ray.get(each, timeout=120)
         failed.append(error.value.actor_init_failed)
     assert failed == [False, True]
+
+
+def test_a_call_whose_node_is_gone_keeps_no_job_from_its_end(tmp_path: Path) -> None:
+    """No place may come for the actor that had it, and so no end of the call either."""
+    gate = Gate(Quota(accept=1), Pools(), rendered=0, survivors={"a"})
+    tracker = Tracker(Store(str(tmp_path)), tables.PREVIEWS, LedgerSettings(), gate=gate)
+    for actor, node in (("one", "spot"), ("two", "steady")):
+        tracker.joined("refine", Worker(actor, node))
+    assert tracker.admit("refine", "a", "p") == "go"
+    tracker.begin("refine", "a", Worker("one", "spot"))
+    tracker.attempt("refine", "a", "process")
+    assert tracker.admit("refine", "b", "q") == "wait"  # one clip is missing, and one is being made
+    tracker.nodes({"steady"})
+    state = tracker.tick()["refine"]
+    assert (state.open, state.oldest_seconds) == (0, 0.0)
+    assert tracker.admit("refine", "b", "q") == "go"
+    tracker.begin("refine", "b", Worker("two", "steady"))
+    tracker.end("refine", "b", "rendered", worker=Worker("two", "steady"))
+    assert tracker.over() == ("1 clips are accepted", 1)
+    # Where it does come again, it is the second time, as after any death of its process.
+    assert tracker.begin("refine", "a", Worker("one", "steady")).count == 2
+    assert tracker.attempt("refine", "a", "another").count == 2
+    assert tracker.tick()["refine"].open == 1
+
+
+def test_a_preview_whose_node_is_gone_is_not_under_way(tracker: Tracker) -> None:
+    tracker.joined("preview", Worker("one", "spot"))
+    assert tracker.admit("preview", "a", "p") == "go"
+    tracker.begin("preview", "a", Worker("one", "spot"))
+    tracker.close()
+    assert tracker.closed() is None
+    tracker.nodes({"steady"})
+    assert tracker.closed() == 0
+    assert tracker.admit("preview", "a", "p") == "stop"
+
+
+def test_nobody_waits_for_what_cannot_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A survivor at hand may come out of the graph without a clip, or stand behind the calls that wait."""
+    gate = Gate(Quota(accept=1), Pools(), rendered=0, survivors={"lost"})
+    tracker = Tracker(Store(str(tmp_path)), tables.PREVIEWS, LedgerSettings(), gate=gate)
+    monkeypatch.setattr("flashvideo_ray.graph.tracker.QUIET_SECONDS", 0.2)
+    assert tracker.admit("preview", "a", "p") == "wait"
+    time.sleep(0.3)
+    assert tracker.admit("preview", "a", "p") == "wait"  # no actor of stage 2 has come yet: that can still change it
+    tracker.joined("refine", Worker("one", "node"))
+    time.sleep(0.3)
+    assert tracker.admit("preview", "a", "p") == "go"
+    assert tracker.admit("preview", "b", "q") == "wait"  # one at a time
+    assert tracker.admit("preview", "a2", "p") == "go"  # the others of its prompt are judged with it
+
+
+def test_a_call_that_is_repeated_records_its_previews_once(tracker: Tracker) -> None:
+    """Ray repeats calls whose results it lost; by then the latents are there, and the preview seems to cost nothing."""
+    tracker.permit(clock() + 60)
+    tracker.previewed([{**preview_row("a"), "preview_seconds": 30.0}])
+    tracker.previewed([{**preview_row("a"), "preview_seconds": None}])
+    tracker.flush()
+    assert tables.read(tracker._previews.store, "previews")["preview_seconds"].to_pylist() == [30.0]
+    assert tracker.tick()["preview"].judged == 1

@@ -8,8 +8,6 @@ from flashvideo_ray import Settings
 from flashvideo_ray.graph.placement import Placement
 from flashvideo_ray.settings import Pools, Stage
 
-STAGES: tuple[Stage, ...] = ("preview", "refine")
-
 
 class Cluster:
     """One on which stage 2 has no place until a node joins, and the time there."""
@@ -30,7 +28,7 @@ class Cluster:
 
 
 def placement(cluster: Cluster, patience: float | None) -> Placement:
-    return Placement(Settings().pools, STAGES, patience, cluster.misplaced, lambda: cluster.now)
+    return Placement(Settings().pools, patience, cluster.misplaced, lambda: cluster.now)
 
 
 def test_a_pool_without_a_place_is_told_of_each_minute_with_what_others_hold() -> None:
