@@ -226,7 +226,7 @@ def test_status_counts_candidates(tmp_path: Path, tiny_model: Path) -> None:
 
 def test_what_a_cluster_runs_takes_the_options_of_render(tmp_path: Path) -> None:
     script_ = [sys.executable, str(ROOT / "jobs" / "render.py"), "--prompts", str(tmp_path / "no.parquet")]
-    own = ["--output", str(tmp_path / "run"), "--until", "preview", "--set", "seed=3", "--relabel", "--accept", "3"]
+    own = ["--output", str(tmp_path / "run"), "--until", "refine", "--set", "seed=3", "--relabel", "--accept", "3"]
     own += ["--only", "mood == 'calm'", "--column", "prompt=caption"]
     result = subprocess.run([*script_, *own], capture_output=True, text=True)
     assert result.returncode == 2

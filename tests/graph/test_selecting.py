@@ -11,7 +11,7 @@ from support import PROMPTS, tiny_overrides, write_prompts
 
 import flashvideo_ray
 from flashvideo_ray import Settings
-from flashvideo_ray.graph.quota import Quota
+from flashvideo_ray.graph.quota import Quota, QuotaError
 from flashvideo_ray.ledger import decisions, run_file, tables
 from flashvideo_ray.ledger.decisions import Decision
 from flashvideo_ray.ledger.store import Store
@@ -117,6 +117,20 @@ def test_a_job_ends_when_enough_clips_are_accepted_and_another_goes_on(tmp_path:
     assert second.total == {"rendered": 5, "skipped": 25}
     again = flashvideo_ray.render(prompts, str(output), settings, quota=Quota(accept=5))
     assert again.ended == {}
+
+
+@pytest.mark.usefixtures("inline")
+def test_enough_clips_of_those_that_a_rule_about_the_whole_run_lets_through(tmp_path: Path, tiny_model: Path) -> None:
+    """All previews are made for such a rule: that some pass it before the others are there counts for nothing."""
+    prompts = write_prompts(tmp_path / "prompts.parquet", [f"{text} {n}" for n in range(2) for text in PROMPTS])
+    output, settings = tmp_path / "run", load(tiny_model, "select.percentiles={motion: 50}")
+    result = flashvideo_ray.render(prompts, str(output), settings, quota=Quota(accept=2))
+    assert result.total == {"rendered": 2, "rejected": 6, "skipped": 4}
+    assert len(rows(output, "previews")) == 12
+
+    with pytest.raises(QuotaError, match="--accept 2 counts clips, and --until preview makes none"):
+        flashvideo_ray.render(prompts, str(tmp_path / "none"), settings, until="preview", quota=Quota(accept=2))
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.usefixtures("inline")
