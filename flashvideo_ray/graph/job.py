@@ -35,11 +35,13 @@ class RunResult:
     without_latents: int = 0  # candidates that only `render` can take further: their latents were pruned
     left_out: tuple[Fault, ...] = ()  # nodes that a stage could not work on
     stopped: Fault | None = None  # the stage that failed alike until the job ended; what it had not begun is open
+    failed_of_shard: int | None = None  # candidates that failed of the job's share of the run, where it has one
 
     @property
     def exit_status(self) -> int:
-        """0: all candidates that ended are rendered or rejected; 3: some failed."""
-        return 3 if self.total.get("failed") or self.stopped is not None else 0
+        """0: all candidates that ended are rendered or rejected; 3: some failed, of the run or of the job's share."""
+        failed = self.total.get("failed", 0) if self.failed_of_shard is None else self.failed_of_shard
+        return 3 if failed or self.stopped is not None else 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
     if not work:
         _note_settings(job)
         total = _closed(job)
-        return RunResult(job.store.url, {}, total, time.monotonic() - started, work.without_latents)
+        result = RunResult(job.store.url, {}, total, time.monotonic() - started, work.without_latents)
+        return replace(result, failed_of_shard=_failed_of_shard(job))
     run_file.check_writable(job.store)
     if work.rows.num_rows:
         cluster.connect(job.settings.pools, job.stages)
@@ -97,7 +100,8 @@ def run_job(job: Job, graph: Graph, started: float) -> RunResult:
         total = _closed(job, claim)  # under the claim: it may take longer than a lease
         rounds.raise_if_lost()
         ended, left_out, seconds = dict(+rounds.ended), tuple(rounds.left_out), time.monotonic() - started
-        job.end.result = RunResult(job.store.url, ended, total, seconds, work.without_latents, left_out, rounds.stopped)
+        result = RunResult(job.store.url, ended, total, seconds, work.without_latents, left_out, rounds.stopped)
+        job.end.result = replace(result, failed_of_shard=_failed_of_shard(job))
     return job.end.result
 
 
@@ -112,6 +116,14 @@ def _closed(job: Job, claim: Claim | None = None) -> dict[str, int]:
             tables.compact(job.store)
             jobs.merge(job.store)
         return finish.finish(store, job.settings)
+
+
+def _failed_of_shard(job: Job) -> int | None:
+    """What failed in other shares is for their jobs to tell, and to take up."""
+    if job.shard is None:
+        return None
+    ended = job.shard.of(tables.read(job.store, "clips", ["id", "status"]))
+    return int(pc.sum(pc.equal(ended["status"], "failed")).as_py() or 0)
 
 
 def _wanted(job: Job) -> remaining.Work:

@@ -16,6 +16,7 @@ from flashvideo_ray.ledger.texts import Texts
 from flashvideo_ray.settings import Settings, SettingsError
 
 _THREADS = 16
+_AT_ONCE = 1000  # previews
 _STAGE_1 = ("seed", "candidates", "text", "preview", "score")
 
 
@@ -72,16 +73,19 @@ def _copy(
     known = tables.read(new, "previews", ["clip_id"])["clip_id"].combine_chunks()
     previews = previews.filter(pc.invert(pc.is_in(previews["clip_id"], known)))
     columns = [name for name in ("latents", "preview", "poster") if name in previews.column_names]
-    keys = [key for name in columns for key in previews[name].drop_null().to_pylist()]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for done, _ in enumerate(pool.map(lambda key: new.put(key, old.get(key)), keys), start=1):
-            progress(done, len(keys))
-    record = {**about(settings, previews.num_rows + len(known)), "from": old.url}
-    jobs.note(new, run_file.open_run(new, recipe, record))
-    # Rows after their objects, and none of the old run's seconds: this run did not pay for them.
+    objects, done = sum(len(previews) - previews[name].null_count for name in columns), 0
+    # None of the old run's seconds: this run did not pay for them.
     for name in tables.PREVIEW_SECONDS:
         if name in previews.column_names:
             previews = tables.with_column(previews, name, None)
-    if previews.num_rows:
-        parquet_log.write(new, tables.stem("previews"), previews)
+    record = {**about(settings, previews.num_rows + len(known)), "from": old.url}
+    jobs.note(new, run_file.open_run(new, recipe, record))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for first in range(0, previews.num_rows, _AT_ONCE):
+            some = previews.slice(first, _AT_ONCE)
+            keys = [key for name in columns for key in some[name].drop_null().to_pylist()]
+            for _ in pool.map(lambda key: new.put(key, old.get(key)), keys):
+                done += 1
+                progress(done, objects)
+            parquet_log.write(new, tables.stem("previews"), some)  # after their objects; what has a row stays copied
     return previews.num_rows

@@ -28,7 +28,7 @@ from flashvideo_ray.ledger.store import Store
 KEY = "clip_id"
 _CONNECTIONS = 16  # an object store answers slowly, but many questions at a time
 _THREADS = 4  # for a local folder, where more only get in each other's way
-_LISTINGS = 50
+_LISTINGS, _ENOUGH = 50, 4
 _WHOLE = 2**22  # bytes; of a larger part in an object store only the columns that are asked for are fetched
 _TAKE = 100_000  # rows
 _GROUP = 65_536  # rows of a part that are read at once, where not all of it is wanted
@@ -79,15 +79,16 @@ def read_all(
 
     A listing is no snapshot: while parts are being merged it may name old ones that are gone by the time they are read,
     or miss both those and the new one. So it is repeated until one tells nothing new and nothing was gone before it.
-    Rows of a part that is gone are in a newer one. A part that is damaged raises DamagedPartError, or is left out and
-    told to `damaged`. Raises UnreadablePartError.
+    Rows of a part that is gone are in a newer one. Where others write all the time, `_ENOUGH` listings have told what
+    was there when the first began, as merges are ever rarer. A part that is damaged raises DamagedPartError, or is left
+    out and told to `damaged`. Raises UnreadablePartError.
     """
     found: dict[str, pa.Table | None] = {}
     gone = False
     with _pool(store) as pool:
-        for _ in range(_LISTINGS):
+        for number in range(_LISTINGS):
             new = [(name, size) for name, size in _list(store, prefix) if name not in found]
-            if not new and not gone:
+            if not gone and (not new or number >= _ENOUGH):
                 break
             gone = False
             read = partial(_read, store, key, columns, only=only, made=made)

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 import flashvideo_ray
 from flashvideo_ray import Settings
 from flashvideo_ray.cli import app
+from flashvideo_ray.cli.runs import run_settings
+from flashvideo_ray.graph import refine_from
 from flashvideo_ray.ledger import jobs, tables
 from flashvideo_ray.ledger.keys import latents_key
 from flashvideo_ray.ledger.store import Store
@@ -94,6 +96,28 @@ def test_another_stage_2_over_the_same_previews(run: Path, tmp_path: Path) -> No
     refused = CliRunner().invoke(app, ["refine", str(tmp_path / "no"), "--from", str(run), "--set", "preview.width=32"])
     assert refused.exit_code == 2
     assert not (tmp_path / "no").exists()
+
+
+def test_a_copy_that_was_cut_short_goes_on_from_there(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a hundred thousand previews, copied for hours."""
+    old, new, settings = Store(str(run)), Store(str(tmp_path / "run")), run_settings(str(run), None, [])
+    monkeypatch.setattr(refine_from, "_AT_ONCE", 2)
+
+    def progress(done: int, total: int) -> None:
+        assert total == 18  # of six previews
+        if done > 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        refine_from.branch(old, new, settings, progress=progress)
+    there = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("previews/*/*")}
+    assert len(rows(tmp_path / "run", "previews")) == 4
+    assert refine_from.branch(old, new, settings) == 2
+    assert sum(path.stat().st_mtime_ns == at for path, at in there.items()) >= 4
+    assert rows(tmp_path / "run", "previews").keys() == rows(run, "previews").keys()
+    assert verify(new).problems == []
 
 
 def test_what_is_not_needed_any_more_is_removed_when_one_says_so(run: Path) -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flashvideo_ray.ledger import run_file, tables
+from flashvideo_ray.ledger import parquet_log, run_file, tables
 from flashvideo_ray.ledger.parquet_log import Compaction, DamagedPartError, UnreadablePartError
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
@@ -333,6 +333,26 @@ def test_a_thousand_small_parts_leave_few(tmp_path: Path) -> None:
         writer.append(row(f"later {number}"))
         writer.flush()
     assert len(state(store)) == 1140
+
+
+def test_a_ledger_that_other_jobs_write_all_the_time_is_read_as_it_was_when_the_reader_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixty shares of a run write faster than a store of theirs is listed."""
+    store, listed = Store(str(tmp_path)), parquet_log._list
+
+    def write(name: str) -> None:
+        new = {**dict.fromkeys(tables.CLIPS.names), **row(name), "at": dt.datetime.now(dt.UTC)}
+        parquet_log.write(store, tables.stem("clips"), pa.Table.from_pylist([new], schema=tables.CLIPS))
+
+    def beside(where: Store, prefix: str) -> list[tuple[str, int]]:
+        write(f"later {len(store.keys('ledger'))}")
+        return listed(where, prefix)
+
+    for number in range(5):
+        write(f"before {number}")
+    monkeypatch.setattr(parquet_log, "_list", beside)
+    assert state(store).keys() >= {f"before {number}" for number in range(5)}
 
 
 def test_a_merge_of_small_parts_may_be_killed_at_any_moment(tmp_path: Path) -> None:
