@@ -14,7 +14,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 import yaml
-from ray.exceptions import TaskCancelledError
+from ray.exceptions import TaskCancelledError, WorkerCrashedError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeDeploySchema
 from starlette.responses import StreamingResponse
@@ -277,6 +277,53 @@ def test_what_a_worker_may_not_write_is_open_still_and_not_failed(tmp_path: Path
         assert scheduler.state.refresh().candidates[clip_id].status == "queued"
 
     asyncio.run(serve())
+
+
+@pytest.mark.parametrize("how", ["it raises", "its process dies"])
+def test_a_candidate_that_fails_after_its_preview_was_stored_has_ended(tmp_path: Path, how: str) -> None:
+    store, settings = Store(str(tmp_path)), Settings.load("nano")
+    tries: list[int] = []
+
+    class Closed(Scheduler):
+        def __del__(self) -> None:  # type: ignore[override]
+            """Only Serve awaits the other one."""
+
+    class Handle:
+        """The handle of a stage: `score` stores previews, and `rate` fails of each."""
+
+        def __init__(self, stage: Stage):
+            self.stage = stage
+
+        @property
+        def run(self) -> Any:
+            return SimpleNamespace(remote=self._answers)
+
+        def options(self, **_: Any) -> Handle:
+            return self
+
+        async def _answers(self, row: dict[str, Any], attempt: int) -> AsyncIterator[tuple[str, Any]]:
+            if self.stage != "rate":
+                yield "row", {**row, "preview": "previews/00/1.mp4" if self.stage == "score" else None}
+                return
+            tries.append(attempt)
+            if how == "its process dies":
+                raise WorkerCrashedError
+            yield "row", failed(row, "rate", MemoryError())
+
+    async def serve() -> None:
+        stages: tuple[Stage, ...] = ("text", "preview", "score", "rate")
+        handles = cast(dict[Stage, DeploymentHandle], {stage: Handle(stage) for stage in stages})
+        scheduler = Closed(store.url, settings, recipe_of(settings), handles, 9, False)
+        [clip_id] = (await scheduler.submit(Submission("ann", ({"prompt": "a red star"},)))).clip_ids
+        async with asyncio.timeout(60):
+            while scheduler.state.snapshot.candidates[clip_id].status == "queued":
+                await asyncio.sleep(0.02)
+        await scheduler.close()
+
+    asyncio.run(serve())
+    [row] = tables.read(store, "clips").to_pylist()
+    assert (row["status"], row["stage"]) == ("failed", "rate")
+    assert tries == [*range(1, settings.max_attempts + 1 if how == "its process dies" else 2)]
 
 
 def test_what_goes_wrong_again_and_again_is_told_of_with_growing_pauses(
