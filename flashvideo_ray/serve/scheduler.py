@@ -101,7 +101,9 @@ class Scheduler:
         async with self._writing:
             snapshot = await self._refresh()
             room = self.queue_limit - sum(len(waiting) for waiting in self._lines(snapshot).values())
-            reply, rows = accepted(submission, snapshot, self.settings, self.recipe, room, self._retry_after(snapshot))
+            reply, rows = accepted(
+                submission, snapshot, self.settings, self.recipe, room, self.queue_limit, self._retry_after(snapshot)
+            )
             await asyncio.to_thread(requests.write, self.store, rows)
             await self._refresh()
         self._wake.set()

@@ -388,6 +388,21 @@ def test_where_approving_pays_at_once_it_is_said_before(open_page: Open) -> None
     expect(page.locator("#detail")).to_contain_text("begins once it is approved")
 
 
+def test_what_the_queue_has_no_room_for_is_said(open_page: Open) -> None:
+    number = MANY - 17
+    page = open_page(f"?{only(number)}")
+    card(page, number).focus()
+    page.keyboard.press("a")
+    badge(card(page, number), "Approved")
+    page.route("**/api/v1/refine", lambda route: route.fulfill(json={"queued": 1, "left": 2}))
+    page.locator("#bulk-refine").click()
+    page.locator("#confirm-yes").click()
+    expect(page.locator("#announcer")).to_contain_text("no room for 2\u00a0clips more")
+    card(page, number).focus()
+    page.keyboard.press("u")
+    badge(card(page, number), "To review")
+
+
 def test_a_prompt_is_text(open_page: Open) -> None:
     page = open_page("?prompt_id=prompt-7")
     shown, first = visible(HOSTILE_TEXT), cards(page).first
