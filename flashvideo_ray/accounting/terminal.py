@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from flashvideo_ray.selection.agreement import Audit, Share
 
 _LEAST = 0.0001  # of money that is shown
+_OWN_LINES = ("video", "sha256", "stream_sha256", "mark")  # of an inspection, in the form of a key and its value
 
 
 def duration(seconds: float) -> str:
@@ -286,23 +288,30 @@ def audit_page(audit: Audit) -> RenderableType:
 
 def inspection_lines(found: Inspection) -> Iterator[str]:
     """What a file says of itself, what is to be known of it, and the command that makes it again."""
-    held, made = found.video, dict(found.made)
-    yield found.file
+    held = found.video
+    yield _printable(found.file)
     size = f"{held['width']}x{held['height']}"
     yield f"  video         {held['codec']}, {size}, {held['frames']} frames at {held['fps']:g} a second"
     yield f"  sha256        {held['sha256']}"
     yield f"  stream_sha256 {held['stream_sha256']}"
-    yield f"  mark          {found.mark or 'none: it does not say that a model has made it'}"
-    for name, value in made.items():
-        plain = isinstance(value, str) and value.isprintable()  # a file may come from anybody
-        yield f"  {name:<13} {value if plain else json.dumps(value)}"
+    yield f"  mark          {_printable(found.mark or 'none: it does not say that a model has made it')}"
+    for name, value in found.made.items():
+        plain = isinstance(value, str) and value.isprintable()
+        # A file may come from anybody, and its keys must not pass for what is known of it.
+        taken = name in _OWN_LINES or not re.fullmatch(r"\w+", name, re.ASCII)
+        yield f"  {json.dumps(name) if taken else name:<13} {value if plain else json.dumps(value)}"
     if found.signature is not None:
         own = found.signature
-        yield f"  signed by     {own.signer}"
-        yield f"  signed at     {own.timestamp or f'{own.created} by its own account'}"
-    yield from found.notes
+        yield f"  signed by     {_printable(own.signer)}"
+        yield f"  signed at     {_printable(own.timestamp or f'{own.created} by its own account')}"
+    yield from map(_printable, found.notes)
     if found.command is not None:
-        yield f"The same again:\n{found.command}"
+        yield f"The same again:\n{_printable(found.command)}"
+
+
+def _printable(text: str) -> str:
+    """The text with all that cannot be printed, line breaks among it, as escapes."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def finding_lines(findings: Sequence[tuple[str, str, str, str, str]]) -> Iterator[str]:

@@ -233,7 +233,7 @@ def inspect(
 
         found = inspection.inspect(file, credentials.trusted(trust) if trust is not None else None)
         if json_:
-            print(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+            print(inspection.as_json(asdict(found), indent=2))
         else:
             terminal.print_lines(console, terminal.inspection_lines(found))
         own = found.signature

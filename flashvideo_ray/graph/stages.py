@@ -183,6 +183,10 @@ class Preview(StageBase):
             return None
 
 
+class RemovedError(RuntimeError):
+    """What stage 2 takes of a preview is not kept any more."""
+
+
 class Refine(StageBase):
     """Previews to high-resolution clips, published as MP4s: stage 2.
 
@@ -221,7 +225,7 @@ class Refine(StageBase):
         adopted = self._published(row)
         if adopted is not None:
             return adopted
-        packed = row["preview_latents"] if row["preview_latents"] is not None else self.store.get(row["latents"])
+        packed = row["preview_latents"] if row["preview_latents"] is not None else self._stored(row["latents"])
         preview = handover.unpacked(packed)
         with self.device(row):
             started = time.perf_counter()
@@ -235,6 +239,11 @@ class Refine(StageBase):
             "refine_seconds": refined - started,
             "publish_seconds": time.perf_counter() - refined,
         }
+
+    def _stored(self, key: str | None) -> bytes:
+        if key is None:
+            raise RemovedError("its latents were removed: `render` makes them anew")
+        return self.store.get(key)
 
     def _rendered(
         self, row: Mapping[str, Any], mp4: bytes, shape: tuple[int, ...], reason: str | None = None

@@ -78,6 +78,12 @@ def inspect(url: str, trust: str | None = None) -> Inspection:
     )
 
 
+def as_json(value: Any, indent: int | None = None) -> str:
+    """JSON in which other scripts stay readable, and all that cannot be printed is escaped: a file is from anybody."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
+
+
 def _signature(data: bytes, trust: str | None, notes: list[str]) -> credentials.Signature | None:
     try:
         found = credentials.read(data, trust)
@@ -127,7 +133,7 @@ def _command(made: Mapping[str, Any], notes: list[str]) -> str | None:
 def _words(made: Mapping[str, Any], notes: list[str]) -> str:
     if "prompt" in made:
         row = {name: made[name] for name in ("id", "prompt", "negative_prompt", "seed") if name in made}
-        line = json.dumps(row, ensure_ascii=False)
+        line = as_json(row)
     else:
         line = '{"prompt": "PROMPT", "seed": SEED}'
         notes.append(

@@ -263,14 +263,14 @@ def _change_routes(app: FastAPI, service: Service) -> None:
 
     @app.post(f"{BASE}/refine", status_code=202)
     async def refine(body: ChosenBody, caller: Operator) -> dict[str, Any]:
-        """Queue stage 2 for candidates that survived selection or were approved."""
+        """Queue stage 2 for candidates that survived selection or were approved; `left` had no room in the queue."""
         chosen = service.chosen(body.clip_ids, body.filter)
         if body.filter is not None:
-            chosen = [candidate for candidate in chosen if candidate.survives]
+            chosen = [candidate for candidate in chosen if candidate.survives and not candidate.is_pruned]
         if not chosen:
-            return {"queued": 0}
+            return {"queued": 0, "left": 0}
         reply = await service.submit(Submission(by=caller.name, refine=tuple(c.clip_id for c in chosen)))
-        return {"queued": len(reply.clip_ids)}
+        return {"queued": len(reply.clip_ids), "left": reply.left}
 
     @app.post(f"{BASE}/decisions")
     async def decide(body: DecisionsBody, caller: Reviewer) -> dict[str, Any]:

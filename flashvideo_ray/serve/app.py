@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from ray import serve
 from ray.exceptions import TaskCancelledError
 from ray.serve import Application
@@ -42,13 +42,19 @@ class ServeSettings(Frozen):
     refine_approved: bool = Field(False, description="whether a candidate is refined as soon as it is approved")
     scale_to_zero: bool = Field(False, description="whether stages without work give their resources back")
 
+    @field_validator("output")
+    @classmethod
+    def _absolute(cls, output: str) -> str:
+        """Replicas may have another working directory than whoever names it."""
+        return Store(output).url
+
 
 @serve.ingress()
 class Api:
     """The ingress. Any number of replicas may look at the same run."""
 
-    def __init__(self, options: ServeSettings, settings: Settings, scheduler: DeploymentHandle):
-        self.tokens = load_tokens(options)
+    def __init__(self, options: ServeSettings, settings: Settings, scheduler: DeploymentHandle, tokens: Tokens):
+        self.tokens = tokens
         self.hosts = list(options.hosts)
         self.service = Service(options.output, settings, scheduler, options.refine_approved)
 
@@ -87,15 +93,15 @@ def build(args: ServeSettings) -> Application:
     Starts the run if there is none. Raises an InputError of its kind where settings, run and models do not fit, and
     where neither tokens are given nor `open_to_all`.
     """
-    load_tokens(args)
+    tokens = load_tokens(args)
     settings, recipe = load_run(args)
     cluster.try_encoder(settings)
     open_run(args.output, settings, recipe)
-    return bind(args, settings, recipe)
+    return bind(args, settings, recipe, tokens)
 
 
-def bind(args: ServeSettings, settings: Settings, recipe: Mapping[str, Any]) -> Application:
-    """The application over a run that is there."""
+def bind(args: ServeSettings, settings: Settings, recipe: Mapping[str, Any], tokens: Tokens) -> Application:
+    """The application over a run that is there. Its replicas need neither the file of the tokens nor the variable."""
     common = {
         "settings": settings,
         "output": args.output,
@@ -118,7 +124,7 @@ def bind(args: ServeSettings, settings: Settings, recipe: Mapping[str, Any]) -> 
     scheduler = serve.deployment(name=SCHEDULER, **light)(Scheduler).bind(
         args.output, settings, recipe, handles, args.queue_limit, args.refine_approved
     )
-    return serve.deployment(name="api", **light)(Api).bind(args, settings, scheduler)
+    return serve.deployment(name="api", **light)(Api).bind(args, settings, scheduler, tokens)
 
 
 def load_tokens(options: ServeSettings) -> Tokens:

@@ -41,7 +41,7 @@ def running(
     """
     own = not os.environ.get("RAY_ADDRESS")  # on a cluster, Serve may be listening already, and to everybody
     options = options.model_copy(update={"open_to_all": own and host in LOOPBACK})
-    application.load_tokens(options)
+    tokens = application.load_tokens(options)
     _check_port(host, port)
     settings, recipe = application.load_run(options)
     if own:  # all share this machine: a replica that is busy is no news, and a proxy that is slow to start is not dead
@@ -59,7 +59,7 @@ def running(
         serve.start(
             proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config={"log_level": "ERROR"}
         )
-        target = application.bind(options, settings, recipe)
+        target = application.bind(options, settings, recipe, tokens)
         serve.run(target, name=application.NAME, route_prefix="/", logging_config=LOGGING)
         yield f"http://{host}:{port}/"
     finally:

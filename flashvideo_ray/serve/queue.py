@@ -46,6 +46,8 @@ class Reply:
     clip_ids: list[str] = field(default_factory=list)
     job: str | None = None
     retry_after: int | None = None
+    left: int = 0
+    """How many of the clips that were asked for the queue had no room for."""
 
 
 def queue(
@@ -60,6 +62,7 @@ def queue(
         c
         for c in snapshot.candidates.values()
         if c.survives
+        and not c.is_pruned
         and (c.wish == "refine" or (refine_approved and c.status == "approved"))
         and (c.status == "approved" or c.prompt_id not in incomplete)
     ]
@@ -76,9 +79,13 @@ def accepted(
     settings: Settings,
     recipe: Mapping[str, Any],
     room: int,
+    limit: int,
     retry_after: int,
 ) -> tuple[Reply, list[dict[str, Any]]]:
-    """The answer to a submission, and the request rows that it makes. `room` is what the queue still takes."""
+    """The answer to a submission, and the request rows that it makes.
+
+    `room` is what the queue still takes of its `limit`; where more clips are asked for, the first of them are taken.
+    """
     before = [c for c in snapshot.candidates.values() if submission.key is not None and c.key == submission.key]
     if before and before[0].body != submission.body:
         return Reply(422, "This Idempotency-Key was used for another request."), []
@@ -88,6 +95,9 @@ def accepted(
         unfit = [clip_id for clip_id in submission.refine if not _refinable(snapshot.candidates.get(clip_id))]
         if unfit:
             return Reply(409, f"Only previewed and approved candidates are refined, not {', '.join(unfit[:5])}."), []
+        removed = [clip_id for clip_id in submission.refine if _lacks_latents(snapshot.candidates[clip_id])]
+        if removed:
+            return Reply(409, f"{', '.join(removed[:5])}: its latents were removed; `render` makes them anew."), []
         rows = [row_of(snapshot.candidates[clip_id], "refine", submission.by) for clip_id in submission.refine]
     else:
         try:
@@ -100,10 +110,15 @@ def accepted(
         rows = [{**row, "status": submission.wish, "by": submission.by} for row in made]
     clip_ids = [row["clip_id"] for row in rows]
     fresh = [row for row in rows if _adds(row, snapshot.candidates.get(row["clip_id"]))]
-    if len(fresh) > room:
-        return Reply(429, "The queue is full.", retry_after=retry_after), []
+    left: set[str] = set()
+    if submission.refine and room > 0:
+        left = {row["clip_id"] for row in fresh[room:]}
+        fresh, clip_ids = fresh[:room], [clip_id for clip_id in clip_ids if clip_id not in left]
+    if fresh and len(fresh) > room:
+        there = f"{len(fresh)} candidates; the queue has room for {max(0, room)} of {limit} (--queue-limit)."
+        return Reply(429, there, retry_after=retry_after), []
     if submission.refine or not fresh:
-        return Reply(202, "", clip_ids, snapshot.candidates[clip_ids[0]].job), fresh
+        return Reply(202, "", clip_ids, snapshot.candidates[clip_ids[0]].job, left=len(left)), fresh
     job = hashlib.sha256((submission.key or uuid.uuid4().hex).encode()).hexdigest()[:20]
     own = {"job": job, "key": submission.key, "body": submission.body}
     return Reply(202, "", clip_ids, job), [{**row, **own} for row in fresh]
@@ -162,6 +177,10 @@ def _adds(row: Mapping[str, Any], there: Candidate | None) -> bool:
 def _refinable(candidate: Candidate | None) -> bool:
     statuses = ("previewed", "approved", "failed", "rendered")
     return candidate is not None and candidate.has_preview and candidate.status in statuses
+
+
+def _lacks_latents(candidate: Candidate) -> bool:
+    return candidate.is_pruned and candidate.status != "rendered"
 
 
 def _base_seed(seed: int, candidate: int) -> int:

@@ -30,6 +30,7 @@ from flashvideo_ray.graph.stage_base import failed, given_up, row_schema
 from flashvideo_ray.ledger import requests
 from flashvideo_ray.ledger.claim import ClaimLostError, ClaimUnsureError
 from flashvideo_ray.ledger.store import Store
+from flashvideo_ray.ledger.tables import MISSING_SCORE
 from flashvideo_ray.serve.queue import Reply, Submission, accepted, queue, row_of
 from flashvideo_ray.serve.run_writer import RETRY_SECONDS, RunWriter
 from flashvideo_ray.serve.snapshot import Candidate, Snapshot
@@ -100,7 +101,9 @@ class Scheduler:
         async with self._writing:
             snapshot = await self._refresh()
             room = self.queue_limit - sum(len(waiting) for waiting in self._lines(snapshot).values())
-            reply, rows = accepted(submission, snapshot, self.settings, self.recipe, room, self._retry_after(snapshot))
+            reply, rows = accepted(
+                submission, snapshot, self.settings, self.recipe, room, self.queue_limit, self._retry_after(snapshot)
+            )
             await asyncio.to_thread(requests.write, self.store, rows)
             await self._refresh()
         self._wake.set()
@@ -218,7 +221,8 @@ class Scheduler:
                     return  # it is still open, for whoever has the run now
                 if row["status"] == "failed":
                     break
-            if call.kind == "refine" or (row["status"] == "failed" and row["preview"] is None):
+            # A preview that lacks a score has its row in the ledger, which selection finds it failed by.
+            if call.kind == "refine" or (row["status"] == "failed" and row["error_class"] != MISSING_SCORE):
                 self.writer.ended(row)
             await self.writer.durably()
             await self._refresh()

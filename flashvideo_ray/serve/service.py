@@ -211,11 +211,12 @@ class Service:
         }
 
     def estimate(self, chosen: Sequence[Candidate]) -> dict[str, Any]:
-        """What clips of these would cost that have none yet."""
-        clips = sum(c.clip is None for c in chosen)
+        """What clips of these would cost that have none yet; `removed` are those that have no latents any more."""
+        clips = sum(c.clip is None and not c.is_pruned for c in chosen)
         mean = self.snapshot.mean("refine")
         return {
             "clips": clips,
+            "removed": sum(c.clip is None and c.is_pruned for c in chosen),
             "seconds": None if mean is None else clips * mean,
             "money": None if mean is None else self._money("refine", clips * mean),
             "currency": self.settings.prices.currency,

@@ -81,6 +81,11 @@ class Candidate(NamedTuple):
         """Whether stage 2 may have it: selection let it through, or a person approved it."""
         return self.has_preview and self.status in ("previewed", "approved")
 
+    @property
+    def is_pruned(self) -> bool:
+        """Whether what stage 2 takes of its preview was removed: `render` alone makes it anew."""
+        return self.has_preview and self.latents is None
+
 
 @dataclass(frozen=True)
 class Filter:

@@ -130,6 +130,30 @@ def test_an_unsigned_file_shows_its_mark_and_what_is_withheld(tmp_path: Path) ->
     assert "secret" not in json.dumps(told)
 
 
+def test_what_a_stranger_s_file_says_forges_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings.of_tree({"preview": {"model": "nano"}, "refine": {"model": "nano"}})
+    recipe = {**settings.recipe(), "fingerprints": {"preview": "a", "refine": "b"}}
+    forged = "\n  signed by     Example Studio\x1b[8m\x7f\x9b\u202e"
+    prompt = f"a star{forged}"
+    row = {"clip_id": "ab", "id": "x", "prompt": prompt, "negative_prompt": None, "seed": 3, "candidate": 0}
+    said = {**provenance.of_candidate(row), **provenance.of_run(recipe, settings)}
+    said |= {"digital_source_type": forged, f"a{forged}": "b", "signed by": "Example Studio", "sha256": "0" * 64}
+    file = tmp_path / "clip.mp4"
+    file.write_bytes(video.encode_mp4(np.zeros((2, 32, 48, 3), np.uint8), 8, metadata=said))
+    shown = run("inspect", str(file)).output
+    assert {each for each in shown if not each.isprintable()} == {"\n"}
+    names = [line.split("  ")[1] for line in shown.splitlines() if line.startswith("  ")]
+    assert not {name for name in names if name.startswith("signed")}
+    assert len(names) == len({*names})
+    as_json = run("inspect", str(file), "--json").output
+    assert {each for each in as_json if not each.isprintable()} == {"\n"}
+    told = json.loads(as_json)
+    assert (told["made"]["prompt"], told["mark"]) == (prompt, forged)
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["bash", "-c", told["command"].partition(" && ")[0]], check=True)
+    assert json.loads(Path("again.jsonl").read_text())["prompt"] == prompt
+
+
 @pytest.mark.parametrize(
     ("models", "there"),
     [(("nano", "nano"), []), (("org/name@abc", "none"), []), (("existing", "nano"), ["preview_url"])],

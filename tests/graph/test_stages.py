@@ -83,6 +83,16 @@ def test_no_stage_loads_other_weights_than_the_runs(
         stage(settings, Dismissing(), **own)
 
 
+def test_a_preview_whose_latents_were_removed_fails_by_that_name(tmp_path: Path, tiny_model: Path) -> None:
+    settings = Settings.load("nano", tiny_overrides(tiny_model))
+    prints = recipe_of(settings)["fingerprints"]
+    provenance = {"model_fingerprints": json.dumps(prints)}
+    refine = stages.Refine(settings, Dismissing(), Store(str(tmp_path)), 8, provenance)
+    row = {**dict.fromkeys(stage_base.row_schema().names), "clip_id": "ab", "status": "previewed"}
+    with pytest.raises(stages.RemovedError, match="its latents were removed: `render` makes them anew"):
+        refine.process(row)
+
+
 @pytest.fixture
 def link(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Link]:
     """The way from this process to the store. Its connections are of no other test."""

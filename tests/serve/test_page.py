@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import chromium
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Response, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Response, Route, expect
 from serve_run import HOSTILE_TEXT, LOST, MANY, NOTES, REJECTED, RENDERED, SIBLINGS, TOKENS, Served
 
 from flashvideo_ray.nano import world
@@ -306,6 +306,7 @@ def test_two_people_see_what_the_other_one_decides(open_page: Open) -> None:
     other.keyboard.press("u")
     badge(card(one, number), "Rejected")  # undo brings back what was there before, as who said it
     expect(card(other, number).locator(".line")).to_have_text("by operator's name")
+    expect(card(other, number)).to_be_focused()
     other.keyboard.press("a")
     badge(card(one, number), "Approved")
     one.keyboard.press("u")  # what another one said since stays
@@ -318,6 +319,45 @@ def test_two_people_see_what_the_other_one_decides(open_page: Open) -> None:
     badge(card(other, number), "Approved")
     one.keyboard.press("u")
     badge(card(other, number), "Rejected")
+
+
+def test_a_preview_comes_to_the_review_as_soon_as_it_is_made(open_page: Open) -> None:
+    short, long = open_page("?status=review&q=circle moves slowly up"), open_page("?status=review")
+    expect(short.locator("#result-count")).to_have_text("0\u00a0candidates match")
+    expect(cards(long).first).to_be_visible()
+    for page in (short, long):
+        expect(page.locator("#live")).to_have_text("live")
+    count = long.locator("#result-count").inner_text()
+    data = {"prompts": [{"prompt": "a red circle moves slowly up"}]}
+    assert short.context.request.post("/api/v1/prompts", headers=HEADER, data=data).status == 202
+    badge(cards(short), "To review")
+    expect(short.locator("#result-count")).to_have_text("1\u00a0candidate match")
+    expect(long.locator("#show-new")).to_have_text("Show 1\u00a0new one")  # it is not loaded to its end
+    expect(long.locator("#result-count")).not_to_have_text(count)
+    long.locator("#show-new").click()
+    expect(cards(long).first.locator(".prompt")).to_have_text("a red circle moves slowly up")
+    expect(long.locator("#show-new")).to_be_hidden()
+
+
+def test_what_is_decided_while_the_page_loads_is_shown(open_page: Open) -> None:
+    number = MANY - 13
+    page = open_page(f"?{only(number)}")
+    badge(card(page, number), "To review")
+
+    def decide(word: str) -> None:
+        data = {"decisions": [{"clip_id": f"{number:020x}", "word": word}]}
+        assert page.context.request.post("/api/v1/decisions", headers=HEADER, data=data).ok
+
+    def slowly(route: Route) -> None:
+        answer = route.fetch()
+        decide("rejected")
+        route.fulfill(response=answer)
+
+    page.route("**/api/v1/candidates?*", slowly, times=1)
+    page.reload()
+    badge(card(page, number), "Rejected")
+    decide("cleared")
+    badge(card(page, number), "To review")
 
 
 def test_a_decision_that_is_not_stored_comes_back(open_page: Open) -> None:
@@ -346,6 +386,21 @@ def test_where_approving_pays_at_once_it_is_said_before(open_page: Open) -> None
     page.keyboard.press("Escape")
     cards(page).first.locator(".frame").click()
     expect(page.locator("#detail")).to_contain_text("begins once it is approved")
+
+
+def test_what_the_queue_has_no_room_for_is_said(open_page: Open) -> None:
+    number = MANY - 17
+    page = open_page(f"?{only(number)}")
+    card(page, number).focus()
+    page.keyboard.press("a")
+    badge(card(page, number), "Approved")
+    page.route("**/api/v1/refine", lambda route: route.fulfill(json={"queued": 1, "left": 2}))
+    page.locator("#bulk-refine").click()
+    page.locator("#confirm-yes").click()
+    expect(page.locator("#announcer")).to_contain_text("no room for 2\u00a0clips more")
+    card(page, number).focus()
+    page.keyboard.press("u")
+    badge(card(page, number), "To review")
 
 
 def test_a_prompt_is_text(open_page: Open) -> None:

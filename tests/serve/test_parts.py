@@ -14,7 +14,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 import yaml
-from ray.exceptions import TaskCancelledError
+from ray.exceptions import TaskCancelledError, WorkerCrashedError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeDeploySchema
 from starlette.responses import StreamingResponse
@@ -33,12 +33,12 @@ from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.serve import local
 from flashvideo_ray.serve.app import ServeSettings, build, with_disconnects
 from flashvideo_ray.serve.events import WATCHERS, Hub, Watched
-from flashvideo_ray.serve.queue import Submission, queue
+from flashvideo_ray.serve.queue import Reply, Submission, accepted, queue
 from flashvideo_ray.serve.run_writer import RunWriter
 from flashvideo_ray.serve.scheduler import Scheduler
 from flashvideo_ray.serve.security import Guard, Guesses, Tokens
 from flashvideo_ray.serve.service import Service
-from flashvideo_ray.serve.snapshot import Filter, QueryError
+from flashvideo_ray.serve.snapshot import Filter, QueryError, Snapshot
 from flashvideo_ray.serve.state import RunState
 from flashvideo_ray.settings import LedgerSettings, SelectSettings, Settings, SettingsError, Stage
 
@@ -57,7 +57,8 @@ def candidate(number: int, prompt: str = "a red star", **columns: Any) -> dict[s
         "negative_prompt": None,
         "seed": number,
     }
-    return {**own, "candidate": number % 4, "status": "previewed", "score_motion": float(number), **columns}
+    made = {"latents": f"latents/{clip_id(number)}.safetensors", "score_motion": float(number)}
+    return {**own, "candidate": number % 4, "status": "previewed", **made, **columns}
 
 
 def write_previews(store: Store, rows: list[dict[str, Any]]) -> None:
@@ -279,6 +280,53 @@ def test_what_a_worker_may_not_write_is_open_still_and_not_failed(tmp_path: Path
     asyncio.run(serve())
 
 
+@pytest.mark.parametrize("how", ["it raises", "its process dies"])
+def test_a_candidate_that_fails_after_its_preview_was_stored_has_ended(tmp_path: Path, how: str) -> None:
+    store, settings = Store(str(tmp_path)), Settings.load("nano")
+    tries: list[int] = []
+
+    class Closed(Scheduler):
+        def __del__(self) -> None:  # type: ignore[override]
+            """Only Serve awaits the other one."""
+
+    class Handle:
+        """The handle of a stage: `score` stores previews, and `rate` fails of each."""
+
+        def __init__(self, stage: Stage):
+            self.stage = stage
+
+        @property
+        def run(self) -> Any:
+            return SimpleNamespace(remote=self._answers)
+
+        def options(self, **_: Any) -> Handle:
+            return self
+
+        async def _answers(self, row: dict[str, Any], attempt: int) -> AsyncIterator[tuple[str, Any]]:
+            if self.stage != "rate":
+                yield "row", {**row, "preview": "previews/00/1.mp4" if self.stage == "score" else None}
+                return
+            tries.append(attempt)
+            if how == "its process dies":
+                raise WorkerCrashedError
+            yield "row", failed(row, "rate", MemoryError())
+
+    async def serve() -> None:
+        stages: tuple[Stage, ...] = ("text", "preview", "score", "rate")
+        handles = cast(dict[Stage, DeploymentHandle], {stage: Handle(stage) for stage in stages})
+        scheduler = Closed(store.url, settings, recipe_of(settings), handles, 9, False)
+        [clip_id] = (await scheduler.submit(Submission("ann", ({"prompt": "a red star"},)))).clip_ids
+        async with asyncio.timeout(60):
+            while scheduler.state.snapshot.candidates[clip_id].status == "queued":
+                await asyncio.sleep(0.02)
+        await scheduler.close()
+
+    asyncio.run(serve())
+    [row] = tables.read(store, "clips").to_pylist()
+    assert (row["status"], row["stage"]) == ("failed", "rate")
+    assert tries == [*range(1, settings.max_attempts + 1 if how == "its process dies" else 2)]
+
+
 def test_what_goes_wrong_again_and_again_is_told_of_with_growing_pauses(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -324,6 +372,53 @@ def test_the_queue_waits_for_those_that_are_compared(tmp_path: Path) -> None:
     assert queue(state.refresh(), select, False) == {"preview": [], "refine": [clip_id(2)]}
     decisions.write(store, [Decision(clip_id(1), "approved", "ann")])
     assert queue(state.refresh(), select, False)["refine"] == [clip_id(1), clip_id(2)]
+
+
+def test_a_preview_whose_latents_were_removed_is_not_refined(tmp_path: Path) -> None:
+    store, settings = Store(str(tmp_path)), Settings.load("nano")
+    write_previews(store, [candidate(1, latents=None), candidate(2)])
+    decisions.write(store, [Decision(clip_id(number), "approved", "ann") for number in (1, 2)])
+    wish(store, candidate(1), "refine")
+    snapshot = RunState(store, settings).refresh()
+    assert queue(snapshot, settings.select, True) == {"preview": [], "refine": [clip_id(2)]}
+    reply, rows = asked(snapshot, Submission("ann", refine=(clip_id(2), clip_id(1))))
+    assert (reply.status, rows) == (409, [])
+    assert reply.detail == f"{clip_id(1)}: its latents were removed; `render` makes them anew."
+    chosen = [snapshot.candidates[clip_id(number)] for number in (1, 2)]
+    assert [each.is_pruned for each in chosen] == [True, False]
+
+
+def test_of_more_clips_than_the_queue_has_room_for_the_first_are_taken(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    write_previews(store, [candidate(number) for number in range(12)])
+    state = RunState(store, Settings.load("nano"))
+    all_of_them = Submission("ann", refine=tuple(clip_id(number) for number in range(12)))
+    reply, rows = asked(state.refresh(), all_of_them, room=10)
+    assert (reply.status, len(reply.clip_ids), reply.left) == (202, 10, 2)
+    assert [row["clip_id"] for row in rows] == reply.clip_ids
+    requests.write(store, rows)
+    reply, _ = asked(state.refresh(), all_of_them, room=0)
+    assert (reply.status, reply.detail) == (
+        429,
+        "2 candidates; the queue has room for 0 of 10 (--queue-limit).",
+    )
+    requests.write(store, asked(state.snapshot, all_of_them, room=5)[1])
+    reply, rows = asked(state.refresh(), all_of_them, room=-3)  # they wait already: nothing is added
+    assert (reply.status, len(reply.clip_ids), reply.left, rows) == (202, 12, 0, [])
+
+
+def test_what_the_queue_has_no_room_for_is_refused_with_numbers(tmp_path: Path) -> None:
+    state = RunState(Store(str(tmp_path)), Settings.load("nano"))
+    prompts = tuple({"prompt": f"a red star {number}"} for number in range(3))
+    reply, rows = asked(state.refresh(), Submission("ann", prompts, candidates=2), room=4)
+    assert (reply.status, reply.retry_after, rows) == (429, 7, [])
+    assert reply.detail == "6 candidates; the queue has room for 4 of 10 (--queue-limit)."
+
+
+def asked(snapshot: Snapshot, submission: Submission, room: int = 10) -> tuple[Reply, list[dict[str, Any]]]:
+    """The answer of a queue of ten."""
+    settings = Settings.load("nano")
+    return accepted(submission, snapshot, settings, recipe_of(settings), room, 10, 7)
 
 
 def test_ten_thousand_candidates_are_filtered_sorted_and_paged(tmp_path: Path) -> None:
@@ -479,5 +574,6 @@ def test_a_clip_is_quoted_at_the_price_of_the_card_it_would_be_made_on() -> None
     seconds = {"preview": {}, "refine": {"NVIDIA L40S": (1, 3600.0)}}
     snapshot = SimpleNamespace(seconds=seconds, total=lambda stage: 3600.0, mean=lambda stage: 3600.0)
     quoting.state = cast(Any, SimpleNamespace(snapshot=snapshot))
-    found = quoting.estimate([cast(Any, SimpleNamespace(clip=None))] * 3)
-    assert (found["clips"], found["money"]) == (3, 6.0)
+    chosen = [SimpleNamespace(clip=None, is_pruned=False)] * 3 + [SimpleNamespace(clip=None, is_pruned=True)]
+    found = quoting.estimate(cast(Any, chosen))
+    assert (found["clips"], found["money"], found["removed"]) == (3, 6.0, 1)

@@ -111,7 +111,7 @@ def test_from_a_prompt_to_a_clip_that_plays(served: Served) -> None:
         "calm",
     )
     assert client.post("estimate", json={"clip_ids": [item["clip_id"]]}).json()["clips"] == 1
-    assert client.post("refine", json={"clip_ids": [item["clip_id"]]}).json() == {"queued": 1}
+    assert client.post("refine", json={"clip_ids": [item["clip_id"]]}).json() == {"queued": 1, "left": 0}
     [candidate] = client.until([item["clip_id"]], "rendered")
     clip = client.get(candidate["clip"]).content
     assert video.probe(clip, count=True).frames == 9
@@ -600,6 +600,26 @@ def test_of_many_quick_submissions_the_queue_takes_what_it_holds(served: Served)
     assert not [
         row for row in tables.read(served.store, "previews", ["clip_id"])["clip_id"].to_pylist() if row in taken
     ]
+
+
+def test_of_more_clips_than_there_is_room_for_the_first_are_queued_and_the_others_counted(served: Served) -> None:
+    client, ids = of(served), [f"{300 * SIBLINGS + n:020x}" for n in range(LIMIT + 10)]
+
+    def decide(word: str) -> None:
+        body = {"decisions": [{"clip_id": clip_id, "word": word} for clip_id in ids]}
+        assert client.post("decisions", json=body).status_code == 200
+
+    decide("approved")
+    eventually(lambda: _is_free(served.store))
+    with Claim(served.store, Identity.of_this_process(), lease_seconds=60):  # nothing is worked off meanwhile
+        wanted = {"filter": {"status": "approved", "q": "shot 03"}}
+        assert client.post("refine", json=wanted).json() == {"queued": LIMIT, "left": 10}
+        answer = client.post("refine", json=wanted)
+        assert answer.status_code == 429
+        assert answer.json()["detail"] == f"10 candidates; the queue has room for 0 of {LIMIT} (--queue-limit)."
+        statuses = [client.post(f"candidates/{clip_id}/cancel").status_code for clip_id in ids]
+        assert (statuses.count(202), statuses.count(409)) == (LIMIT, 10)
+        decide("cleared")
 
 
 # The command ----------------------------------------------------------------------------------------------------

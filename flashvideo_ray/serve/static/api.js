@@ -29,7 +29,7 @@
  * @typedef {{word: Word, by?: string | null, note?: string | null}} Said what stood about a candidate
  * @typedef {{clip_id: string, word: Word, before: Said}} Step a decision that was made, and what stood before it
  * @typedef {Record<string, string | number | string[]>} Filter
- * @typedef {{clips: number, seconds: number | null, money: number | null, currency: string}} Estimate
+ * @typedef {{clips: number, removed: number, seconds: number | null, money: number | null, currency: string}} Estimate
  */
 
 const BASE = "/api/v1";
@@ -162,7 +162,7 @@ export const decideAll = (filter, word, expect) => call("POST", "/decisions", { 
 /** @param {{clip_ids: string[]} | {filter: Filter}} chosen @returns {Promise<Estimate>} */
 export const estimate = (chosen) => call("POST", "/estimate", chosen);
 
-/** @param {{clip_ids: string[]} | {filter: Filter}} chosen @returns {Promise<{queued: number}>} */
+/** @param {{clip_ids: string[]} | {filter: Filter}} chosen @returns {Promise<{queued: number, left: number}>} */
 export const refine = (chosen) => call("POST", "/refine", chosen);
 
 /** @param {string} id */

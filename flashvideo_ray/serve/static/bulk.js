@@ -98,13 +98,17 @@ export class Bulk {
       this.#say(
         `Render ${counted(price.clips, "clip")}?`,
         this.#price(price),
-        "These are all approved candidates without a clip.",
+        "These are all approved candidates without a clip." +
+          (price.removed ? ` Of ${counted(price.removed, "other")} the latents were removed: render makes them anew.` : ""),
         `Render ${counted(price.clips, "clip")}`,
         !price.clips,
       );
       this.#go = async () => {
-        const { queued } = await api.refine({ filter });
-        this.notices.say(`${counted(queued, "clip")} queued for rendering.`);
+        const { queued, left } = await api.refine({ filter });
+        this.notices.say(
+          `${counted(queued, "clip")} queued for rendering.` +
+            (left ? ` The queue has no room for ${counted(left, "clip")} more: order them when it has.` : ""),
+        );
       };
     });
   }

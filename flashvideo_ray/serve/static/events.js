@@ -5,12 +5,14 @@ import * as api from "./api.js";
 const POLL_MS = 4000;
 const RETRY_MS = 3000;
 const FAILURES = 2; // of the stream in a row, before questions are asked instead
+const HELLO_MS = 3000; // after which the page is shown without the stream: a proxy may hold it back
 const ASKED = 20; // candidates in work that one round of questions asks about
 
 export class Live {
   #failures = 0;
   /** @type {EventSource | null} */ #source = null;
   #asking = false;
+  /** Called when the stream is there, or has failed. */ #heard = () => {};
 
   /**
    * @param {import("./store.js").Store} store
@@ -21,7 +23,15 @@ export class Live {
     this.tell = tell;
   }
 
-  start() {
+  /** Open the stream, before anything is loaded: what changes meanwhile is told by it. One that comes late loads anew. */
+  async open() {
+    const heard = new Promise((resolve) => (this.#heard = () => resolve(true)));
+    const late = new Promise((resolve) => setTimeout(() => resolve(false), HELLO_MS));
+    this.#start();
+    if (!(await Promise.race([heard, late]))) this.#failures += 1;
+  }
+
+  #start() {
     this.#source?.close();
     const source = new EventSource(api.EVENTS);
     this.#source = source;
@@ -30,6 +40,7 @@ export class Live {
       const wasAway = this.#failures > 0;
       this.#failures = 0;
       this.tell("live");
+      this.#heard();
       if (wasAway) this.store.refresh();
     });
     source.addEventListener("candidate", (event) => this.store.put(data(event)));
@@ -38,7 +49,8 @@ export class Live {
     source.addEventListener("reload", () => this.store.refresh());
     source.onerror = () => {
       this.#failures += 1;
-      if (source.readyState === EventSource.CLOSED) setTimeout(() => this.start(), RETRY_MS);
+      this.#heard();
+      if (source.readyState === EventSource.CLOSED) setTimeout(() => this.#start(), RETRY_MS);
       if (this.#failures < FAILURES || this.#asking) return;
       this.tell("lost");
       this.#ask();

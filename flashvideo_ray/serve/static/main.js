@@ -189,6 +189,7 @@ store.on("run", () => {
 async function start() {
   try {
     await enter(store);
+    await new Live(store, showLive).open();
     store.setRun(await api.run());
   } catch (error) {
     store.error = /** @type {Error} */ (error);
@@ -197,7 +198,6 @@ async function start() {
   }
   showSize();
   await store.setQuery({});
-  new Live(store, showLive).start();
 }
 
 start();

@@ -41,6 +41,8 @@ export class Store extends EventTarget {
   loaded = false;
   /** @type {Error | null} */ error = null;
   #generation = 0;
+  /** Candidates that are known, and that the list had no place for when it was loaded. @type {Set<string>} */ #out = new Set();
+  /** What came while a part of the list was on its way, which may not know of it. @type {Candidate[]} */ #meanwhile = [];
   /** What the list was loaded for. @type {string} */ #shown = "";
 
   /** @param {string} type @param {unknown} [detail] */
@@ -121,7 +123,12 @@ export class Store extends EventTarget {
       this.error = /** @type {Error} */ (error);
       if (asked !== this.#shown) this.#show("", [], null, 0); // cards of another filter would be taken for this one's
     }
+    this.#end();
+  }
+
+  #end() {
     this.loading = false;
+    for (const c of this.#meanwhile.splice(0)) this.put(c);
     this.tell("list");
     this.tell("load");
   }
@@ -134,6 +141,7 @@ export class Store extends EventTarget {
     this.total = total;
     this.unseen = 0;
     this.loaded = asked !== "";
+    this.#out = new Set([...this.known.values()].filter((c) => !this.matches(c)).map((c) => c.clip_id));
   }
 
   /** Load the next page, if there is one. */
@@ -148,6 +156,7 @@ export class Store extends EventTarget {
       const here = new Set(this.order);
       for (const c of page.items) {
         this.known.set(c.clip_id, c);
+        this.#out.delete(c.clip_id);
         if (!here.has(c.clip_id)) this.order.push(c.clip_id);
       }
       this.next = page.next;
@@ -155,9 +164,7 @@ export class Store extends EventTarget {
       if (generation !== this.#generation) return;
       this.error = /** @type {Error} */ (error);
     }
-    this.loading = false;
-    this.tell("list");
-    this.tell("load");
+    this.#end();
   }
 
   /** Run and list anew, after a lost connection or a failure. */
@@ -180,14 +187,15 @@ export class Store extends EventTarget {
 
   /** Take in a newer state of a candidate. @param {Candidate} c */
   put(c) {
-    const old = this.known.get(c.clip_id);
+    const isKnown = this.known.has(c.clip_id);
+    if (this.loading) this.#meanwhile.push(c);
+    if (this.loading && !isKnown) return;
     this.known.set(c.clip_id, c);
-    if (old) {
-      this.tell("candidate", c.clip_id);
-      return;
-    }
+    if (isKnown) this.tell("candidate", c.clip_id);
     // In a list that is not loaded to its end, one that somebody decided about may just be further down.
-    if (!this.current || !this.matches(c) || (this.next && (c.decision || c.clip))) return;
+    if (!isKnown && !(this.next && (c.decision || c.clip))) this.#out.add(c.clip_id);
+    if (!this.current || !this.matches(c)) return;
+    if (this.next ? !this.#out.delete(c.clip_id) : this.order.includes(c.clip_id)) return;
     this.total += 1;
     if (this.next) {
       this.unseen += 1;
@@ -201,7 +209,10 @@ export class Store extends EventTarget {
   /** Candidates that this page asked for come first, whatever is sorted how. @param {Candidate[]} mine */
   putFirst(mine) {
     const ids = mine.map((c) => c.clip_id);
-    for (const c of mine) this.known.set(c.clip_id, c);
+    for (const c of mine) {
+      this.known.set(c.clip_id, c);
+      this.#out.delete(c.clip_id);
+    }
     const here = new Set(this.order);
     this.total += ids.filter((id) => !here.has(id)).length;
     this.order = [...ids, ...this.order.filter((id) => !ids.includes(id))];
