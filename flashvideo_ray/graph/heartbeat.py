@@ -129,7 +129,8 @@ class Heartbeat:
         self._progress.update(states, self._ended, last)
 
     def _count_nodes(self) -> None:
-        ray.get(self._tracker.nodes.remote(cluster.alive()))
+        if nodes := cluster.alive():  # an answer without even the driver's node is none
+            ray.get(self._tracker.nodes.remote(nodes))
 
     def _look(self) -> None:
         self.over = ray.get(self._tracker.over.remote())

@@ -23,6 +23,7 @@ from flashvideo_ray.scorers.panel import Panel, Scored, names_of
 from flashvideo_ray.settings import ScorerSettings, Settings
 
 _AT_ONCE = 1000  # rows handed over to Ray
+_DURABLE = 10_000  # previews whose scores are written together; actors load their scorers anew for each so many
 
 
 class ScorerError(InputError):
@@ -61,7 +62,8 @@ class Rescore:
 def rescore(output: str, specs: Sequence[ScorerSettings], settings: Settings, *, takeover: bool = False) -> int:
     """Give all previews of a run the scores of further scorers, which become part of its recipe.
 
-    Returns how many got them: previews that have all of these scores are left alone, so it may be repeated. Raises
+    Returns how many got them: previews that have all of these scores are left alone, so it may be repeated, and goes on
+    where it was cut short. Raises
     NoRunError where there is no run, and ScorerError if a scorer cannot be used or the run has it with other options.
     """
     store = Store(output)
@@ -80,15 +82,17 @@ def rescore(output: str, specs: Sequence[ScorerSettings], settings: Settings, *,
     if rows.num_rows:
         stages_ = tuple(dict.fromkeys(spec.pool for spec in specs))
         cluster.connect(settings.pools, stages_)
+    more = [spec.model_dump(mode="json") for spec in further]
+    for tree in (run["settings"]["score"], run["recipe"]["score"]):
+        tree["scorers"] = [*tree["scorers"], *more]
+    run["added_scorers"] = [*run.get("added_scorers", []), *more]
     with held_store.hold(store, settings, takeover) as store:
-        if rows.num_rows:
-            scored = _scored(rows, specs, store, settings, float(run["recipe"]["fps"]))
-            tables.supersede(store, "previews", _joined(rows, scored, names))
-        more = [spec.model_dump(mode="json") for spec in further]
-        for tree in (run["settings"]["score"], run["recipe"]["score"]):
-            tree["scorers"] = [*tree["scorers"], *more]
-        run["added_scorers"] = [*run.get("added_scorers", []), *more]
-        store.put("run.json", json.dumps(run, indent=2).encode())
+        for first in range(0, max(1, rows.num_rows), _DURABLE):
+            some = rows.slice(first, _DURABLE)
+            scored = _scored(some, specs, store, settings, float(run["recipe"]["fps"])) if some.num_rows else {}
+            if not first:  # known to work, and known to the run before it has such a score
+                store.put("run.json", json.dumps(run, indent=2).encode())
+            tables.supersede(store, "previews", _joined(some, scored, names))
         told = jobs.newest_settings(store, run) | {"score": run["settings"]["score"]}
         jobs.note(store, run, told, time.monotonic() - started)
     return rows.num_rows

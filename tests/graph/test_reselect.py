@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from inline import stages_inline
 from support import PROMPTS, tiny_overrides, write_prompts
@@ -15,11 +16,12 @@ import flashvideo_ray
 from flashvideo_ray import Settings
 from flashvideo_ray.cli import app
 from flashvideo_ray.cli.runs import run_settings
-from flashvideo_ray.graph import refine_from
+from flashvideo_ray.graph import refine_from, rescore
 from flashvideo_ray.ledger import jobs, tables
 from flashvideo_ray.ledger.keys import latents_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.verify import verify
+from flashvideo_ray.settings import ScorerSettings
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,29 @@ def test_other_rules_are_written_and_only_what_they_admit_is_refined(run: Path) 
     result = flashvideo_ray.refine(str(run))
     assert result.ended == {"rendered": 3}
     assert {name: row["at"] for name, row in rows(run, "clips").items() if name in rendered} == rendered
+
+
+def test_scores_that_were_measured_before_the_command_was_cut_short_are_kept(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a large model, over night."""
+    measured, done = rescore._scored, list[int]()
+
+    def cut_short(some: pa.Table, *rest: Any) -> Any:
+        done.append(some.num_rows)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        return measured(some, *rest)
+
+    settings = run_settings(str(run), None, [])
+    monkeypatch.setattr(rescore, "_DURABLE", 4)
+    monkeypatch.setattr(rescore, "_scored", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        rescore.rescore(str(run), [ScorerSettings(name="phash")], settings)
+    monkeypatch.setattr(rescore, "_scored", measured)
+    assert sum(row["score_hash"] is not None for row in rows(run, "previews").values()) == 4
+    assert "2 previews got phash." in command("score", str(run), "--with", "phash")
+    assert all(0 <= row["score_hash"] < 2**48 for row in rows(run, "previews").values())
 
 
 def test_more_scores_for_previews_that_are_there(run: Path) -> None:
