@@ -63,8 +63,8 @@ def rescore(output: str, specs: Sequence[ScorerSettings], settings: Settings, *,
     """Give all previews of a run the scores of further scorers, which become part of its recipe.
 
     Returns how many got them: previews that have all of these scores are left alone, so it may be repeated, and goes on
-    where it was cut short. Raises
-    NoRunError where there is no run, and ScorerError if a scorer cannot be used or the run has it with other options.
+    where it was cut short. Raises NoRunError where there is no run, and ScorerError if a scorer cannot be used or the
+    run has it with other options.
     """
     store = Store(output)
     run = run_file.read_run(store)

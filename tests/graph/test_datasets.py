@@ -11,7 +11,7 @@ from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators import map_operator
 
-from flashvideo_ray.graph import cluster, datasets
+from flashvideo_ray.graph import cluster, datasets, stages
 from flashvideo_ray.settings import Pool
 
 
@@ -74,3 +74,8 @@ class _Slow:
     def __call__(self, batch: pa.Table) -> pa.Table:
         time.sleep(0.02)
         return batch
+
+
+def test_the_rows_that_wait_are_counted_after_steps_that_there_are() -> None:
+    """Ray Data calls a step by its function or class."""
+    assert {*datasets.WAITING_ROWS} == {datasets._unchanged.__name__, stages.EncodeTexts.__name__}

@@ -244,14 +244,17 @@ def test_workers_are_permitted_to_write_while_the_service_holds_the_run(tmp_path
         assert writer.permitted()[1]
 
 
+class Closed(Scheduler):
+    """One that is awaited here."""
+
+    def __del__(self) -> None:  # type: ignore[override]
+        """Only Serve awaits the other one."""
+
+
 @pytest.mark.parametrize("error", [ClaimLostError("taken"), ClaimUnsureError("not known")])
 def test_what_a_worker_may_not_write_is_open_still_and_not_failed(tmp_path: Path, error: Exception) -> None:
     store, settings = Store(str(tmp_path)), Settings.load("nano")
     tries: list[str] = []
-
-    class Closed(Scheduler):
-        def __del__(self) -> None:  # type: ignore[override]
-            """Only Serve awaits the other one."""
 
     class Text:
         """The handle of a stage whose worker hears of the claim before the scheduler does."""
@@ -284,10 +287,6 @@ def test_what_a_worker_may_not_write_is_open_still_and_not_failed(tmp_path: Path
 def test_a_candidate_that_fails_after_its_preview_was_stored_has_ended(tmp_path: Path, how: str) -> None:
     store, settings = Store(str(tmp_path)), Settings.load("nano")
     tries: list[int] = []
-
-    class Closed(Scheduler):
-        def __del__(self) -> None:  # type: ignore[override]
-            """Only Serve awaits the other one."""
 
     class Handle:
         """The handle of a stage: `score` stores previews, and `rate` fails of each."""
