@@ -73,5 +73,8 @@ class StageEvents(Protocol):
         again, by a call that is repeated, gets the same answer.
         """
 
-    def previewed(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Previews are in the store and judged; their ledger rows."""
+    def previewed(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Previews are in the store and judged; their ledger rows.
+
+        Returns whether those that are out (`verdicts.goes_on`) have ended with it, and are to go no further.
+        """

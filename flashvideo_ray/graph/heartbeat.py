@@ -13,15 +13,14 @@ import ray
 
 from flashvideo_ray.errors import in_a_line
 from flashvideo_ray.graph import cluster, signals
+from flashvideo_ray.graph.arrivals import Arrivals
 from flashvideo_ray.graph.health import Fault
 from flashvideo_ray.graph.placement import Placement
 from flashvideo_ray.graph.progress import Progress
 from flashvideo_ray.graph.tracker import StageState
-from flashvideo_ray.graph.tracker_actor import writing
 from flashvideo_ray.ledger import jobs
 from flashvideo_ray.ledger.claim import Claim
 from flashvideo_ray.ledger.patience import LAST_SECONDS
-from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.settings import Stage
 
 _BEAT_SECONDS = 1.0
@@ -49,15 +48,14 @@ class Heartbeat:
         self,
         claim: Claim,
         tracker: Any,
-        clips: Writer,
+        arrivals: Arrivals,
         progress: Progress,
-        ended: Mapping[str, int],
         record: jobs.Record,
         placement: Placement,
         tell: Callable[[Mapping[Stage, StageState]], None],
     ):
         self._claim, self._tracker = claim, tracker
-        self._clips, self._progress, self._ended = clips, progress, ended
+        self._arrivals, self._progress = arrivals, progress
         self._record = record
         self._placement = placement
         self._tell = tell
@@ -118,15 +116,14 @@ class Heartbeat:
                 return
 
     def _write(self) -> None:
-        ray.get(writing(self._tracker.flush_if_due).remote())  # first: a clip's row follows its preview's
-        self._clips.flush_if_due()
+        self._arrivals.write_if_due()
         self._record.flush_if_due()
 
     def _show(self, last: bool = False) -> None:
         states = ray.get(self._tracker.tick.remote())
         self._states = states
         self._record.used(used(states))
-        self._progress.update(states, self._ended, last)
+        self._progress.update(states, self._arrivals.ended, last)
 
     def _count_nodes(self) -> None:
         if nodes := cluster.alive():  # an answer without even the driver's node is none
@@ -137,7 +134,7 @@ class Heartbeat:
         self.stopped = ray.get(self._tracker.stopped.remote())
         self.closed = ray.get(self._tracker.closed.remote())
         states: Mapping[Stage, StageState] = ray.get(self._tracker.tick.remote())
-        left = self._progress.expected(states, self._ended)
+        left = self._progress.expected(states, self._arrivals.ended)
         told = self._placement.look({of: states[of].actors for of, total in left.items() if states[of].done < total})
         if told is not None:
             log.warning("%s", told)

@@ -227,7 +227,7 @@ def build_graph(
     needed: Sequence[Stage],
     cards: SharedCards,
 ) -> ray.data.Dataset:
-    """The graph. Rows have the schema of `row_schema` and never leave the dataset, whatever becomes of them.
+    """The graph. Rows have the schema of `row_schema`, and only those that are out when they are judged leave it early.
 
     `needed` are the stages that a row needs: no others are opened.
     """

@@ -19,6 +19,7 @@ from ray.exceptions import ActorDiedError, RayError
 
 from flashvideo_ray.errors import JobError, in_a_line
 from flashvideo_ray.graph import cluster, datasets
+from flashvideo_ray.graph.arrivals import Arrivals
 from flashvideo_ray.graph.balancing import Balance
 from flashvideo_ray.graph.gauges import Gauges
 from flashvideo_ray.graph.health import Fault, Health
@@ -31,7 +32,7 @@ from flashvideo_ray.graph.quota import Gate, Quota
 from flashvideo_ray.graph.remaining import Until, Work, context_rows
 from flashvideo_ray.graph.shared_cards import SharedCards
 from flashvideo_ray.graph.tracker import StageState
-from flashvideo_ray.graph.tracker_actor import answer, start_tracker, writing
+from flashvideo_ray.graph.tracker_actor import answer, start_tracker
 from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import jobs, tables
 from flashvideo_ray.ledger.claim import Claim, ClaimLostError
@@ -179,7 +180,8 @@ class Rounds:
                 progress.say(why)
                 ray.get(tracker.close.remote())
 
-        heartbeat = Heartbeat(self.claim, tracker, clips, progress, self.ended, self.record, placement, tell)
+        arrivals = Arrivals(work.rows, clips, tracker, self.ended, self._failed, came)
+        heartbeat = Heartbeat(self.claim, tracker, arrivals, progress, self.record, placement, tell)
         enough, last_patience, self._broke_off = None, LAST_SECONDS, False
         try:
             with datasets.data_context(), progress, heartbeat, cards:
@@ -187,7 +189,7 @@ class Rounds:
                     progress.say(self._balance.told)
                 dataset = self.graph(work.rows, patient, settings, self.recipe, events, stages, cards)
                 try:
-                    self._collect(dataset, work.rows, clips, tracker, heartbeat, came)
+                    self._collect(dataset, arrivals, heartbeat)
                 except KeyboardInterrupt:
                     if not heartbeat.given_up:
                         raise
@@ -216,9 +218,10 @@ class Rounds:
             with ExitStack() as last:
                 last.callback(ray.kill, tracker)
                 last.callback(self.claim.report_to, None)
-                last.callback(lambda: _insist(clips.flush, last_patience))
                 # The last one first: a clip's row follows its preview's.
-                last.callback(lambda: _insist(lambda: ray.get(writing(tracker.flush).remote()), last_patience))
+                last.callback(lambda: _insist(arrivals.write_clips, last_patience))
+                last.callback(lambda: _insist(arrivals.write_previews, last_patience))
+                last.callback(arrivals.take)
                 last.callback(self.record.round_over)
                 last.callback(lambda: self._note_use(ray.get(tracker.tick.remote())))
         self.claim.check()
@@ -262,42 +265,18 @@ class Rounds:
         self.claim.report_to(tracker.permit.remote)
         return tracker
 
-    def _collect(
-        self,
-        dataset: ray.data.Dataset,
-        rows: pa.Table,
-        clips: Writer,
-        tracker: Any,
-        heartbeat: Heartbeat,
-        came: set[str],
-    ) -> None:
+    def _collect(self, dataset: ray.data.Dataset, arrivals: Arrivals, heartbeat: Heartbeat) -> None:
         """Take what comes out of the graph, to its end or until the tracker says that no more will come."""
-        ended = 0  # in a call, as the tracker counts them
-        waiting = Counter(rows["id"].filter(pc.greater(rows["group"], 1)).to_pylist())  # candidates that are compared
         batches: Iterator[pa.Table] = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
         for batch in batches:
             self.claim.check()
             heartbeat.came = time.monotonic()
-            for row in batch.to_pylist():
-                if row["id"] in waiting:
-                    waiting[row["id"]] -= 1
-                if row["status"] == "skipped":
-                    continue  # by the job's quota: all that is left gets its row at the end
-                came.add(row["clip_id"])
-                self.ended[row["status"]] += 1
-                if row["status"] == "failed":
-                    self._failed.add(row["clip_id"])
-                in_a_call = row["status"] == "failed" and row["error_class"] != tables.MISSING_SCORE
-                ended += in_a_call or row["clip"] is not None
-                if row["status"] not in ("previewed", "approved") and not (row["audit"] and row["clip"] is None):
-                    clips.append(row)
-            # Not before the last of them: Ray may repeat the call that judged them, for a row that is on its way.
-            tracker.forget.remote([prompt for prompt in {*batch["id"].to_pylist()} if waiting.get(prompt) == 0])
-            if heartbeat.over is not None and ended >= heartbeat.over[1]:
+            arrivals.add(batch)
+            if heartbeat.over is not None and arrivals.in_calls >= heartbeat.over[1]:
                 break  # what is left came to the gate after it was closed
-            if heartbeat.stopped is not None and ended >= heartbeat.stopped[1]:
+            if heartbeat.stopped is not None and arrivals.in_calls >= heartbeat.stopped[1]:
                 break
-            if heartbeat.closed is not None and ended >= heartbeat.closed:
+            if heartbeat.closed is not None and arrivals.in_calls >= heartbeat.closed:
                 break
 
 

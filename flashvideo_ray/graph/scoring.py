@@ -18,7 +18,7 @@ from flashvideo_ray.graph.events import StageEvents
 from flashvideo_ray.graph.logs import say
 from flashvideo_ray.graph.publishing import Publisher
 from flashvideo_ray.graph.stage_base import BULKY, DROPPED, PAYLOAD, StageBase
-from flashvideo_ray.graph.verdicts import table_of, verdicts
+from flashvideo_ray.graph.verdicts import goes_on, table_of, verdicts
 from flashvideo_ray.ledger.keys import poster_key, preview_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.scorers import columns
@@ -31,7 +31,8 @@ class Score(StageBase):
     """Frames to numbers, and the preview to the store. The last to score judges: survivor or not, and why.
 
     Candidates of a prompt that are to be compared wait for one another with the tracker, without holding up the actor:
-    the call that brings the last one returns the rows of all, the calls before it none.
+    the call that brings the last one returns the rows of all, the calls before it none. Rows that are out end here: in
+    a batch job the tracker has them (`arrivals`), and they do not queue before stage 2.
     """
 
     name: ClassVar[Stage] = "score"
@@ -96,14 +97,15 @@ class Score(StageBase):
         table = _scored(group)
         said = dict(zip(table["clip_id"].to_pylist(), verdicts(table, self.settings).to_pylist(), strict=True))
         judged = [{**each, **said[each["clip_id"]]} for each in group if each["status"] == "open"]
-        self.events.previewed([{**each, **dict(_columns(each)), **dict.fromkeys(PAYLOAD)} for each in judged])
-        own = {each["clip_id"]: each for each in judged}
+        told = [{**each, **dict(_columns(each)), **dict.fromkeys(PAYLOAD)} for each in judged]
+        left = self.events.previewed(told) if judged else False
+        own = {each["clip_id"]: each for each in judged if goes_on(each) or not left}
         others = [each for each in group if each["status"] != "open" and not each.get("context")]
         return [self._carried(each, row) for each in [*own.values(), *others]]
 
     def _carried(self, judged: dict[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
         """A judged row with what stage 2 needs: the text is that of any candidate of the prompt."""
-        if judged["status"] != "previewed" and not judged["audit"]:
+        if not goes_on(judged):
             return {**judged, **DROPPED}
         latents = last["preview_latents"] if judged["clip_id"] == last["clip_id"] else None
         return {**judged, **DROPPED, "prompt_embeds": last["prompt_embeds"], "preview_latents": latents}

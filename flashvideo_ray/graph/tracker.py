@@ -23,6 +23,7 @@ from flashvideo_ray.graph.health import QUIET_SECONDS, Fault, Health, Worker
 from flashvideo_ray.graph.holdings import Holdings
 from flashvideo_ray.graph.metrics import Meter
 from flashvideo_ray.graph.quota import Answer, Gate
+from flashvideo_ray.graph.verdicts import goes_on
 from flashvideo_ray.ledger.claim import ClaimLostError, clock
 from flashvideo_ray.ledger.held_store import HeldStore
 from flashvideo_ray.ledger.store import Store
@@ -88,6 +89,8 @@ class Tracker:
         self._closed = False
         self._moved = clock()  # when a call last began, ended or was let in
         self._recorded: set[str] = set()  # previews that the ledger gets in this round
+        self._out: list[dict[str, Any]] = []  # those that ended when they were judged, from number `_told` on
+        self._told = 0
 
     def permit(self, until: float, lost: str = "") -> None:
         """The job says until when (by `claim.clock`) the run is surely its own, and why it is lost if it is."""
@@ -229,9 +232,18 @@ class Tracker:
             self._previews.append(row)
             self._under_way.pop(row["clip_id"], None)
             preview.judged += 1
-            preview.kept += row["status"] == "previewed" or bool(row.get("audit"))
+            if goes_on(row):
+                preview.kept += 1
+            else:
+                self._out.append(dict(row))
             if self._gate is not None:
                 self._gate.judged(row["clip_id"], row["status"] == "previewed")
+
+    def out(self, number: int) -> list[dict[str, Any]]:
+        """Candidates that ended when they were judged, from that number on. Those before it the job has."""
+        del self._out[: number - self._told]
+        self._told = number
+        return self._out
 
     def close(self) -> None:
         """Let nothing more begin in stage 1 and 2: what is under way ends, and the next round does the rest."""

@@ -84,6 +84,7 @@ class TrackerClient:
         """See StageEvents."""
         return self._get(self._handle.gather.remote(dict(row)))
 
-    def previewed(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def previewed(self, rows: Sequence[Mapping[str, Any]]) -> bool:
         """See StageEvents. Waits: rows handed over survive the death of this process."""
         self._get(self._handle.previewed.remote([dict(row) for row in rows]))
+        return True  # the job takes them from the tracker

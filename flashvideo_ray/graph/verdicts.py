@@ -43,6 +43,11 @@ def verdicts(previews: pa.Table, settings: Settings, people: Mapping[str, Opinio
     )
 
 
+def goes_on(row: Mapping[str, Any]) -> bool:
+    """Whether stage 2 gets a preview that was judged: a survivor, or one of the rejected that is audited."""
+    return row["status"] == "previewed" or bool(row.get("audit"))
+
+
 def judged(previews: pa.Table, settings: Settings, people: Mapping[str, Opinion]) -> pa.Table:
     """Previews with what selection says of them now, in the columns of `verdicts`."""
     now = verdicts(previews, settings, people)

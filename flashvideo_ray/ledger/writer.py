@@ -56,14 +56,18 @@ class Writer:
             columns = [at if name == "at" else rows[name] for name in self.schema.names]
             parquet_log.write(self.store, stem(self.table), pa.table(columns, schema=self.schema))
 
-    def flush_if_due(self) -> None:
-        """Write a part if enough rows or enough time have come together."""
+    @property
+    def due(self) -> bool:
+        """Whether enough rows or enough time have come together for a part."""
         with self._lock:
-            due = self._rows and (
+            return bool(self._rows) and (
                 len(self._rows) >= self.settings.flush_rows
                 or time.monotonic() - self._oldest >= self.settings.flush_seconds
             )
-        if due:
+
+    def flush_if_due(self) -> None:
+        """Write a part if that is due."""
+        if self.due:
             self.flush()
 
     def flush(self) -> None:

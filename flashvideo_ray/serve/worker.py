@@ -91,9 +91,10 @@ class _LocalEvents:
         """See StageEvents."""
         self._tell(("step", (done, total)))
 
-    def previewed(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """See StageEvents."""
+    def previewed(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """See StageEvents. The caller gets all rows back, whatever became of them."""
         self._tell(("previewed", [dict(row) for row in rows]))
+        return False
 
     def attempt(self, stage: Stage, clip_id: str) -> Attempt:
         """See StageEvents."""

@@ -48,18 +48,21 @@ class Looking(ExecutionCallback):
 
     statistics: list[int]
     waiting: list[int]
+    counted: list[int]
 
     def on_execution_step(self, executor: Any) -> None:
         kept = [len(each) for operator in executor._topology for each in operator.get_stats().values()]
         self.statistics.append(sum(kept))
         self.waiting.append(max(state.total_enqueued_output_blocks() for state in executor._topology.values()))
+        inputs = [operator.metrics.obj_store_mem_internal_inqueue_blocks for operator in executor._topology]
+        self.counted.append(max(inputs))
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_what_the_driver_holds_does_not_grow_with_the_rows_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray Data would keep statistics of all rows that went through, and cut all rows that have not."""
     monkeypatch.setattr(datasets, "WAITING_ROWS", {"_unchanged": 20})
-    Looking.statistics, Looking.waiting = [], []
+    Looking.statistics, Looking.waiting, Looking.counted = [], [], []
     with datasets.data_context():
         DataContext.get_current().custom_execution_callback_classes.append(Looking)
         rows = datasets.dataset_of([pa.table({"number": [*range(100)]})] * 4)
@@ -68,6 +71,24 @@ def test_what_the_driver_holds_does_not_grow_with_the_rows_of_a_job(monkeypatch:
     assert max(Looking.statistics) < 10
     assert 20 <= max(Looking.waiting) < 30
     assert Looking not in DataContext.get_current().custom_execution_callback_classes
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_of_rows_that_go_no_further_nothing_is_kept() -> None:
+    """A call that returns none leaves an empty block, which Ray Data would hold until the end."""
+    Looking.statistics, Looking.waiting, Looking.counted = [], [], []
+    with datasets.data_context():
+        DataContext.get_current().custom_execution_callback_classes.append(Looking)
+        rows = datasets.dataset_of([pa.table({"number": [*range(300)]})])
+        rows = rows.map_batches(_Hundredth, **datasets.map_options(Pool(), same_rows=False))
+        rows = rows.map_batches(_Slow, **datasets.map_options(Pool()))
+        assert sorted(row["number"] for row in rows.iter_rows()) == [0, 100, 200]
+    assert max(Looking.counted) < 20
+
+
+class _Hundredth:
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return batch.filter(pa.array([number % 100 == 0 for number in batch["number"].to_pylist()]))
 
 
 class _Slow:

@@ -42,7 +42,8 @@ def test_last_rows_that_do_not_come_are_given_up_and_a_stage_that_is_done_needs_
     progress: Any = SimpleNamespace(expected=lambda states, ended: {"preview": 5, "refine": 4})
     asked: list[Any] = []
     places: Any = SimpleNamespace(look=asked.append, over=None)
-    beats = Heartbeat(None, Leaving(), None, progress, {}, None, places, refuses)  # type: ignore[arg-type]
+    none: Any = SimpleNamespace(ended={})
+    beats = Heartbeat(none, Leaving(), none, progress, none, places, refuses)
     beats._look()
     assert (beats.given_up, asked) == (False, [{"refine": 2}])
     time.sleep(0.2)
@@ -60,13 +61,14 @@ def refuses(*_: Any) -> None:
 
 def test_the_end_of_a_job_is_seen_though_nothing_can_be_shown_or_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "ray", SimpleNamespace(get=lambda answer: answer))
-    monkeypatch.setattr(heartbeat, "writing", lambda method: method)
     monkeypatch.setattr(heartbeat, "cluster", SimpleNamespace(alive=set))
     monkeypatch.setattr(heartbeat, "_BEAT_SECONDS", 0.01)
     claim: Any = SimpleNamespace(lost=threading.Event())
-    full: Any = SimpleNamespace(update=refuses, flush_if_due=refuses, used=lambda used: None, expected=lambda *_: {})
+    full: Any = SimpleNamespace(
+        update=refuses, write_if_due=refuses, used=lambda used: None, expected=lambda *_: {}, ended={}
+    )
     places: Any = SimpleNamespace(look=lambda actors: None, over="no node has that label")
-    with Heartbeat(claim, Tracker(), full, full, {}, full, places, refuses) as beats:
+    with Heartbeat(claim, Tracker(), full, full, full, places, refuses) as beats:
         beats._waits = threading.Thread()  # who is interrupted
         deadline = time.monotonic() + 10
         while beats.over is None or beats.no_place is None:
