@@ -35,18 +35,19 @@ class Arrivals:
         compared = rows["id"].filter(pc.greater(rows["group"], 1))
         self._missing = Counter(compared.to_pylist())  # of each prompt whose candidates are compared, how many
         self._taken = 0
-        self._lock = threading.Lock()
+        self._taking, self._adding = threading.Lock(), threading.Lock()
 
     def add(self, batch: pa.Table) -> None:
         """Rows came out of the graph."""
-        with self._lock:
+        with self._adding:
             self._add(batch.to_pylist())
 
     def take(self) -> None:
         """Add what the tracker has."""
-        with self._lock:
+        with self._taking:
             rows = ray.get(self._tracker.out.remote(self._taken))
-            self._add(rows)
+            with self._adding:
+                self._add(rows)
             self._taken += len(rows)
 
     def write_if_due(self) -> None:

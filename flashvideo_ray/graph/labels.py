@@ -67,6 +67,12 @@ def agreed(store: Store, table: pa.Table) -> pa.Table:
     return table
 
 
+def fields(store: Store) -> list[pa.Field]:
+    """The carried columns that a run's previews have."""
+    there = tables.read(store, "previews", only=pa.array([], pa.string())).schema
+    return [field for field in there if field.name not in _OWN and not columns.is_score(field.name)]
+
+
 def relabelled(job: pa.Table, *ledger: pa.Table) -> pa.Table | None:
     """Rows of the job's prompts for candidates that have other labels in the tables of the ledger; None if none has.
 

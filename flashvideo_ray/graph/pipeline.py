@@ -33,11 +33,10 @@ from flashvideo_ray.graph.rounds import stages_of
 from flashvideo_ray.graph.shared_cards import SharedCards
 from flashvideo_ray.graph.stage_base import PAYLOAD, row_schema
 from flashvideo_ray.graph.tracker_client import TrackerClient
-from flashvideo_ray.ledger import run_file, tables
+from flashvideo_ray.ledger import run_file
 from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.media import provenance
-from flashvideo_ray.scorers import columns
 from flashvideo_ray.settings import STAGES, Settings, Stage
 
 __all__ = ["RunResult", "build_graph", "preview", "refine", "render"]
@@ -201,13 +200,7 @@ def _refine(
     settings = checks.check(settings, ("text", "refine"))
     recipe = recipe_of(settings)
     run_file.check_recipe(store, recipe)
-    own = {*row_schema().names, "at"}
-    extra = [
-        field
-        for field in tables.read(store, "previews", only=pa.array([], pa.string())).schema
-        if field.name not in own
-    ]
-    extra = [field for field in extra if not columns.is_score(field.name)]
+    extra = labels.fields(store)
 
     def next_work(run: Store, again: str | None) -> remaining.Work:
         return remaining.next_work(run, None, row_schema(extra), settings, retry=again)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from flashvideo_ray.errors import Teller
+from flashvideo_ray.graph import labels
 from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
 from flashvideo_ray.ledger.claim import Claim, ClaimedError, ClaimLostError, Identity
 from flashvideo_ray.ledger.held_store import HeldStore
@@ -34,6 +38,9 @@ class RunWriter:
         self._mine = HeldStore(store.url, 0.0, self, store.clock)
         self._previews = Writer(self._mine, "previews", previews, settings.ledger)
         self._clips = Writer(self._mine, "clips", tables.CLIPS, settings.ledger)
+        self._carried: list[pa.Field] | None = None  # by the run's prompts; no other job adds some while it is held
+        self._ended: list[Mapping[str, Any]] = []
+        self._labelling = threading.Lock()
         self._claim: Claim | None = None
         self._not_before = 0.0
         self._flushing = asyncio.Lock()
@@ -67,7 +74,7 @@ class RunWriter:
         except ClaimedError as error:
             self.blocked, self._not_before = str(error), time.monotonic() + RETRY_SECONDS
             return False
-        self._claim, self.blocked = claim, None
+        self._claim, self._carried, self.blocked = claim, None, None
         return True
 
     def lost(self) -> bool:
@@ -95,8 +102,8 @@ class RunWriter:
         self._previews.append(row)
 
     def ended(self, row: Mapping[str, Any]) -> None:
-        """A candidate is rendered, or has failed."""
-        self._clips.append(row)
+        """A candidate is rendered, or has failed. What its prompt brought along the run has with its preview."""
+        self._ended.append(row)
 
     async def durably(self) -> None:
         """Write the rows, for as long as it takes: what was paid for is not forgotten."""
@@ -111,7 +118,24 @@ class RunWriter:
 
     def _flush(self) -> None:
         self._previews.flush()  # first: a clip's row follows its preview's
+        self._label()
         self._clips.flush()
+
+    def _label(self) -> None:
+        with self._labelling:
+            if not (ended := [*self._ended]):
+                return
+            if self._carried is None:
+                self._carried = labels.fields(self.store)
+                self._clips.schema = tables.extended(tables.CLIPS, self._carried)
+            brought = {}
+            if self._carried:
+                ids = pa.array([row["clip_id"] for row in ended], pa.string())
+                rows = tables.read(self.store, "previews", [field.name for field in self._carried], only=ids)
+                brought = {row.pop("clip_id"): row for row in rows.drop_columns("at").to_pylist()}
+            for row in ended:
+                self._clips.append({**row, **brought.get(row["clip_id"], {})})
+            del self._ended[: len(ended)]
 
     def _tidy(self) -> None:
         if len(self.store.keys("ledger", ".parquet")) > _PARTS:

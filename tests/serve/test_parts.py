@@ -21,7 +21,7 @@ from starlette.responses import StreamingResponse
 from support import ROOT, short_lease
 
 from flashvideo_ray.errors import Teller
-from flashvideo_ray.graph import remaining
+from flashvideo_ray.graph import labels, remaining
 from flashvideo_ray.graph.recipe import recipe_of
 from flashvideo_ray.graph.stage_base import failed, row_schema
 from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
@@ -242,6 +242,33 @@ def test_workers_are_permitted_to_write_while_the_service_holds_the_run(tmp_path
         assert "render a b" in told[1]
         assert writer.lost()
         assert writer.permitted()[1]
+
+
+def test_a_clip_of_a_batch_run_keeps_what_its_prompt_brought_along(tmp_path: Path) -> None:
+    """The next job with these prompts would be refused otherwise, as if they had other labels."""
+    store = Store(str(tmp_path))
+    licence = pa.field("licence", pa.string())
+    previews = Writer(store, "previews", extended(SCHEMA, [licence]), LedgerSettings())
+    previews.append({**candidate(1), "licence": "CC0"})
+    previews.flush()
+    service = RunWriter(store, Settings.load("nano", short_lease(2)))
+
+    async def work() -> None:
+        assert await service.take()
+        for number in (1, 9):  # the other is of the service's own, and brought nothing along
+            service.ended({**candidate(number), "status": "rendered", "clip": f"clips/{number}.mp4"})
+            await service.durably()
+        await service.give_back()
+
+    asyncio.run(work())
+    clips = tables.read(store, "clips")
+    assert dict(zip(clips["clip_id"].to_pylist(), clips["licence"].to_pylist(), strict=True)) == {
+        clip_id(1): "CC0",
+        clip_id(9): None,
+    }
+    rows = tables.read(store, "previews")
+    job = rows.select([name for name in rows.column_names if name in tables.CANDIDATES.names or name == "licence"])
+    assert labels.relabelled(job, clips) is None
 
 
 class Closed(Scheduler):
