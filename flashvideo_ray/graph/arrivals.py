@@ -51,19 +51,17 @@ class Arrivals:
             self._taken += len(rows)
 
     def write_if_due(self) -> None:
-        """Take what the tracker has, and make rows durable if that is due: a clip's row follows its preview's."""
-        self.take()
-        due = self._clips.due
-        ray.get(writing(self._tracker.flush if due else self._tracker.flush_if_due).remote())
-        if due:
-            self._clips.flush()
+        """Make rows durable if that is due: a clip's row follows its preview's."""
+        if self._clips.due:
+            self._clips.flush(after=self.write_previews)
+        ray.get(writing(self._tracker.flush_if_due).remote())
 
     def write_previews(self) -> None:
         """Make all rows of previews durable now."""
         ray.get(writing(self._tracker.flush).remote())
 
     def write_clips(self) -> None:
-        """Make all other rows durable now."""
+        """Make all other rows durable now, whatever becomes of those of previews."""
         self._clips.flush()
 
     def _add(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -81,7 +79,12 @@ class Arrivals:
                 self.failed.add(row["clip_id"])
             in_a_call = row["status"] == "failed" and row["error_class"] != tables.MISSING_SCORE
             self.in_calls += in_a_call or row["clip"] is not None
-            if row["clip"] is not None or not (goes_on(row) or row["status"] == "approved"):
+            # Not those that the round leaves for a stage 2 still to come.
+            if (
+                row["clip"] is not None
+                or row["status"] == "failed"
+                or not (goes_on(row) or row["status"] == "approved")
+            ):
                 self._clips.append(row)
         # Not before the last of them: Ray may repeat the call that judged them, for a row that is on its way.
         if complete:

@@ -24,6 +24,7 @@ PUBLISHING_CALLS = 2
 # Rows that may wait after a step, each in a block of its own: small blocks are in the driver's memory, at 30 KB, while
 # Ray Data goes by bytes. None is set for previews: a stage 1 that is ahead gives its cards back sooner.
 WAITING_ROWS = {"_unchanged": 200, "EncodeTexts": 2000}
+EMPTY_BLOCKS = 100  # that may wait before a pool, of calls that returned no row; or a quarter of all blocks that do
 # Ray Data's own tasks between the pools move rows and compute nothing. They ask for no CPU, as the pools may hold them
 # all, and few of them run at once.
 GLUE: dict[str, Any] = {"num_cpus": 0, "compute": TaskPoolStrategy(2)}
@@ -59,23 +60,32 @@ class _Tidy(ExecutionCallback):
     """Drops what Ray Data keeps in the driver until a job's end, a little of each row.
 
     Statistics of blocks are for `Dataset.stats`, which no job asks for: 1 KB a row and operator. A call that returns no
-    row leaves a block all the same, which the next operator holds to the end: 17 KB.
+    row leaves a block all the same, which waits for the next pool as if it had one, and is held to the end: 17 KB.
     """
 
     def on_execution_step(self, executor: Any) -> None:
-        # No release that `pyproject.toml` allows has another way to them; a job must not end for its lack.
-        with suppress(AttributeError):
-            for operator in executor._topology:
+        for operator, state in executor._topology.items():
+            # No release that `pyproject.toml` allows has another way to them; a job must not end for its lack.
+            with suppress(Exception):
                 for blocks in operator.get_stats().values():
                     blocks.clear()
                 if isinstance(operator, MapOperator) and not operator._inputs_complete:
-                    _drop_empty(operator)
+                    _drop_empty(operator, state)
 
 
-def _drop_empty(operator: Any) -> None:
-    bundler = operator._block_ref_bundler
-    if bundler.num_blocks() and not bundler.num_rows():
-        bundler.clear()
+def _drop_empty(operator: Any, state: Any) -> None:
+    [queue] = state.input_queues
+    if len(queue) - sum(each.num_rows() for each in queue._queues) > max(EMPTY_BLOCKS, len(queue) // 4):
+        bundles = [queue.pop() for _ in range(len(queue))]
+        for bundle in sorted(bundles, key=lambda each: each.num_rows() or 0):  # the others stay in their order
+            queue.append(bundle)
+        for bundle in bundles:
+            if not bundle.num_rows():
+                state.dispatch_next_task()  # begins none, and needs no actor that is free
+    waiting = operator._block_ref_bundler
+    if waiting.num_blocks() and not waiting.num_rows():
+        waiting.clear()
+    if not waiting.num_blocks():
         for bundle in [each for each in operator.metrics._internal_inqueues[0] if not each.num_rows()]:
             operator.metrics.on_input_dequeued(bundle, input_index=0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -73,8 +73,9 @@ class StageEvents(Protocol):
         again, by a call that is repeated, gets the same answer.
         """
 
-    def previewed(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+    def previewed(self, rows: Sequence[Mapping[str, Any]]) -> Collection[str]:
         """Previews are in the store and judged; their ledger rows.
 
-        Returns whether those that are out (`verdicts.goes_on`) have ended with it, and are to go no further.
+        Returns the clip_ids of those that have ended with it and are to go no further. A call that is repeated gets the
+        same answer, whatever it finds.
         """

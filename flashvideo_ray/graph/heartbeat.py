@@ -71,6 +71,7 @@ class Heartbeat:
         self._stop = threading.Event()
         acts = {
             "ledger not written": (_BEAT_SECONDS, self._write),
+            "not known who is rejected": (_BEAT_SECONDS, arrivals.take),
             "progress not shown": (_BEAT_SECONDS, self._show),
             "not known whether the job can go on": (_BEAT_SECONDS, self._look),
             "not known which nodes there are": (_NODES_SECONDS, self._count_nodes),
@@ -91,6 +92,8 @@ class Heartbeat:
         deadline = time.monotonic() + LAST_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        with suppress(Exception):
+            self._arrivals.take()
         with suppress(Exception):
             self._show(last=True)
         with suppress(Exception):

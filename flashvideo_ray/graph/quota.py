@@ -115,9 +115,13 @@ class Gate:
             return "go"
         return "wait"
 
+    def decided(self, clip_id: str) -> None:
+        """A preview is under way no more: it was judged, now or by the call that this one repeats."""
+        self._undecided.discard(clip_id)
+
     def judged(self, clip_id: str, survives: bool) -> None:
         """A preview was let through to stage 2, or not."""
-        self._undecided.discard(clip_id)
+        self.decided(clip_id)
         self._judged += 1
         self._kept += survives
         if survives:

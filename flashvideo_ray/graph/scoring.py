@@ -98,8 +98,8 @@ class Score(StageBase):
         said = dict(zip(table["clip_id"].to_pylist(), verdicts(table, self.settings).to_pylist(), strict=True))
         judged = [{**each, **said[each["clip_id"]]} for each in group if each["status"] == "open"]
         told = [{**each, **dict(_columns(each)), **dict.fromkeys(PAYLOAD)} for each in judged]
-        left = self.events.previewed(told) if judged else False
-        own = {each["clip_id"]: each for each in judged if goes_on(each) or not left}
+        left = self.events.previewed(told) if judged else ()
+        own = {each["clip_id"]: each for each in judged if each["clip_id"] not in left}
         others = [each for each in group if each["status"] != "open" and not each.get("context")]
         return [self._carried(each, row) for each in [*own.values(), *others]]
 

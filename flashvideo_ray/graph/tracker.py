@@ -88,7 +88,7 @@ class Tracker:
         self._under_way: dict[str, str] = {}  # previews that were let in and are not judged: the ids of their prompts
         self._closed = False
         self._moved = clock()  # when a call last began, ended or was let in
-        self._recorded: set[str] = set()  # previews that the ledger gets in this round
+        self._goes_on: dict[str, bool] = {}  # of previews that the ledger gets in this round
         self._out: list[dict[str, Any]] = []  # those that ended when they were judged, from number `_told` on
         self._told = 0
 
@@ -222,22 +222,28 @@ class Tracker:
         """The groups of these prompts have come out of the graph: nobody will ask about them again."""
         self._groups.forget(prompts)
 
-    def previewed(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """See StageEvents."""
-        preview = self._stages["preview"]
+    def previewed(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """See StageEvents. Of a call that Ray repeats, as its result was lost, the ledger has the first verdict."""
         for row in rows:
-            if row["clip_id"] in self._recorded:
-                continue  # of a call that Ray repeats, as its result was lost; the ledger has what it cost first
-            self._recorded.add(row["clip_id"])
-            self._previews.append(row)
-            self._under_way.pop(row["clip_id"], None)
-            preview.judged += 1
-            if goes_on(row):
-                preview.kept += 1
-            else:
-                self._out.append(dict(row))
+            clip_id = row["clip_id"]
+            self._under_way.pop(clip_id, None)
             if self._gate is not None:
-                self._gate.judged(row["clip_id"], row["status"] == "previewed")
+                self._gate.decided(clip_id)
+            if clip_id not in self._goes_on:
+                self._goes_on[clip_id] = goes_on(row)
+                self._judged(row)
+        return [row["clip_id"] for row in rows if not self._goes_on[row["clip_id"]]]
+
+    def _judged(self, row: Mapping[str, Any]) -> None:
+        self._previews.append(row)
+        preview = self._stages["preview"]
+        preview.judged += 1
+        if goes_on(row):
+            preview.kept += 1
+        else:
+            self._out.append(dict(row))
+        if self._gate is not None:
+            self._gate.judged(row["clip_id"], row["status"] == "previewed")
 
     def out(self, number: int) -> list[dict[str, Any]]:
         """Candidates that ended when they were judged, from that number on. Those before it the job has."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from flashvideo_ray.graph.events import Attempt, Begin
@@ -84,7 +84,6 @@ class TrackerClient:
         """See StageEvents."""
         return self._get(self._handle.gather.remote(dict(row)))
 
-    def previewed(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+    def previewed(self, rows: Sequence[Mapping[str, Any]]) -> Collection[str]:
         """See StageEvents. Waits: rows handed over survive the death of this process."""
-        self._get(self._handle.previewed.remote([dict(row) for row in rows]))
-        return True  # the job takes them from the tracker
+        return self._get(self._handle.previewed.remote([dict(row) for row in rows]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -70,13 +70,17 @@ class Writer:
         if self.due:
             self.flush()
 
-    def flush(self) -> None:
-        """Make all rows durable now. Nobody who appends waits for the store."""
+    def flush(self, after: Callable[[], None] = lambda: None) -> None:
+        """Make all rows durable now, `after` something else if there are some. Nobody who appends waits for the store.
+
+        What is appended meanwhile is not among them: it may follow what is not durable yet.
+        """
         with self._lock:
             rows, self._rows = self._rows, []
         if not rows:
             return
         try:
+            after()
             part = parquet_log.write(self.store, stem(self.table), pa.Table.from_pylist(rows, schema=self.schema))
         except BaseException:
             with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -91,10 +91,10 @@ class _LocalEvents:
         """See StageEvents."""
         self._tell(("step", (done, total)))
 
-    def previewed(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+    def previewed(self, rows: Sequence[Mapping[str, Any]]) -> Collection[str]:
         """See StageEvents. The caller gets all rows back, whatever became of them."""
         self._tell(("previewed", [dict(row) for row in rows]))
-        return False
+        return ()
 
     def attempt(self, stage: Stage, clip_id: str) -> Attempt:
         """See StageEvents."""

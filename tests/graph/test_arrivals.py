@@ -147,3 +147,14 @@ def test_candidates_that_are_compared_are_forgotten_when_the_last_of_them_has_co
     round_.arrivals.add(tables.with_column(rendered, "clip", "clips/mo/moves.mp4"))
     assert kept() == 0
     assert (round_.arrivals.ended, round_.arrivals.in_calls) == ({"rejected": 1, "rendered": 1}, 1)
+
+
+def test_what_is_audited_and_fails_has_ended(tmp_path: Path, rounds: list[Round]) -> None:
+    """It was tried again by every job, and no row said that it had failed."""
+    work = candidates(1, still=False, waits=False)
+    rounds.append(Round(tmp_path, work))
+    arrivals = rounds[0].arrivals
+    rows = tables.with_column(work.drop_columns(["preview_frames"]), "audit", pa.array([True, True]))
+    arrivals.add(tables.with_column(rows, "status", pa.array(["failed", "rejected"])))  # the other had no text
+    arrivals.write_clips()
+    assert rounds[0].ledger("clips") == {"still": "failed"}

@@ -49,6 +49,7 @@ class Looking(ExecutionCallback):
     statistics: list[int]
     waiting: list[int]
     counted: list[int]
+    empty: list[int]
 
     def on_execution_step(self, executor: Any) -> None:
         kept = [len(each) for operator in executor._topology for each in operator.get_stats().values()]
@@ -56,13 +57,15 @@ class Looking(ExecutionCallback):
         self.waiting.append(max(state.total_enqueued_output_blocks() for state in executor._topology.values()))
         inputs = [operator.metrics.obj_store_mem_internal_inqueue_blocks for operator in executor._topology]
         self.counted.append(max(inputs))
+        queues = [queue for state in executor._topology.values() for queue in state.input_queues]
+        self.empty.append(max(len(queue) - sum(each.num_rows() for each in queue._queues) for queue in queues))
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_what_the_driver_holds_does_not_grow_with_the_rows_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray Data would keep statistics of all rows that went through, and cut all rows that have not."""
     monkeypatch.setattr(datasets, "WAITING_ROWS", {"_unchanged": 20})
-    Looking.statistics, Looking.waiting, Looking.counted = [], [], []
+    Looking.statistics, Looking.waiting, Looking.counted, Looking.empty = [], [], [], []
     with datasets.data_context():
         DataContext.get_current().custom_execution_callback_classes.append(Looking)
         rows = datasets.dataset_of([pa.table({"number": [*range(100)]})] * 4)
@@ -74,26 +77,34 @@ def test_what_the_driver_holds_does_not_grow_with_the_rows_of_a_job(monkeypatch:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_of_rows_that_go_no_further_nothing_is_kept() -> None:
-    """A call that returns none leaves an empty block, which Ray Data would hold until the end."""
-    Looking.statistics, Looking.waiting, Looking.counted = [], [], []
+@pytest.mark.parametrize("every", [5, 1000])
+def test_of_rows_that_go_no_further_nothing_is_kept(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that returns none leaves an empty block. It would wait behind the others, and be held to the end."""
+    monkeypatch.setattr(datasets, "EMPTY_BLOCKS", 10)
+    Looking.statistics, Looking.waiting, Looking.counted, Looking.empty = [], [], [], []
     with datasets.data_context():
         DataContext.get_current().custom_execution_callback_classes.append(Looking)
-        rows = datasets.dataset_of([pa.table({"number": [*range(300)]})])
-        rows = rows.map_batches(_Hundredth, **datasets.map_options(Pool(), same_rows=False))
-        rows = rows.map_batches(_Slow, **datasets.map_options(Pool()))
-        assert sorted(row["number"] for row in rows.iter_rows()) == [0, 100, 200]
+        rows = datasets.dataset_of([pa.table({"number": [*range(200)], "every": [every] * 200})])
+        rows = rows.map_batches(_Some, **datasets.map_options(Pool(), same_rows=False))
+        rows = rows.map_batches(_Slow, fn_constructor_args=(6.0,), **datasets.map_options(Pool()))
+        assert sorted(row["number"] for row in rows.iter_rows()) == [*range(0, 200, every)]
+    assert max(Looking.empty) < 40
     assert max(Looking.counted) < 20
 
 
-class _Hundredth:
+class _Some:
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return batch.filter(pa.array([number % 100 == 0 for number in batch["number"].to_pylist()]))
+        rows = batch.to_pylist()
+        return pa.Table.from_pylist([row for row in rows if row["number"] % row["every"] == 0], schema=batch.schema)
 
 
 class _Slow:
+    def __init__(self, first_seconds: float = 0.02):
+        self.seconds = first_seconds
+
     def __call__(self, batch: pa.Table) -> pa.Table:
-        time.sleep(0.02)
+        time.sleep(self.seconds)
+        self.seconds = 0.02
         return batch
 
 

@@ -42,7 +42,7 @@ def test_last_rows_that_do_not_come_are_given_up_and_a_stage_that_is_done_needs_
     progress: Any = SimpleNamespace(expected=lambda states, ended: {"preview": 5, "refine": 4})
     asked: list[Any] = []
     places: Any = SimpleNamespace(look=asked.append, over=None)
-    none: Any = SimpleNamespace(ended={})
+    none: Any = SimpleNamespace(ended={}, take=None)
     beats = Heartbeat(none, Leaving(), none, progress, none, places, refuses)
     beats._look()
     assert (beats.given_up, asked) == (False, [{"refine": 2}])
@@ -65,7 +65,12 @@ def test_the_end_of_a_job_is_seen_though_nothing_can_be_shown_or_written(monkeyp
     monkeypatch.setattr(heartbeat, "_BEAT_SECONDS", 0.01)
     claim: Any = SimpleNamespace(lost=threading.Event())
     full: Any = SimpleNamespace(
-        update=refuses, write_if_due=refuses, used=lambda used: None, expected=lambda *_: {}, ended={}
+        update=refuses,
+        write_if_due=refuses,
+        take=refuses,
+        ended={},
+        used=lambda used: None,
+        expected=lambda *_: {},
     )
     places: Any = SimpleNamespace(look=lambda actors: None, over="no node has that label")
     with Heartbeat(claim, Tracker(), full, full, full, places, refuses) as beats:
@@ -75,3 +80,17 @@ def test_the_end_of_a_job_is_seen_though_nothing_can_be_shown_or_written(monkeyp
             assert time.monotonic() < deadline
             time.sleep(0.01)
     assert (beats.over, beats.closed) == (("enough", 3), 2)
+
+
+def test_what_is_shown_last_counts_all_that_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates that were rejected in the last second, too."""
+    monkeypatch.setattr(heartbeat, "ray", SimpleNamespace(get=lambda answer: answer))
+    ended: dict[str, int] = {}
+    shown: list[tuple[dict[str, int], bool]] = []
+    arrivals: Any = SimpleNamespace(take=lambda: ended.update(rejected=3), write_if_due=None, ended=ended)
+    progress: Any = SimpleNamespace(update=lambda states, ended, last: shown.append(({**ended}, last)))
+    record: Any = SimpleNamespace(used=lambda used: None)
+    claim: Any = SimpleNamespace(lost=threading.Event())
+    with Heartbeat(claim, Tracker(), arrivals, progress, record, None, refuses):  # type: ignore[arg-type]
+        pass
+    assert shown == [({"rejected": 3}, True)]

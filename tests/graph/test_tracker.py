@@ -218,3 +218,23 @@ def test_a_call_that_is_repeated_records_its_previews_once(tracker: Tracker) -> 
     tracker.flush()
     assert tables.read(tracker._previews.store, "previews")["preview_seconds"].to_pylist() == [30.0]
     assert tracker.tick()["preview"].judged == 1
+
+
+def test_a_call_that_is_repeated_gets_the_first_answer_whatever_it_finds(tracker: Tracker) -> None:
+    """A scorer may fail once, and another card draws another preview. It ends or goes on, not both."""
+    assert tracker.previewed([preview_row("a"), {**preview_row("b"), "status": "rejected"}]) == ["b"]
+    assert tracker.previewed([{**preview_row("a"), "status": "rejected"}, preview_row("b")]) == ["b"]
+    assert [row["clip_id"] for row in tracker.out(0)] == ["b"]
+    state = tracker.tick()["preview"]
+    assert (state.judged, state.kept) == (2, 1)
+
+
+def test_a_preview_that_is_repeated_after_its_verdict_keeps_no_round_open(tmp_path: Path) -> None:
+    gate = Gate(Quota(accept=2), Pools(), rendered=0, survivors=set())
+    tracker = Tracker(Store(str(tmp_path)), tables.PREVIEWS, LedgerSettings(), gate=gate)
+    for _ in range(2):
+        assert tracker.admit("preview", "a", "p") == "go"
+        assert tracker.previewed([preview_row("a")]) == []
+    tracker.close()
+    assert tracker.closed() == 0
+    assert not gate._undecided
