@@ -77,17 +77,20 @@ def _drop_empty(operator: Any, state: Any) -> None:
     [queue] = state.input_queues
     if len(queue) - sum(each.num_rows() for each in queue._queues) > max(EMPTY_BLOCKS, len(queue) // 4):
         bundles = [queue.pop() for _ in range(len(queue))]
-        for bundle in sorted(bundles, key=lambda each: each.num_rows() or 0):  # the others stay in their order
+        for bundle in sorted(bundles, key=lambda each: each.num_rows() != 0):  # the others stay in their order
             queue.append(bundle)
-        for bundle in bundles:
-            if not bundle.num_rows():
-                state.dispatch_next_task()  # begins none, and needs no actor that is free
-    waiting = operator._block_ref_bundler
-    if waiting.num_blocks() and not waiting.num_rows():
-        waiting.clear()
-    if not waiting.num_blocks():
-        for bundle in [each for each in operator.metrics._internal_inqueues[0] if not each.num_rows()]:
+        for _ in range(sum(bundle.num_rows() == 0 for bundle in bundles)):
+            state.dispatch_next_task()  # begins none, and needs no actor that is free
+            _clear_empty(operator._block_ref_bundler)  # at once: the next one is merged with what is there
+    _clear_empty(operator._block_ref_bundler)
+    if not operator._block_ref_bundler.num_blocks():
+        for bundle in [each for each in operator.metrics._internal_inqueues[0] if each.num_rows() == 0]:
             operator.metrics.on_input_dequeued(bundle, input_index=0)
+
+
+def _clear_empty(bundler: Any) -> None:
+    if bundler.num_blocks() and bundler.num_rows() == 0:
+        bundler.clear()
 
 
 class _NoFurtherAhead(backpressure_policy.BackpressurePolicy):

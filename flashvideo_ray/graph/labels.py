@@ -68,9 +68,13 @@ def agreed(store: Store, table: pa.Table) -> pa.Table:
 
 
 def fields(store: Store) -> list[pa.Field]:
-    """The carried columns that a run's previews have."""
-    there = tables.read(store, "previews", only=pa.array([], pa.string())).schema
-    return [field for field in there if field.name not in _OWN and not columns.is_score(field.name)]
+    """The carried columns that a run's previews have. Each may be null: what a service makes beside them has none."""
+
+    def wanted(name: str) -> bool:
+        return name in ("clip_id", "status", "at") or (name not in _OWN and not columns.is_score(name))
+
+    there = tables.read(store, "previews", wanted, only=pa.array([], pa.string())).schema
+    return [field.with_nullable(True) for field in there if field.name not in _OWN]
 
 
 def relabelled(job: pa.Table, *ledger: pa.Table) -> pa.Table | None:

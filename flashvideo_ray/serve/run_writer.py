@@ -26,6 +26,11 @@ _PARTS = 64  # small ones, after which they are merged
 log = logging.getLogger("ray.serve")
 
 
+def _without_labels(part: str, error: Exception) -> None:
+    """A clip that was paid for is not kept waiting: `render --relabel` labels it once the part is there again."""
+    log.warning("%s cannot be read, so clips of its previews have no labels: %s", part, error)
+
+
 class RunWriter:
     """The claim is taken for a time of work and given back; rows are durable when `durably` returns."""
 
@@ -38,7 +43,8 @@ class RunWriter:
         self._mine = HeldStore(store.url, 0.0, self, store.clock)
         self._previews = Writer(self._mine, "previews", previews, settings.ledger)
         self._clips = Writer(self._mine, "clips", tables.CLIPS, settings.ledger)
-        self._carried: list[pa.Field] | None = None  # by the run's prompts; no other job adds some while it is held
+        # What the run's prompts brought along, as it was under a claim: no other job adds to it while that is held.
+        self._carried: tuple[Claim | None, list[pa.Field]] = (None, [])
         self._ended: list[Mapping[str, Any]] = []
         self._labelling = threading.Lock()
         self._claim: Claim | None = None
@@ -74,7 +80,7 @@ class RunWriter:
         except ClaimedError as error:
             self.blocked, self._not_before = str(error), time.monotonic() + RETRY_SECONDS
             return False
-        self._claim, self._carried, self.blocked = claim, None, None
+        self._claim, self.blocked = claim, None
         return True
 
     def lost(self) -> bool:
@@ -125,13 +131,16 @@ class RunWriter:
         with self._labelling:
             if not (ended := [*self._ended]):
                 return
-            if self._carried is None:
-                self._carried = labels.fields(self.store)
-                self._clips.schema = tables.extended(tables.CLIPS, self._carried)
+            claim, carried = self._carried
+            if claim is not self._claim or claim is None:
+                claim, carried = self._claim, labels.fields(self.store)
+                self._carried = claim, carried
+                self._clips.schema = tables.extended(tables.CLIPS, carried)
             brought = {}
-            if self._carried:
+            if carried:
                 ids = pa.array([row["clip_id"] for row in ended], pa.string())
-                rows = tables.read(self.store, "previews", [field.name for field in self._carried], only=ids)
+                names = [field.name for field in carried]
+                rows = tables.read(self.store, "previews", names, only=ids, damaged=_without_labels)
                 brought = {row.pop("clip_id"): row for row in rows.drop_columns("at").to_pylist()}
             for row in ended:
                 self._clips.append({**row, **brought.get(row["clip_id"], {})})

@@ -247,7 +247,7 @@ def test_workers_are_permitted_to_write_while_the_service_holds_the_run(tmp_path
 def test_a_clip_of_a_batch_run_keeps_what_its_prompt_brought_along(tmp_path: Path) -> None:
     """The next job with these prompts would be refused otherwise, as if they had other labels."""
     store = Store(str(tmp_path))
-    licence = pa.field("licence", pa.string())
+    licence = pa.field("licence", pa.string(), nullable=False)  # as the file of prompts may say
     previews = Writer(store, "previews", extended(SCHEMA, [licence]), LedgerSettings())
     previews.append({**candidate(1), "licence": "CC0"})
     previews.flush()
