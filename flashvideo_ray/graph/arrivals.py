@@ -23,8 +23,9 @@ class Arrivals:
     Those that are out when they are judged end there: the tracker has them, and the heartbeat takes them from it. They
     would wait for stage 2 in vain, one behind another in the driver's memory.
 
-    `came` are the candidates that ended, `failed` those of them that failed, `ended` counts them by status, and
-    `in_calls` those that ended in a call, as the tracker does. The three are shared with who made this.
+    `came` are the candidates that ended, `failed` those of them that failed, and `ended` counts them by status: these
+    belong to who made this, who may have had others before. `in_calls` counts those that ended in a call, as the
+    tracker does.
     """
 
     def __init__(
