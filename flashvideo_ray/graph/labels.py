@@ -6,6 +6,7 @@ The labels of a prompt are its id and its carried columns: all that a clip is no
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,11 @@ import pyarrow.compute as pc
 from flashvideo_ray.ledger import parquet_log, tables, texts
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.prompts import SHOWN, PromptError, filled, same_values
+from flashvideo_ray.prompts.checking import PREVIEW_URL
 from flashvideo_ray.scorers import columns
 
 _OWN = {*tables.PREVIEWS.names, *tables.CLIPS.names, texts.DIGEST}
-_LABELLED: tuple[tables.Table, ...] = ("previews", "clips")
+LABELLED: tuple[tables.Table, ...] = ("previews", "clips")
 log = logging.getLogger("flashvideo_ray")
 
 
@@ -41,7 +43,7 @@ class News:
             parquet_log.write(store, tables.stem("candidates"), self.candidates)
         if self.labels is None:
             return
-        for which in _LABELLED:
+        for which in LABELLED:
             rows = tables.read(store, which, only=self.labels["clip_id"].combine_chunks())
             tables.supersede(store, which, labelled(rows, self.labels))
             log.warning("%d rows of %s have their new labels", rows.num_rows, which)
@@ -53,7 +55,7 @@ def agreed(store: Store, table: pa.Table) -> pa.Table:
     Raises PromptError if a carried column has another type in the ledger, which could not be read then.
     """
     carried = [name for name in table.column_names if name not in _OWN]
-    for which in _LABELLED:
+    for which in LABELLED:
         there = tables.read(store, which, carried, only=pa.array([], pa.string())).schema
         types = {field.name: field.type for field in there if field.type != pa.null()}
         table = filled(table, types)
@@ -67,14 +69,69 @@ def agreed(store: Store, table: pa.Table) -> pa.Table:
     return table
 
 
-def fields(store: Store) -> list[pa.Field]:
-    """The carried columns that a run's previews have. Each may be null: what a service makes beside them has none."""
+def fields(store: Store, damaged: Callable[[str, Exception], None] | None = None) -> list[pa.Field]:
+    """The carried columns that a run has. Each may be null: what a service makes of prompts of its own has none."""
 
     def wanted(name: str) -> bool:
         return name in ("clip_id", "status", "at") or (name not in _OWN and not columns.is_score(name))
 
-    there = tables.read(store, "previews", wanted, only=pa.array([], pa.string())).schema
-    return [field.with_nullable(True) for field in there if field.name not in _OWN]
+    nothing = pa.array([], pa.string())
+    there = [tables.read(store, which, wanted, only=nothing, damaged=damaged) for which in LABELLED]
+    schema = pa.concat_tables(there, promote_options="permissive").schema
+    return [field.with_nullable(True) for field in schema if field.name not in _OWN]
+
+
+class Brought:
+    """What prompts of a batch run brought along, for rows that a service adds beside it.
+
+    Read once for each prompt: nobody else may give the run other labels meanwhile.
+    """
+
+    def __init__(self, store: Store, damaged: Callable[[str, Exception], None]):
+        """A part of the ledger that is damaged is told to `damaged`, and what stands in it is not known."""
+        self.store = store
+        self.damaged = damaged
+        self.fields = fields(store, damaged)
+        self._known: set[str] = set()
+        self._candidates: dict[str, dict[str, Any]] = {}
+        self._prompts: dict[tuple[str, str, str], dict[str, Any]] = {}
+
+    def labelled(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Rows with the carried columns of their candidate, or, of one that is new, with those of its prompt."""
+        ids = {row["id"] for row in rows} - self._known
+        if ids and self.fields:
+            self._learn(ids)
+        found = (self._candidates.get(row["clip_id"]) or self._prompts.get(_text(row), {}) for row in rows)
+        return [{**row, **brought} for row, brought in zip(rows, found, strict=True)]
+
+    def _learn(self, ids: set[str]) -> None:
+        names = [field.name for field in self.fields]
+        asked = [*texts.COLUMNS, *names]
+        of_prompts: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+        for which in reversed(LABELLED):  # of a candidate that has both, the preview's row counts
+            rows = tables.of_prompts(self.store, which, pa.array(ids, pa.string()), asked, self.damaged)
+            for row in rows.to_pylist():
+                brought = {name: row.get(name) for name in names}
+                self._candidates[row["clip_id"]] = brought
+                if any(value is not None for value in brought.values()):  # an earlier version's service wrote none
+                    of_prompts.setdefault(_text(row), {})[row["clip_id"]] = brought
+        for text, candidates in of_prompts.items():
+            self._prompts[text] = _common([*candidates.values()])
+        self._known |= ids
+
+
+def _common(candidates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all candidates of a prompt have in common. Where the preview of one came from says nothing of another's."""
+    first, *others = candidates
+    return {
+        name: value
+        for name, value in first.items()
+        if name != PREVIEW_URL and all(repr(other[name]) == repr(value) for other in others)
+    }
+
+
+def _text(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["id"], row["prompt"], row["negative_prompt"] or ""
 
 
 def relabelled(job: pa.Table, *ledger: pa.Table) -> pa.Table | None:
@@ -120,7 +177,7 @@ def labelled(rows: pa.Table, labels: pa.Table) -> pa.Table:
         both = zip(old.to_pylist(), new.to_pylist(), at.is_valid().to_pylist(), strict=True)
         column = pa.array([now if is_new else before for before, now, is_new in both], kind)
         index = rows.schema.get_field_index(name)
-        field = pa.field(name, kind, rows.schema.field(name).nullable if index >= 0 else True)
+        field = pa.field(name, kind, nullable=name != "id")
         rows = rows.append_column(field, column) if index < 0 else rows.set_column(index, field, column)
     return rows
 

@@ -116,7 +116,7 @@ class Gate:
         return "wait"
 
     def decided(self, clip_id: str) -> None:
-        """A preview is under way no more: it was judged, now or by the call that this one repeats."""
+        """A preview is under way no more: it was judged, by a call that was repeated."""
         self._undecided.discard(clip_id)
 
     def judged(self, clip_id: str, survives: bool) -> None:

@@ -227,11 +227,11 @@ class Tracker:
         for row in rows:
             clip_id = row["clip_id"]
             self._under_way.pop(clip_id, None)
-            if self._gate is not None:
-                self._gate.decided(clip_id)
             if clip_id not in self._goes_on:
                 self._goes_on[clip_id] = goes_on(row)
                 self._judged(row)
+            elif self._gate is not None:
+                self._gate.decided(clip_id)
         return [row["clip_id"] for row in rows if not self._goes_on[row["clip_id"]]]
 
     def _judged(self, row: Mapping[str, Any]) -> None:

@@ -139,7 +139,7 @@ def newest(parts: list[pa.Table], *, keep_open: bool = False, key: str = KEY) ->
     for index, mask in enumerate(masks):
         if not mask.all():
             parts[index] = parts[index].filter(pa.array(mask))
-    rows = pa.concat_tables(parts, promote_options="permissive")
+    rows = _joined(parts)
     parts.clear()
     at = rows["at"].cast(pa.int64()).to_numpy()
     if (at[1:] >= at[:-1]).all():
@@ -209,11 +209,22 @@ def _filled(pieces: Iterable[pa.Table], part_rows: int) -> Iterator[pa.Table]:
     for piece in pieces:
         held.append(piece)
         while sum(part.num_rows for part in held) >= part_rows:
-            rows = pa.concat_tables(held, promote_options="permissive")
+            rows = _joined(held)
             held = [rows.slice(part_rows)]
             yield rows.slice(0, part_rows)
     if any(part.num_rows for part in held):
-        yield pa.concat_tables(held, promote_options="permissive")
+        yield _joined(held)
+
+
+def _joined(parts: Sequence[pa.Table]) -> pa.Table:
+    """Of a column that some parts lack their rows have nulls, so that it may have them, whatever the others say."""
+    everywhere = set.intersection(*(set(part.column_names) for part in parts))
+
+    def loosened(part: pa.Table) -> pa.Table:
+        fields = [field if field.name in everywhere else field.with_nullable(True) for field in part.schema]
+        return pa.table(part.columns, schema=pa.schema(fields))
+
+    return pa.concat_tables(map(loosened, parts), promote_options="permissive")
 
 
 def merge_some(store: Store, keys: Sequence[str]) -> str | None:

@@ -8,7 +8,7 @@ exists.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -128,6 +128,21 @@ def read(
     if wanted is None or made is not None:
         return rows
     return rows.select([name for name in wanted if name in rows.column_names])
+
+
+def of_prompts(
+    store: Store,
+    table: Table,
+    ids: pa.Array,
+    columns: Sequence[str],
+    damaged: Callable[[str, Exception], None] | None = None,
+) -> pa.Table:
+    """What `read` gives of the prompts with these ids, of which most row groups have none."""
+    versions = ["clip_id", "status", "at"]  # of rows that have another id since, too
+    found = parquet_log.read_all(store, f"ledger/{table}-", [*versions, "id"], damaged, "id", ids).values()
+    mine = pa.chunked_array([chunk for part in found for chunk in part["clip_id"].chunks], pa.string())
+    rows = read(store, table, ["id", *columns], damaged=damaged, only=mine.unique())
+    return rows.filter(pc.is_in(rows["id"], ids))
 
 
 def parts(store: Store) -> frozenset[str]:

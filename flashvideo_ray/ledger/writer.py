@@ -40,7 +40,7 @@ class Writer:
         self._oldest = 0.0
         self._lock = threading.Lock()
         self._levels: list[list[tuple[str, int]]] = []  # parts of this writer, with their rows, by how often merged
-        self._merging = threading.Lock()
+        self._flushing = threading.Lock()
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row to those that the next flush writes; columns that the schema does not have are left out."""
@@ -73,20 +73,21 @@ class Writer:
     def flush(self, after: Callable[[], None] = lambda: None) -> None:
         """Make all rows durable now, `after` something else if there are some. Nobody who appends waits for the store.
 
-        What is appended meanwhile is not among them: it may follow what is not durable yet.
+        What is appended meanwhile is not among them: it may follow what is not durable yet. Those that another thread
+        is writing are: it is waited for.
         """
-        with self._lock:
-            rows, self._rows = self._rows, []
-        if not rows:
-            return
-        try:
-            after()
-            part = parquet_log.write(self.store, stem(self.table), pa.Table.from_pylist(rows, schema=self.schema))
-        except BaseException:
+        with self._flushing:
             with self._lock:
-                self._rows = rows + self._rows
-            raise
-        with self._merging:
+                rows, self._rows = self._rows, []
+            if not rows:
+                return
+            try:
+                after()
+                part = parquet_log.write(self.store, stem(self.table), pa.Table.from_pylist(rows, schema=self.schema))
+            except BaseException:
+                with self._lock:
+                    self._rows = rows + self._rows
+                raise
             self._add(part, len(rows))
 
     def _add(self, part: str, rows: int, level: int = 0) -> None:

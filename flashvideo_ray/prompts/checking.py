@@ -96,7 +96,7 @@ def check(
     own = pa.table([ids, prompts, negatives, final_seeds], schema=PROMPTS.remove_metadata())
     for field in table.schema:
         if field.name not in (*OWN_COLUMNS, CANDIDATE):
-            # A candidate that a service makes in the same run has none of them, whatever the file says.
+            # What a service makes of other prompts in the same run has none of them, whatever the file says.
             own = own.append_column(field.with_nullable(True), table[field.name])
     if number is not None:
         own = own.append_column(CANDIDATE, number)

@@ -9,8 +9,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
-
 from flashvideo_ray.errors import Teller
 from flashvideo_ray.graph import labels
 from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
@@ -27,8 +25,8 @@ log = logging.getLogger("ray.serve")
 
 
 def _without_labels(part: str, error: Exception) -> None:
-    """A clip that was paid for is not kept waiting: `render --relabel` labels it once the part is there again."""
-    log.warning("%s cannot be read, so clips of its previews have no labels: %s", part, error)
+    """What was paid for does not wait for its mend: `render --relabel` labels it once the part is there again."""
+    log.warning("%s cannot be read, so what is made of its prompts has no labels: %s", part, error)
 
 
 class RunWriter:
@@ -39,13 +37,13 @@ class RunWriter:
         self.settings = settings
         self.blocked: str | None = None
         """Who else has the run, if the last attempt at the claim failed."""
-        previews = tables.previews_schema(names_of(settings.score.scorers))
         self._mine = HeldStore(store.url, 0.0, self, store.clock)
-        self._previews = Writer(self._mine, "previews", previews, settings.ledger)
+        self._scores = names_of(settings.score.scorers)
+        self._previews = Writer(self._mine, "previews", tables.previews_schema(self._scores), settings.ledger)
         self._clips = Writer(self._mine, "clips", tables.CLIPS, settings.ledger)
         # What the run's prompts brought along, as it was under a claim: no other job adds to it while that is held.
-        self._carried: tuple[Claim | None, list[pa.Field]] = (None, [])
-        self._ended: list[Mapping[str, Any]] = []
+        self._brought: tuple[Claim | None, labels.Brought | None] = (None, None)
+        self._made: list[tuple[Writer, Mapping[str, Any]]] = []
         self._labelling = threading.Lock()
         self._claim: Claim | None = None
         self._not_before = 0.0
@@ -105,11 +103,11 @@ class RunWriter:
 
     def preview(self, row: Mapping[str, Any]) -> None:
         """A preview is in the store and judged."""
-        self._previews.append(row)
+        self._made.append((self._previews, row))
 
     def ended(self, row: Mapping[str, Any]) -> None:
-        """A candidate is rendered, or has failed. What its prompt brought along the run has with its preview."""
-        self._ended.append(row)
+        """A candidate is rendered, or has failed."""
+        self._made.append((self._clips, row))
 
     async def durably(self) -> None:
         """Write the rows, for as long as it takes: what was paid for is not forgotten."""
@@ -123,28 +121,25 @@ class RunWriter:
             await asyncio.sleep(RETRY_SECONDS)
 
     def _flush(self) -> None:
-        self._previews.flush()  # first: a clip's row follows its preview's
         self._label()
-        self._clips.flush()
+        self._previews.flush()
+        self._clips.flush(after=self._previews.flush)  # a clip's row follows its preview's, whoever made them ready
 
     def _label(self) -> None:
+        """Make rows ready: of prompts that a batch run has, with what these brought along."""
         with self._labelling:
-            if not (ended := [*self._ended]):
+            if not (made := [*self._made]):
                 return
-            claim, carried = self._carried
-            if claim is not self._claim or claim is None:
-                claim, carried = self._claim, labels.fields(self.store)
-                self._carried = claim, carried
-                self._clips.schema = tables.extended(tables.CLIPS, carried)
-            brought = {}
-            if carried:
-                ids = pa.array([row["clip_id"] for row in ended], pa.string())
-                names = [field.name for field in carried]
-                rows = tables.read(self.store, "previews", names, only=ids, damaged=_without_labels)
-                brought = {row.pop("clip_id"): row for row in rows.drop_columns("at").to_pylist()}
-            for row in ended:
-                self._clips.append({**row, **brought.get(row["clip_id"], {})})
-            del self._ended[: len(ended)]
+            (claim, brought), now = self._brought, self._claim
+            if brought is None or claim is not now or now is None:
+                brought = labels.Brought(self.store, _without_labels)
+                self._brought = now, brought
+                self._previews.schema = tables.previews_schema(self._scores, brought.fields)
+                self._clips.schema = tables.extended(tables.CLIPS, brought.fields)
+            rows = brought.labelled([row for _, row in made])
+            for (writer, _), row in zip(made, rows, strict=True):
+                writer.append(row)
+            del self._made[: len(made)]
 
     def _tidy(self) -> None:
         if len(self.store.keys("ledger", ".parquet")) > _PARTS:

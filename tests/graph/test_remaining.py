@@ -240,6 +240,13 @@ def test_relabel_writes_the_new_labels_and_no_prompt_wins_twice(store: Store) ->
     assert Standing.read(store, BEST_OF_TWO).counts(2)["rendered"] == 1
 
 
+def test_a_label_may_be_taken_away_though_an_older_run_calls_its_column_required(store: Store) -> None:
+    old = asked(RED, mood=["calm"])
+    made(store, old.cast(pa.schema([field.with_nullable(field.name != "mood") for field in old.schema])), 9.0, 8.0)
+    work(store, asked(RED), relabel=True).news.write(store)
+    assert tables.read(store, "previews")["mood"].to_pylist() == [None, None]
+
+
 def test_ids_may_change_places(store: Store) -> None:
     old = asked({**RED, "id": "x"}, {**STAR, "id": "y"})
     new = asked({**RED, "id": "y"}, {**STAR, "id": "x"})

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,36 @@ def test_rows_that_could_not_be_written_wait_for_the_next_flush(tmp_path: Path) 
     assert tables.read(store, "clips")["clip_id"].to_pylist() == ["a"]
 
 
+def test_what_a_flush_returns_from_is_durable_whoever_writes_it(tmp_path: Path) -> None:
+    """Two threads flush one writer: the driver's and its heartbeat's."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Slow(Store):
+        def put(self, key: str, data: bytes) -> None:
+            entered.set()
+            assert go_on.wait(60)
+            super().put(key, data)
+
+    store = Slow(str(tmp_path))
+    writer = Writer(store, "clips", tables.CLIPS, LedgerSettings())
+    writer.append(row("a"))
+    seen: list[list[str]] = []
+
+    def second() -> None:
+        writer.flush()
+        seen.append(tables.read(store, "clips")["clip_id"].to_pylist())
+
+    threads = [threading.Thread(target=writer.flush), threading.Thread(target=second)]
+    threads[0].start()
+    assert entered.wait(60)
+    threads[1].start()
+    threads[1].join(0.5)
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+    assert seen == [["a"]]
+
+
 def add_parts(store: Store, names: list[str], status: str = "rendered", **columns: Any) -> None:
     """One part for each name, with one row."""
     for name in names:
@@ -163,6 +194,29 @@ def test_compaction_keeps_the_state_and_leaves_few_parts(store: Store) -> None:
     add_parts(store, ["e"])
     assert tables.compact(store, part_rows=3)["clips"] == Compaction(3, 2, 5, 0)
     assert list(state(store)) == ["b", "c", "a", "d", "e"]
+
+
+def test_a_column_that_some_parts_lack_is_merged_though_others_call_it_required(tmp_path: Path) -> None:
+    """An older version kept what the file of prompts says of its columns, and wrote others beside them."""
+    store = Store(str(tmp_path))
+    for name, licence in (("a", "CC0"), ("b", "CC-BY")):
+        extra = [pa.field("licence", pa.string(), nullable=False)]
+        writer = Writer(store, "clips", tables.extended(tables.CLIPS, extra), LedgerSettings())
+        writer.append(row(name, licence=licence))
+        writer.flush()
+        add_parts(store, [f"{name} without"])
+    parts = store.keys("ledger")
+    tables.supersede(store, "clips", tables.read(store, "clips"))  # what is read can be written
+    merged = [parquet_log.merge_some(store, parts[:2]), parquet_log.merge_some(store, parts[2:])]
+    assert set(merged) < set(store.keys("ledger"))
+    assert tables.compact(store)["clips"] == Compaction(3, 1, 4, 4)
+    rows = tables.read(store, "clips")
+    assert dict(zip(rows["clip_id"].to_pylist(), rows["licence"].to_pylist(), strict=True)) == {
+        "a": "CC0",
+        "a without": None,
+        "b": "CC-BY",
+        "b without": None,
+    }
 
 
 def test_of_rows_at_the_same_moment_the_last_one_counts_also_after_compaction(tmp_path: Path) -> None:

@@ -244,31 +244,96 @@ def test_workers_are_permitted_to_write_while_the_service_holds_the_run(tmp_path
         assert writer.permitted()[1]
 
 
-def test_a_clip_of_a_batch_run_keeps_what_its_prompt_brought_along(tmp_path: Path) -> None:
-    """The next job with these prompts would be refused otherwise, as if they had other labels."""
-    store = Store(str(tmp_path))
+def of_a_batch(store: Store, table: tables.Table, rows: list[dict[str, Any]]) -> None:
+    """Rows as a batch job writes them whose prompts brought columns along."""
     licence = pa.field("licence", pa.string(), nullable=False)  # as the file of prompts may say
-    previews = Writer(store, "previews", extended(SCHEMA, [licence]), LedgerSettings())
-    previews.append({**candidate(1), "licence": "CC0"})
-    previews.flush()
+    url = pa.field("preview_url", pa.string())
+    schema = extended({"previews": SCHEMA, "clips": tables.CLIPS}[table], [licence, url])
+    writer = Writer(store, table, schema, LedgerSettings())
+    for row in rows:
+        writer.append({"licence": "CC0", **row})
+    writer.flush()
+
+
+def serve_rows(store: Store, *made: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> RunWriter:
+    """Previews and clips that a service makes, one time after the other."""
     service = RunWriter(store, Settings.load("nano", short_lease(2)))
 
     async def work() -> None:
         assert await service.take()
-        for number in (1, 9):  # the other is of the service's own, and brought nothing along
-            service.ended({**candidate(number), "status": "rendered", "clip": f"clips/{number}.mp4"})
+        for previews, clips in made:
+            for row in previews:
+                service.preview(row)
+            for row in clips:
+                service.ended(row)
             await service.durably()
         await service.give_back()
 
     asyncio.run(work())
-    clips = tables.read(store, "clips")
-    assert dict(zip(clips["clip_id"].to_pylist(), clips["licence"].to_pylist(), strict=True)) == {
-        clip_id(1): "CC0",
-        clip_id(9): None,
-    }
+    return service
+
+
+def column(store: Store, table: tables.Table, name: str) -> dict[str, Any]:
+    rows = tables.read(store, table)
+    return dict(zip(rows["clip_id"].to_pylist(), rows[name].to_pylist(), strict=True))
+
+
+def relabelled(store: Store, job: list[dict[str, Any]]) -> pa.Table | None:
+    """What a job with these candidates would be refused for."""
+    names = ["clip_id", "id", "prompt", "negative_prompt", "licence"]
+    fields = [pa.field(name, pa.string()) for name in names]
+    rows = pa.Table.from_pylist([{"licence": "CC0", **row} for row in job], schema=pa.schema(fields))
+    return labels.relabelled(rows, *(tables.read(store, each).drop_columns("preview_url") for each in labels.LABELLED))
+
+
+def test_what_is_made_of_a_batch_run_s_prompt_has_what_that_brought_along(tmp_path: Path) -> None:
+    """The next job with these prompts would be refused otherwise, as if they had other labels."""
+    store = Store(str(tmp_path))
+    of_a_batch(store, "previews", [candidate(1)])
+    of_a_batch(store, "clips", [{**candidate(4), "status": "failed"}])  # no candidate of this prompt has a preview
+    further, own, earlier = candidate(2), candidate(9), candidate(0, "a blue star")
+    serve_rows(
+        store,
+        ([], [{**candidate(1), "status": "rendered"}]),
+        ([further], [{**further, "status": "rendered"}]),
+        ([candidate(4)], [{**candidate(4), "status": "rendered"}, {**candidate(3), "status": "failed"}]),
+        ([own, earlier], []),  # of the service's own, and with the text that the prompt had before
+    )
+    labelled = {clip_id(number): "CC0" for number in (1, 2, 4)}
+    assert column(store, "previews", "licence") == {**labelled, clip_id(9): None, clip_id(0): None}
+    assert column(store, "clips", "licence") == {**labelled, clip_id(3): "CC0"}
+    assert relabelled(store, [candidate(number) for number in (1, 2, 3, 4)]) is None
+    assert relabelled(store, [own]) is not None
+
+
+def test_candidates_of_a_prompt_that_brought_different_things_keep_their_own(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    one, other = ({**candidate(number), "preview_url": f"s3://ours/{number}.mp4"} for number in (0, 1))
+    of_a_batch(store, "previews", [one, {**other, "licence": "CC-BY"}])
+    made = [{**candidate(number), "status": "rendered"} for number in (0, 1, 2)]
+    serve_rows(store, ([candidate(2)], made))
+    urls = {clip_id(0): "s3://ours/0.mp4", clip_id(1): "s3://ours/1.mp4", clip_id(2): None}
+    assert column(store, "clips", "preview_url") == column(store, "previews", "preview_url") == urls
+    assert column(store, "clips", "licence") == {clip_id(0): "CC0", clip_id(1): "CC-BY", clip_id(2): None}
+
+
+def test_a_prompt_that_has_another_id_now_gives_nothing_to_the_one_it_had(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    of_a_batch(store, "previews", [candidate(1)])
     rows = tables.read(store, "previews")
-    job = rows.select([name for name in rows.column_names if name in tables.CANDIDATES.names or name == "licence"])
-    assert labels.relabelled(job, clips) is None
+    tables.supersede(store, "previews", tables.with_column(rows, "id", "renamed"))
+    serve_rows(store, ([candidate(2), {**candidate(3), "id": "renamed"}], []))
+    assert column(store, "previews", "licence") == {clip_id(1): "CC0", clip_id(2): None, clip_id(3): "CC0"}
+
+
+def test_a_damaged_part_keeps_nothing_waiting_that_was_paid_for(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    of_a_batch(store, "previews", [candidate(1)])
+    [part] = (tmp_path / "ledger").iterdir()
+    part.write_bytes(part.read_bytes()[:-8])
+    serve_rows(store, ([candidate(2)], [{**candidate(2), "status": "rendered"}]))
+    part.unlink()
+    assert [tables.read(store, each)["clip_id"].to_pylist() for each in labels.LABELLED] == [[clip_id(2)]] * 2
 
 
 class Closed(Scheduler):
