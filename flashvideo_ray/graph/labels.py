@@ -21,6 +21,7 @@ from flashvideo_ray.scorers import columns
 
 _OWN = {*tables.PREVIEWS.names, *tables.CLIPS.names, texts.DIGEST}
 LABELLED: tuple[tables.Table, ...] = ("previews", "clips")
+_PROMPTS_KEPT = 1_000  # a carried column may be a vector
 log = logging.getLogger("flashvideo_ray")
 
 
@@ -76,9 +77,13 @@ def fields(store: Store, damaged: Callable[[str, Exception], None] | None = None
         return name in ("clip_id", "status", "at") or (name not in _OWN and not columns.is_score(name))
 
     nothing = pa.array([], pa.string())
-    there = [tables.read(store, which, wanted, only=nothing, damaged=damaged) for which in LABELLED]
-    schema = pa.concat_tables(there, promote_options="permissive").schema
-    return [field.with_nullable(True) for field in schema if field.name not in _OWN]
+    found: dict[str, pa.Field] = {}
+    for which in LABELLED:
+        for field in tables.read(store, which, wanted, only=nothing, damaged=damaged).schema:
+            known = found.get(field.name)
+            if field.name not in _OWN and (known is None or known.type == pa.null()):
+                found[field.name] = field.with_nullable(True)
+    return [*found.values()]
 
 
 class Brought:
@@ -98,6 +103,9 @@ class Brought:
 
     def labelled(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Rows with the carried columns of their candidate, or, of one that is new, with those of its prompt."""
+        if len(self._known) > _PROMPTS_KEPT:
+            for kept in (self._known, self._candidates, self._prompts):
+                kept.clear()
         ids = {row["id"] for row in rows} - self._known
         if ids and self.fields:
             self._learn(ids)
@@ -110,10 +118,13 @@ class Brought:
         of_prompts: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
         for which in reversed(LABELLED):  # of a candidate that has both, the preview's row counts
             rows = tables.of_prompts(self.store, which, pa.array(ids, pa.string()), asked, self.damaged)
+            fits = {field.name for field in rows.schema if field.with_nullable(True) in self.fields}
             for row in rows.to_pylist():
-                brought = {name: row.get(name) for name in names}
-                self._candidates[row["clip_id"]] = brought
-                if any(value is not None for value in brought.values()):  # an earlier version's service wrote none
+                brought = {name: row[name] if name in fits else None for name in names}
+                has_some = any(value is not None for value in brought.values())
+                if has_some or which == "previews":
+                    self._candidates[row["clip_id"]] = brought
+                if has_some:  # an earlier version's service wrote none
                     of_prompts.setdefault(_text(row), {})[row["clip_id"]] = brought
         for text, candidates in of_prompts.items():
             self._prompts[text] = _common([*candidates.values()])

@@ -305,7 +305,10 @@ def gate_of(
 
 
 def _insist(flush: Callable[[], None], patience_seconds: float) -> None:
-    """Write the ledger's last rows, against a store that is away for so long. Each try in vain is told of."""
+    """Write the ledger's last rows, against a store that is away for so long. Each try in vain is told of.
+
+    A try waits for the heartbeat's that is under way: its rows are among the last.
+    """
     deadline, pause = time.monotonic() + patience_seconds, 1.0
     while True:
         try:

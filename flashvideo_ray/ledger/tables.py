@@ -137,11 +137,14 @@ def of_prompts(
     columns: Sequence[str],
     damaged: Callable[[str, Exception], None] | None = None,
 ) -> pa.Table:
-    """What `read` gives of the prompts with these ids, of which most row groups have none."""
-    versions = ["clip_id", "status", "at"]  # of rows that have another id since, too
-    found = parquet_log.read_all(store, f"ledger/{table}-", [*versions, "id"], damaged, "id", ids).values()
-    mine = pa.chunked_array([chunk for part in found for chunk in part["clip_id"].chunks], pa.string())
-    rows = read(store, table, ["id", *columns], damaged=damaged, only=mine.unique())
+    """The newest row of each candidate of the prompts with these ids, of those taken back, too: as `read`, else."""
+    prefix, own = f"ledger/{table}-", ["clip_id", "id", "status", "at"]
+    # Versions of rows that have another id since, too.
+    versions = parquet_log.read_all(store, prefix, own, damaged, "id", ids).values()
+    mine = pa.chunked_array([chunk for part in versions for chunk in part["clip_id"].chunks], pa.string()).unique()
+    asked = [*dict.fromkeys([*own, *columns])]
+    found = [*parquet_log.read_all(store, prefix, asked, damaged, only=mine).values()]
+    rows = parquet_log.newest(found or [SCHEMAS[table].empty_table()], keep_open=True)
     return rows.filter(pc.is_in(rows["id"], ids))
 
 

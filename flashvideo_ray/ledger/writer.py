@@ -7,6 +7,7 @@ in memory together. So a hundred thousand parts leave some tens.
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -42,12 +43,22 @@ class Writer:
         self._levels: list[list[tuple[str, int]]] = []  # parts of this writer, with their rows, by how often merged
         self._flushing = threading.Lock()
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Add one row to those that the next flush writes; columns that the schema does not have are left out."""
+    def append(self, row: Mapping[str, Any], at: dt.datetime | None = None) -> None:
+        """Add one row, of now or of then, to those that the next flush writes.
+
+        Columns that the schema does not have are left out.
+        """
         with self._lock:
             if not self._rows:
                 self._oldest = time.monotonic()
-            self._rows.append({**{name: row.get(name) for name in self.schema.names}, "at": self.store.clock.now()})
+            own = {name: row.get(name) for name in self.schema.names}
+            self._rows.append({**own, "at": at or self.store.clock.now()})
+
+    def withdraw(self) -> list[dict[str, Any]]:
+        """Give back the rows that no flush has written or is writing."""
+        with self._lock:
+            rows, self._rows = self._rows, []
+        return rows
 
     def write(self, rows: pa.Table) -> None:
         """Write many rows as a part of their own, now; columns that the schema does not have are left out."""

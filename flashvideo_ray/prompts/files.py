@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from flashvideo_ray.errors import no_file_system
@@ -147,13 +148,27 @@ def filled(table: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """The table with dictionaries decoded and text as `string`, so that files agree however they were written."""
+    """The table with dictionaries decoded, text as `string`, and types as the ledger's Parquet keeps them.
+
+    So files agree however they were written, and with what the ledger gives back of them: of times in whole seconds, as
+    CSV and JSON have them, Parquet makes milliseconds.
+    """
     for index, field in enumerate(table.schema):
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
         kind = pa.string() if pa.types.is_string_view(kind) or pa.types.is_large_string(kind) else kind
+        kind = _in_parquet(kind)
         if kind != field.type:
             table = table.set_column(index, field.name, table[field.name].cast(kind))
     return table
+
+
+def _in_parquet(kind: pa.DataType) -> pa.DataType:
+    sink = pa.BufferOutputStream()
+    try:
+        pq.write_table(pa.schema([pa.field("column", kind)]).empty_table(), sink)
+    except pa.ArrowException:
+        return kind  # is refused later, by the column's name
+    return pq.read_schema(pa.BufferReader(sink.getvalue())).field("column").type
 
 
 def _check_text(table: pa.Table, path: str) -> None:

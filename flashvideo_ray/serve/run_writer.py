@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import logging
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any
 from flashvideo_ray.errors import Teller
 from flashvideo_ray.graph import labels
 from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
-from flashvideo_ray.ledger.claim import Claim, ClaimedError, ClaimLostError, Identity
+from flashvideo_ray.ledger.claim import Claim, ClaimedError, ClaimLostError, ClaimUnsureError, Identity
 from flashvideo_ray.ledger.held_store import HeldStore
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
@@ -43,8 +44,8 @@ class RunWriter:
         self._clips = Writer(self._mine, "clips", tables.CLIPS, settings.ledger)
         # What the run's prompts brought along, as it was under a claim: no other job adds to it while that is held.
         self._brought: tuple[Claim | None, labels.Brought | None] = (None, None)
-        self._made: list[tuple[Writer, Mapping[str, Any]]] = []
-        self._labelling = threading.Lock()
+        self._made: list[tuple[Writer, Mapping[str, Any], dt.datetime]] = []
+        self._writing = threading.Lock()
         self._claim: Claim | None = None
         self._not_before = 0.0
         self._flushing = asyncio.Lock()
@@ -103,11 +104,11 @@ class RunWriter:
 
     def preview(self, row: Mapping[str, Any]) -> None:
         """A preview is in the store and judged."""
-        self._made.append((self._previews, row))
+        self._made.append((self._previews, row, self.store.clock.now()))
 
     def ended(self, row: Mapping[str, Any]) -> None:
         """A candidate is rendered, or has failed."""
-        self._made.append((self._clips, row))
+        self._made.append((self._clips, row, self.store.clock.now()))
 
     async def durably(self) -> None:
         """Write the rows, for as long as it takes: what was paid for is not forgotten."""
@@ -121,25 +122,33 @@ class RunWriter:
             await asyncio.sleep(RETRY_SECONDS)
 
     def _flush(self) -> None:
-        self._label()
-        self._previews.flush()
-        self._clips.flush(after=self._previews.flush)  # a clip's row follows its preview's, whoever made them ready
+        with self._writing:
+            self._label()
+            self._previews.flush()  # first: a clip's row follows its preview's
+            self._clips.flush()
 
     def _label(self) -> None:
         """Make rows ready: of prompts that a batch run has, with what these brought along."""
-        with self._labelling:
-            if not (made := [*self._made]):
-                return
-            (claim, brought), now = self._brought, self._claim
-            if brought is None or claim is not now or now is None:
-                brought = labels.Brought(self.store, _without_labels)
-                self._brought = now, brought
-                self._previews.schema = tables.previews_schema(self._scores, brought.fields)
-                self._clips.schema = tables.extended(tables.CLIPS, brought.fields)
-            rows = brought.labelled([row for _, row in made])
-            for (writer, _), row in zip(made, rows, strict=True):
-                writer.append(row)
-            del self._made[: len(made)]
+        claim, (known, brought) = self._claim, self._brought
+        if brought is None or claim is not known:
+            # Another job may have given the run other labels since these were made ready.
+            waiting = [
+                (writer, row, row["at"]) for writer in (self._previews, self._clips) for row in writer.withdraw()
+            ]
+            self._made[:0] = waiting
+        if not (made := [*self._made]):
+            return
+        if claim is None:
+            raise ClaimUnsureError(f"{self.store.url}: this service does not hold the run now")
+        if brought is None or claim is not known:
+            brought = labels.Brought(self.store, _without_labels)
+            self._brought = claim, brought
+            self._previews.schema = tables.previews_schema(self._scores, brought.fields)
+            self._clips.schema = tables.extended(tables.CLIPS, brought.fields)
+        rows = brought.labelled([row for _, row, _ in made])
+        for (writer, _, at), row in zip(made, rows, strict=True):
+            writer.append(row, at)
+        del self._made[: len(made)]
 
     def _tidy(self) -> None:
         if len(self.store.keys("ledger", ".parquet")) > _PARTS:

@@ -196,6 +196,15 @@ def test_whatever_arrow_holds_is_carried_unchanged(tmp_path: Path) -> None:
         assert repr(table[name].to_pylist()) == repr(column.to_pylist())
 
 
+def test_times_in_whole_seconds_have_the_type_that_the_ledger_gives_back(tmp_path: Path) -> None:
+    """Otherwise the next job with the same prompts would be refused for a column of another type."""
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "when": "2020-01-01 10:00:00"}\n')
+    table = read_prompts(str(tmp_path / "a.jsonl"))
+    pq.write_table(table, tmp_path / "ledger.parquet")
+    assert pq.read_schema(tmp_path / "ledger.parquet").field("when").type == table.schema.field("when").type
+    assert table["when"].to_pylist() == [dt.datetime(2020, 1, 1, 10)]
+
+
 def test_a_column_without_any_value_agrees_with_every_type(tmp_path: Path) -> None:
     write_prompts(tmp_path / "a.parquet", ["a"], mood=["calm"], seed=[3])
     write_prompts(

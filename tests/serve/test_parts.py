@@ -326,6 +326,27 @@ def test_a_prompt_that_has_another_id_now_gives_nothing_to_the_one_it_had(tmp_pa
     assert column(store, "previews", "licence") == {clip_id(1): "CC0", clip_id(2): None, clip_id(3): "CC0"}
 
 
+def test_a_row_that_waited_for_the_next_claim_is_of_when_it_was_made(tmp_path: Path) -> None:
+    """What a batch job did meanwhile is newer, and its labels count."""
+    store = Store(str(tmp_path))
+    service = RunWriter(store, Settings.load("nano", short_lease(2)))
+
+    async def work() -> None:
+        service.ended({**candidate(1), "status": "failed"})
+        service.ended({**candidate(2), "status": "rendered"})
+        with pytest.raises(ClaimUnsureError):  # nothing is held yet
+            await asyncio.to_thread(service._flush)
+        time.sleep(0.002)
+        of_a_batch(store, "clips", [{**candidate(1), "status": "rendered"}])
+        assert await service.take()
+        await service.durably()
+        await service.give_back()
+
+    asyncio.run(work())
+    assert column(store, "clips", "status") == {clip_id(1): "rendered", clip_id(2): "rendered"}
+    assert column(store, "clips", "licence") == {clip_id(1): "CC0", clip_id(2): "CC0"}
+
+
 def test_a_damaged_part_keeps_nothing_waiting_that_was_paid_for(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     of_a_batch(store, "previews", [candidate(1)])
