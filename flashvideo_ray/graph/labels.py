@@ -15,8 +15,7 @@ import pyarrow.compute as pc
 
 from flashvideo_ray.ledger import parquet_log, tables, texts
 from flashvideo_ray.ledger.store import Store
-from flashvideo_ray.prompts import SHOWN, PromptError, filled, same_values
-from flashvideo_ray.prompts.checking import PREVIEW_URL
+from flashvideo_ray.prompts import PREVIEW_URL, SHOWN, PromptError, filled, same_values
 from flashvideo_ray.scorers import columns
 
 _OWN = {*tables.PREVIEWS.names, *tables.CLIPS.names, texts.DIGEST}

@@ -137,7 +137,7 @@ def of_prompts(
     columns: Sequence[str],
     damaged: Callable[[str, Exception], None] | None = None,
 ) -> pa.Table:
-    """The newest row of each candidate of the prompts with these ids, of those taken back, too: as `read`, else."""
+    """The newest row of each candidate of the prompts with these ids, also of those taken back. Otherwise as `read`."""
     prefix, own = f"ledger/{table}-", ["clip_id", "id", "status", "at"]
     # Versions of rows that have another id since, too.
     versions = parquet_log.read_all(store, prefix, own, damaged, "id", ids).values()

@@ -130,7 +130,8 @@ class RunWriter:
     def _label(self) -> None:
         """Make rows ready: of prompts that a batch run has, with what these brought along."""
         claim, (known, brought) = self._claim, self._brought
-        if brought is None or claim is not known:
+        is_new = brought is None or claim is not known
+        if is_new:
             # Another job may have given the run other labels since these were made ready.
             waiting = [
                 (writer, row, row["at"]) for writer in (self._previews, self._clips) for row in writer.withdraw()
@@ -140,7 +141,7 @@ class RunWriter:
             return
         if claim is None:
             raise ClaimUnsureError(f"{self.store.url}: this service does not hold the run now")
-        if brought is None or claim is not known:
+        if brought is None or is_new:
             brought = labels.Brought(self.store, _without_labels)
             self._brought = claim, brought
             self._previews.schema = tables.previews_schema(self._scores, brought.fields)

@@ -255,7 +255,7 @@ def of_a_batch(store: Store, table: tables.Table, rows: list[dict[str, Any]]) ->
     writer.flush()
 
 
-def serve_rows(store: Store, *made: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> RunWriter:
+def serve_rows(store: Store, *made: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
     """Previews and clips that a service makes, one time after the other."""
     service = RunWriter(store, Settings.load("nano", short_lease(2)))
 
@@ -270,7 +270,6 @@ def serve_rows(store: Store, *made: tuple[list[dict[str, Any]], list[dict[str, A
         await service.give_back()
 
     asyncio.run(work())
-    return service
 
 
 def column(store: Store, table: tables.Table, name: str) -> dict[str, Any]:
@@ -334,12 +333,12 @@ def test_a_row_that_waited_for_the_next_claim_is_of_when_it_was_made(tmp_path: P
     async def work() -> None:
         service.ended({**candidate(1), "status": "failed"})
         service.ended({**candidate(2), "status": "rendered"})
-        with pytest.raises(ClaimUnsureError):  # nothing is held yet
-            await asyncio.to_thread(service._flush)
-        time.sleep(0.002)
+        waiting = asyncio.create_task(service.durably())
+        await asyncio.sleep(0.2)
+        assert not waiting.done()  # nothing is held yet
         of_a_batch(store, "clips", [{**candidate(1), "status": "rendered"}])
         assert await service.take()
-        await service.durably()
+        await waiting
         await service.give_back()
 
     asyncio.run(work())
