@@ -379,6 +379,7 @@ def test_where_approving_pays_at_once_it_is_said_before(open_page: Open) -> None
     page = open_page("?q=shot 0011")
     expect(cards(page)).to_have_count(SIBLINGS)
     page.route("**/api/v1/run", lambda route: route.fulfill(json={**api(page, "run"), "refine_approved": True}))
+    page.route("**/api/v1/events", lambda route: route.abort())  # they tell of the run as it is
     page.reload()
     expect(page.locator("#figures")).to_contain_text("from the moment it is approved")
     page.get_by_role("button", name="Approve all that match").click()
