@@ -14,6 +14,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.data._internal.execution import backpressure_policy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.data._internal.execution.operators.map_operator import MapOperator
 
 from flashvideo_ray.graph import cluster
@@ -47,7 +48,7 @@ def data_context() -> Iterator[None]:
     context.custom_execution_callback_classes.append(_Tidy)
     enabled = backpressure_policy.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY
     policies = context.get_config(enabled, backpressure_policy.ENABLED_BACKPRESSURE_POLICIES)
-    context.set_config(enabled, [*policies, _NoFurtherAhead])
+    context.set_config(enabled, [*policies, _NoFurtherAhead, _NoneBehindAnother])
     with DataContext.current(context), warnings.catch_warnings(), _silent_logs():
         # It warns of pools that are larger than a small run needs.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")
@@ -75,7 +76,7 @@ class _Tidy(ExecutionCallback):
 
 def _drop_empty(operator: Any, state: Any) -> None:
     [queue] = state.input_queues
-    if len(queue) - sum(each.num_rows() for each in queue._queues) > max(EMPTY_BLOCKS, len(queue) // 4):
+    if len(queue) - _rows(queue) > max(EMPTY_BLOCKS, len(queue) // 4):
         bundles = [queue.pop() for _ in range(len(queue))]
         for bundle in sorted(bundles, key=lambda each: each.num_rows() != 0):  # the others stay in their order
             queue.append(bundle)
@@ -86,6 +87,10 @@ def _drop_empty(operator: Any, state: Any) -> None:
     if not operator._block_ref_bundler.num_blocks():
         for bundle in [each for each in operator.metrics._internal_inqueues[0] if each.num_rows() == 0]:
             operator.metrics.on_input_dequeued(bundle, input_index=0)
+
+
+def _rows(queue: Any) -> int:
+    return sum(each.num_rows() for each in queue._queues)
 
 
 def _clear_empty(bundler: Any) -> None:
@@ -99,6 +104,19 @@ class _NoFurtherAhead(backpressure_policy.BackpressurePolicy):
     def max_task_output_bytes_to_read(self, op: Any) -> int | None:
         most = WAITING_ROWS.get(op.name.removeprefix("MapBatches(").removesuffix(")"))
         return 0 if most is not None and self._topology[op].total_enqueued_output_blocks() >= most else None
+
+
+class _NoneBehindAnother(backpressure_policy.BackpressurePolicy):
+    """Of the last rows, none is sent to an actor that has one: it would wait there for its end while others are free.
+
+    While more rows wait than a pool has actors, the next one is with each actor before it is free.
+    """
+
+    def can_add_input(self, op: Any) -> bool:
+        if not isinstance(op, ActorPoolMapOperator):
+            return True
+        [pool], [queue] = op.get_autoscaling_actor_pools(), self._topology[op].input_queues
+        return pool.num_active_actors() < pool.num_running_actors() or _rows(queue) > pool.max_size()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -106,6 +107,24 @@ class _Slow:
         time.sleep(self.seconds)
         self.seconds = 0.02
         return batch
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_of_the_last_rows_none_waits_behind_a_long_call_while_an_actor_is_free() -> None:
+    with datasets.data_context():
+        rows = datasets.dataset_of([pa.table({"seconds": [8.0, 8.0, 0.1, 0.1], "actor": [0] * 4})])
+        rows = rows.map_batches(_Sleeping, **datasets.map_options(Pool(size=3, num_cpus=0.1, in_flight=2)))
+        done = sorted(rows.iter_rows(), key=lambda row: row["seconds"])
+    *short, one, other = (row["actor"] for row in done)
+    assert one != other
+    assert not {one, other} & {*short}
+
+
+class _Sleeping:
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        [row] = batch.to_pylist()
+        time.sleep(row["seconds"])
+        return pa.Table.from_pylist([{**row, "actor": os.getpid()}], schema=batch.schema)
 
 
 def test_the_rows_that_wait_are_counted_after_steps_that_there_are() -> None:
