@@ -109,14 +109,14 @@ class _NoFurtherAhead(backpressure_policy.BackpressurePolicy):
 class _NoneBehindAnother(backpressure_policy.BackpressurePolicy):
     """Of the last rows, none is sent to an actor that has one: it would wait there for its end while others are free.
 
-    While more rows wait than a pool has actors, the next one is with each actor before it is free.
+    While at least as many rows wait as a pool has actors, the next one is with each actor before it is free.
     """
 
     def can_add_input(self, op: Any) -> bool:
         if not isinstance(op, ActorPoolMapOperator):
             return True
         [pool], [queue] = op.get_autoscaling_actor_pools(), self._topology[op].input_queues
-        return pool.num_active_actors() < pool.num_running_actors() or _rows(queue) > pool.max_size()
+        return pool.num_active_actors() < pool.num_running_actors() or _rows(queue) >= pool.max_size()
 
 
 @contextmanager

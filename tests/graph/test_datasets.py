@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -110,17 +111,36 @@ class _Slow:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_of_the_last_rows_none_waits_behind_a_long_call_while_an_actor_is_free() -> None:
+def test_of_the_last_rows_none_waits_behind_a_long_call_while_an_actor_is_free(tmp_path: Path) -> None:
+    actors = 3
     with datasets.data_context():
-        rows = datasets.dataset_of([pa.table({"seconds": [8.0, 8.0, 0.1, 0.1], "actor": [0] * 4})])
-        rows = rows.map_batches(_Sleeping, **datasets.map_options(Pool(size=3, num_cpus=0.1, in_flight=2)))
+        rows = datasets.dataset_of([pa.table({"seconds": [8.0, 8.0, 2.5, 0.1, 0.1], "actor": [0] * 5})])
+        rows = rows.map_batches(_AfterOthers, fn_constructor_args=(tmp_path, actors), **datasets.map_options(Pool()))
+        pool = Pool(size=actors, num_cpus=0.1, in_flight=2)
+        rows = rows.map_batches(_Sleeping, fn_constructor_args=(tmp_path,), **datasets.map_options(pool))
         done = sorted(rows.iter_rows(), key=lambda row: row["seconds"])
     *short, one, other = (row["actor"] for row in done)
     assert one != other
     assert not {one, other} & {*short}
 
 
+class _AfterOthers:
+    """Rows come when so many actors of the next step are there."""
+
+    def __init__(self, folder: Path, count: int):
+        self.folder, self.count = folder, count
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        while len([*self.folder.iterdir()]) < self.count:
+            time.sleep(0.1)
+        time.sleep(1.0)
+        return batch
+
+
 class _Sleeping:
+    def __init__(self, folder: Path):
+        (folder / str(os.getpid())).touch()
+
     def __call__(self, batch: pa.Table) -> pa.Table:
         [row] = batch.to_pylist()
         time.sleep(row["seconds"])
