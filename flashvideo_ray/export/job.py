@@ -19,7 +19,8 @@ from flashvideo_ray.export.writing import ShardWriter, media_key
 from flashvideo_ray.graph import candidates, finish
 from flashvideo_ray.graph.standing import Standing
 from flashvideo_ray.ledger import run_file
-from flashvideo_ray.ledger.claim import Claim, Identity
+from flashvideo_ray.ledger.claim import Claim
+from flashvideo_ray.ledger.holder import Identity
 from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings

@@ -14,7 +14,6 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.data._internal.execution import backpressure_policy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.data._internal.execution.operators.map_operator import MapOperator
 
 from flashvideo_ray.graph import cluster
@@ -54,6 +53,9 @@ def data_context() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")
         # Nothing else of this release gives each actor of a pool a place of its own.
         warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
+        # Else a row would wait for an actor of the node that it is on, while those of other nodes are free.
+        warnings.filterwarnings("ignore", message="`ExecutionOptions.actor_locality_enabled` is deprecated")
+        context.execution_options.actor_locality_enabled = False
         yield
 
 
@@ -113,10 +115,13 @@ class _NoneBehindAnother(backpressure_policy.BackpressurePolicy):
     """
 
     def can_add_input(self, op: Any) -> bool:
-        if not isinstance(op, ActorPoolMapOperator):
-            return True
-        [pool], [queue] = op.get_autoscaling_actor_pools(), self._topology[op].input_queues
-        return pool.num_active_actors() < pool.num_running_actors() or _rows(queue) >= pool.max_size()
+        with suppress(Exception):  # as above: a job must not end for its lack
+            for pool in op.get_autoscaling_actor_pools():
+                actor = pool.select_actors()  # the one with the fewest
+                [queue] = self._topology[op].input_queues
+                is_free = actor is None or not pool._running_actors[actor].num_tasks_in_flight
+                return is_free or _rows(queue) >= pool.max_size()
+        return True
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from flashvideo_ray.graph.health import Fault
 from flashvideo_ray.graph.quota import Quota
 from flashvideo_ray.graph.rounds import Graph, Rounds, gate_of
 from flashvideo_ray.ledger import held_store, jobs, prune, run_file, tables
-from flashvideo_ray.ledger.claim import Claim, Identity, scope_of
+from flashvideo_ray.ledger.claim import Claim, scope_of
+from flashvideo_ray.ledger.holder import Identity
 from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings, Stage

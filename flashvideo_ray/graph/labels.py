@@ -21,6 +21,7 @@ from flashvideo_ray.scorers import columns
 _OWN = {*tables.PREVIEWS.names, *tables.CLIPS.names, texts.DIGEST}
 LABELLED: tuple[tables.Table, ...] = ("previews", "clips")
 _PROMPTS_KEPT = 1_000  # a carried column may be a vector
+_Prompt = tuple[str, int]  # its id, and the digest of its text
 log = logging.getLogger("flashvideo_ray")
 
 
@@ -98,7 +99,7 @@ class Brought:
         self.fields = fields(store, damaged)
         self._known: set[str] = set()
         self._candidates: dict[str, dict[str, Any]] = {}
-        self._prompts: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self._prompts: dict[_Prompt, dict[str, Any]] = {}
 
     def labelled(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Rows with the carried columns of their candidate, or, of one that is new, with those of its prompt."""
@@ -108,25 +109,28 @@ class Brought:
         ids = {row["id"] for row in rows} - self._known
         if ids and self.fields:
             self._learn(ids)
-        found = (self._candidates.get(row["clip_id"]) or self._prompts.get(_text(row), {}) for row in rows)
-        return [{**row, **brought} for row, brought in zip(rows, found, strict=True)]
+        asked = pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name in texts.COLUMNS})
+        return [
+            {**row, **(self._candidates.get(row["clip_id"]) or self._prompts.get(prompt, {}))}
+            for row, prompt in zip(rows, _prompts(asked), strict=True)
+        ]
 
     def _learn(self, ids: set[str]) -> None:
         names = [field.name for field in self.fields]
         asked = [*texts.COLUMNS, *names]
-        of_prompts: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+        of_prompts: dict[_Prompt, dict[str, dict[str, Any]]] = {}
         for which in reversed(LABELLED):  # of a candidate that has both, the preview's row counts
             rows = tables.of_prompts(self.store, which, pa.array(ids, pa.string()), asked, self.damaged)
             fits = {field.name for field in rows.schema if field.with_nullable(True) in self.fields}
-            for row in rows.to_pylist():
+            for row, prompt in zip(rows.to_pylist(), _prompts(rows), strict=True):
                 brought = {name: row[name] if name in fits else None for name in names}
                 has_some = any(value is not None for value in brought.values())
                 if has_some or which == "previews":
                     self._candidates[row["clip_id"]] = brought
                 if has_some:  # an earlier version's service wrote none
-                    of_prompts.setdefault(_text(row), {})[row["clip_id"]] = brought
-        for text, candidates in of_prompts.items():
-            self._prompts[text] = _common([*candidates.values()])
+                    of_prompts.setdefault(prompt, {})[row["clip_id"]] = brought
+        for prompt, candidates in of_prompts.items():
+            self._prompts[prompt] = _common([*candidates.values()])
         self._known |= ids
 
 
@@ -140,29 +144,26 @@ def _common(candidates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _text(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    return row["id"], row["prompt"], row["negative_prompt"] or ""
-
-
 def relabelled(job: pa.Table, *ledger: pa.Table) -> pa.Table | None:
     """Rows of the job's prompts for candidates that have other labels in the tables of the ledger; None if none has.
 
     Further candidates of the same prompts, which the job does not name (they were drawn), go with the others.
     """
     found: dict[str, int] = {}
-    moved: dict[tuple[Any, ...], int] = {}  # what a prompt was, and where the job has it
+    moved: dict[_Prompt, int] = {}  # what a prompt was, and where the job has it
     ids = job["clip_id"].combine_chunks()
     for rows in ledger:
         where = pc.index_in(rows["clip_id"], ids)
         mine, where = rows.filter(where.is_valid()), where.drop_null()
         kept = [name for name in _labels(mine, job) if name in job.column_names]
-        for place in _differing(mine, job.select(kept).take(where)):
-            found[mine["clip_id"][place].as_py()] = where[place].as_py()
-            moved[_prompt(mine, place)] = where[place].as_py()
+        places = pa.array(_differing(mine, job.select(kept).take(where)), pa.int64())
+        mine, where = mine.take(places), where.take(places)
+        found.update(zip(mine["clip_id"].to_pylist(), where.to_pylist(), strict=True))
+        moved.update(zip(_prompts(mine), where.to_pylist(), strict=True))
     for rows in ledger if moved else ():
         others = rows.filter(pc.invert(pc.is_in(rows["clip_id"], ids)))
-        for place, clip_id in enumerate(others["clip_id"].to_pylist()):
-            if (prompt := _prompt(others, place)) in moved:
+        for clip_id, prompt in zip(others["clip_id"].to_pylist(), _prompts(others), strict=True):
+            if prompt in moved:
                 found[clip_id] = moved[prompt]
     if not found:
         return None
@@ -170,9 +171,10 @@ def relabelled(job: pa.Table, *ledger: pa.Table) -> pa.Table | None:
     return tables.with_column(rows, "clip_id", pa.array(list(found), pa.string()))
 
 
-def _prompt(rows: pa.Table, place: int) -> tuple[Any, ...]:
-    """Its id and text."""
-    return tuple(texts.plain(rows.slice(place, 1)).to_pylist()[0].values())
+def _prompts(rows: pa.Table) -> list[_Prompt]:
+    """The prompt of each row."""
+    plain = texts.plain(rows)
+    return [*zip(plain["id"].to_pylist(), plain[texts.DIGEST].to_pylist(), strict=True)]
 
 
 def labelled(rows: pa.Table, labels: pa.Table) -> pa.Table:

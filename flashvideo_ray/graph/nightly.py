@@ -16,7 +16,8 @@ from flashvideo_ray.accounting.summary import statuses
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.graph import signals
 from flashvideo_ray.ledger import tables
-from flashvideo_ray.ledger.claim import Claim, ClaimLostError, Identity, scope_of
+from flashvideo_ray.ledger.claim import Claim, ClaimLostError, scope_of
+from flashvideo_ray.ledger.holder import Identity
 from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.texts import COLUMNS

@@ -30,25 +30,20 @@ goes on.
 from __future__ import annotations
 
 import datetime as dt
-import getpass
 import logging
-import os
 import posixpath
-import shlex
-import socket
-import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flashvideo_ray.errors import InputError, in_a_line
+from flashvideo_ray.ledger.holder import Identity
 from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.ledger.store import Store
 
@@ -71,49 +66,6 @@ class ClaimLostError(RuntimeError):
 
 class ClaimUnsureError(OSError):
     """Whether this job still holds the run will only be known when the store answers again."""
-
-
-class Identity(BaseModel):
-    """Who holds a claim, in terms by which a person can find the job."""
-
-    model_config = ConfigDict(frozen=True)
-
-    host: str
-    pid: int
-    user: str
-    command: str
-    ray_job: str | None = None
-    pids: str | None = (
-        None  # which pids this one is among: those of a machine since it started, or of a container on it
-    )
-
-    @classmethod
-    def of_this_process(cls, ray_job: str | None = None) -> Self:
-        """This process, and the id of the Ray job it drives if there is one."""
-        try:
-            user = getpass.getuser()
-        except (KeyError, OSError):  # a container whose user has no name
-            user = str(os.getuid())
-        command = shlex.join(sys.argv)
-        return cls(
-            host=socket.gethostname(), pid=os.getpid(), user=user, command=command, ray_job=ray_job, pids=_pids()
-        )
-
-    def is_known_dead(self) -> bool:
-        """Whether it was a process of this machine that is gone: nobody need wait for its lease to lapse then."""
-        if self.pids is None or (self.host, self.pids) != (socket.gethostname(), _pids()):
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return False
-
-    def __str__(self) -> str:
-        job = f", Ray job {self.ray_job}" if self.ray_job else ""
-        return f"pid {self.pid} on {self.host}, user {self.user}{job} (`{self.command}`)"
 
 
 class Lease(BaseModel):
@@ -458,17 +410,6 @@ def renewal_seconds(lease_seconds: float) -> float:
 
 def _name(lease: Lease | None) -> str:
     return str(lease.holder) if lease is not None else "another job"
-
-
-def _pids() -> str | None:
-    """The machine since its start, and the pid namespace, on Linux; elsewhere nothing is concluded from a pid.
-
-    The namespace alone has the same number on all machines, and their names need not differ.
-    """
-    try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return None
 
 
 def _utc() -> dt.datetime:

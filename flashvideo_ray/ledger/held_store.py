@@ -19,10 +19,10 @@ from flashvideo_ray.ledger.claim import (
     ClaimedError,
     ClaimLostError,
     ClaimUnsureError,
-    Identity,
     clock,
 )
 from flashvideo_ray.ledger.clock import Clock
+from flashvideo_ray.ledger.holder import Identity
 from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings

@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from flashvideo_ray.errors import message_of
 from flashvideo_ray.ledger import parquet_log
-from flashvideo_ray.ledger.claim import ClaimLostError, Identity
+from flashvideo_ray.ledger.claim import ClaimLostError
+from flashvideo_ray.ledger.holder import Identity
 from flashvideo_ray.ledger.patience import PatientStore
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.tables import JOBS

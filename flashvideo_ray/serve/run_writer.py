@@ -13,8 +13,9 @@ from typing import Any
 from flashvideo_ray.errors import Teller
 from flashvideo_ray.graph import labels
 from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
-from flashvideo_ray.ledger.claim import Claim, ClaimedError, ClaimLostError, ClaimUnsureError, Identity
+from flashvideo_ray.ledger.claim import Claim, ClaimedError, ClaimLostError, ClaimUnsureError
 from flashvideo_ray.ledger.held_store import HeldStore
+from flashvideo_ray.ledger.holder import Identity
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.writer import Writer
 from flashvideo_ray.scorers.panel import names_of

@@ -35,7 +35,10 @@ class Pool(Frozen):
     accelerator_type: str | None = None
     resources: dict[str, NonNegative] = Field({})
     batch_size: Positive = Field(1, description="rows a call; each row is still computed by itself")
-    in_flight: Positive = Field(2, description="calls sent to an actor at once; 1 leaves a gap between calls")
+    in_flight: Positive = Field(
+        2,
+        description="calls sent to an actor at once, while enough of them wait; 1 leaves a gap between calls",
+    )
     time_limit_seconds: Seconds = Field(3600.0, description="for one row; then it is tried anew")
     beside: Stage | None = Field(
         None, description="each actor shares a card with one of this pool's, of which each has a card of its own"

@@ -9,6 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import ray
+from ray.cluster_utils import Cluster
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators import map_operator
@@ -122,6 +124,29 @@ def test_of_the_last_rows_none_waits_behind_a_long_call_while_an_actor_is_free(t
     *short, one, other = (row["actor"] for row in done)
     assert one != other
     assert not {one, other} & {*short}
+
+
+def test_a_row_goes_to_another_node_when_the_actors_of_its_own_are_busy(tmp_path: Path) -> None:
+    """It has megabytes, which are where it was made; Ray Data would leave it there until each of these has two."""
+    ray.shutdown()
+    nodes = Cluster()
+    try:
+        for name, cores in (("one", 3), ("other", 1)):
+            nodes.add_node(num_cpus=cores, labels={"name": name})
+        ray.init(address=nodes.address, logging_level="warning")
+        with datasets.data_context():
+            rows = datasets.dataset_of(
+                [pa.table({"seconds": [8.0, 0.1], "actor": [0] * 2, "bulk": [b"." * 2**20] * 2})]
+            )
+            here = Pool(num_cpus=2, labels={"name": "one"})
+            rows = rows.map_batches(_AfterOthers, fn_constructor_args=(tmp_path, 2), **datasets.map_options(here))
+            both = Pool(size=2, in_flight=2)
+            rows = rows.map_batches(_Sleeping, fn_constructor_args=(tmp_path,), **datasets.map_options(both))
+            one, other = (row["actor"] for row in rows.iter_rows())
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+    assert one != other
 
 
 class _AfterOthers:

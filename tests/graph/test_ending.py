@@ -7,7 +7,8 @@ from pathlib import Path
 from flashvideo_ray import Settings
 from flashvideo_ray.graph.ending import Ending, exit_status
 from flashvideo_ray.graph.job import RunResult
-from flashvideo_ray.ledger.claim import Claim, Identity, scope_of
+from flashvideo_ray.ledger.claim import Claim, scope_of
+from flashvideo_ray.ledger.holder import Identity
 from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.ledger.store import Store
 

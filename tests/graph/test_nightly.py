@@ -21,7 +21,8 @@ from flashvideo_ray import Settings
 from flashvideo_ray.cli import app
 from flashvideo_ray.graph.nightly import Night, NightError, held
 from flashvideo_ray.ledger import tables
-from flashvideo_ray.ledger.claim import Claim, ClaimedError, Identity
+from flashvideo_ray.ledger.claim import Claim, ClaimedError
+from flashvideo_ray.ledger.holder import Identity
 from flashvideo_ray.ledger.store import Store
 
 TEXTS = [f"{text} {word}".strip() for word in ("", "slowly", "on sand") for text in PROMPTS]

@@ -17,7 +17,8 @@ import pytest
 from support import S3, Link, children, script, short_lease, tiny_overrides, write_prompts
 
 from flashvideo_ray.ledger import parquet_log
-from flashvideo_ray.ledger.claim import Claim, ClaimedError, Identity
+from flashvideo_ray.ledger.claim import Claim, ClaimedError
+from flashvideo_ray.ledger.holder import Identity
 from flashvideo_ray.ledger.store import Store
 
 

@@ -24,7 +24,8 @@ from flashvideo_ray import Settings
 from flashvideo_ray.cli import app
 from flashvideo_ray.errors import InputError
 from flashvideo_ray.ledger import tables
-from flashvideo_ray.ledger.claim import Claim, ClaimLostError, Identity
+from flashvideo_ray.ledger.claim import Claim, ClaimLostError
+from flashvideo_ray.ledger.holder import Identity
 from flashvideo_ray.ledger.keys import clip_key, latents_key
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.media import provenance, video

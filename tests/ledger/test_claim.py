@@ -17,17 +17,9 @@ from typing import Any
 import pytest
 from support import S3
 
-from flashvideo_ray.ledger.claim import (
-    REPORT,
-    Claim,
-    ClaimedError,
-    ClaimLostError,
-    Identity,
-    Lease,
-    renewal_seconds,
-    scope_of,
-)
+from flashvideo_ray.ledger.claim import REPORT, Claim, ClaimedError, ClaimLostError, Lease, renewal_seconds, scope_of
 from flashvideo_ray.ledger.held_store import turn
+from flashvideo_ray.ledger.holder import Identity
 from flashvideo_ray.ledger.shard import Shard
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.settings import Settings

@@ -25,8 +25,9 @@ from flashvideo_ray.graph import labels, remaining
 from flashvideo_ray.graph.recipe import recipe_of
 from flashvideo_ray.graph.stage_base import failed, row_schema
 from flashvideo_ray.ledger import decisions, parquet_log, requests, tables
-from flashvideo_ray.ledger.claim import Claim, ClaimLostError, ClaimUnsureError, Identity
+from flashvideo_ray.ledger.claim import Claim, ClaimLostError, ClaimUnsureError
 from flashvideo_ray.ledger.decisions import Decision
+from flashvideo_ray.ledger.holder import Identity
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.ledger.tables import PREVIEWS, extended
 from flashvideo_ray.ledger.writer import Writer

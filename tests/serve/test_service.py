@@ -24,7 +24,8 @@ from support import children
 from flashvideo_ray.graph import remaining
 from flashvideo_ray.graph.stage_base import row_schema
 from flashvideo_ray.ledger import decisions, tables
-from flashvideo_ray.ledger.claim import Claim, Identity
+from flashvideo_ray.ledger.claim import Claim
+from flashvideo_ray.ledger.holder import Identity
 from flashvideo_ray.ledger.store import Store
 from flashvideo_ray.media import credentials, video
 from flashvideo_ray.serve import app, local
