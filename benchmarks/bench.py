@@ -30,7 +30,7 @@ _STEPS = ("status", "report", "verify --no-decode", "compact")
 _BESIDE = ("(starting Python)", "read, all columns")
 COMMANDS = {
     "ledger": ["--rows", "100000", "--objects", *(word for step in (*_BESIDE, *_STEPS) for word in ("--only", step))],
-    "pipeline": ["--systems", "ours,ray_data_tuned", "--cards", "4+2", "--candidates", "24"],
+    "pipeline": ["--systems", "ours,ray_data_tuned", "--cards", "4+2", "--candidates", "60"],
     "overhead": ["--few", "1", "--many", "4", "--short"],
 }
 console = Console(width=160)
