@@ -1,4 +1,4 @@
-"""How often a call was tried, and of whose device it may have died: what survives the death of the process it is in."""
+"""Who has a call, how often it was tried, and of whose device it may have died: it survives the call's process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Calls:
     """
 
     def __init__(self) -> None:
-        self._open: defaultdict[Stage, set[str]] = defaultdict(set)
+        self._open: defaultdict[Stage, dict[str, str]] = defaultdict(dict)  # by candidate: the actor
+        self._publishing: set[_Call] = set()  # open calls that have given the device back
         self._begins: Counter[_Call] = Counter()
         self._lines: dict[str, list[_Call]] = {}
         self._since: dict[str, float] = {}  # by process: since when the first has the device
@@ -26,33 +27,48 @@ class Calls:
         self._deaths: Counter[_Call] = Counter()
         self._overdue: set[_Call] = set()
 
-    def begin(self, stage: Stage, clip_id: str) -> int:
+    def begin(self, stage: Stage, clip_id: str, actor: str) -> int:
         """How many times the call was started without an end, this time included.
 
         A call whose process was killed never ends, so its count stays for the next begin.
         """
-        self._open[stage].add(clip_id)
+        self._open[stage][clip_id] = actor
+        self._publishing.discard((stage, clip_id))
         self._begins[stage, clip_id] += 1
         return self._begins[stage, clip_id]
 
     def end(self, stage: Stage, clip_id: str) -> None:
         """The call ended."""
-        self._open[stage].discard(clip_id)
+        self._closed(stage, clip_id)
         self._begins.pop((stage, clip_id), None)
 
     def gone(self, stage: Stage, clip_id: str) -> None:
         """The node of the call is gone: the call is not open until it is begun again, which counts as one time more."""
-        self._open[stage].discard(clip_id)
+        self._closed(stage, clip_id)
         if (process := self._process.get((stage, clip_id))) is not None:
             self._died(process)
+
+    def _closed(self, stage: Stage, clip_id: str) -> None:
+        self._open[stage].pop(clip_id, None)
+        self._publishing.discard((stage, clip_id))
 
     def open(self, stage: Stage) -> int:
         """How many calls of a stage have begun and not ended."""
         return len(self._open[stage])
 
+    def computing(self) -> set[str]:
+        """Actors with an open call that needs the device: has it, waits for it, or is about to."""
+        return {
+            actor
+            for stage, calls in self._open.items()
+            for clip_id, actor in calls.items()
+            if (stage, clip_id) not in self._publishing
+        }
+
     def attempt(self, stage: Stage, clip_id: str, process: str) -> Attempt:
         """See StageEvents. A call that is still in the line of a process comes again because that process died."""
         call = (stage, clip_id)
+        self._publishing.discard(call)  # it may ask again, where memory ran out
         if call in self._process:
             self._died(self._process[call])
         line = self._lines.setdefault(process, [])
@@ -87,6 +103,8 @@ class Calls:
         call, now = (stage, clip_id), clock()
         self._deaths.pop(call, None)
         self._overdue.discard(call)
+        if clip_id in self._open[stage]:
+            self._publishing.add(call)
         process = self._process.pop(call, None)
         if process is None:
             return 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -12,18 +12,14 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
-from ray.data._internal.execution import backpressure_policy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators.map_operator import MapOperator
 
-from flashvideo_ray.graph import cluster
+from flashvideo_ray.graph import backpressure, cluster
 from flashvideo_ray.settings import Pool
 
 # One call computes while the one before it is being encoded and uploaded.
 PUBLISHING_CALLS = 2
-# Rows that may wait after a step, each in a block of its own: small blocks are in the driver's memory, at 30 KB, while
-# Ray Data goes by bytes. None is set for previews: a stage 1 that is ahead gives its cards back sooner.
-WAITING_ROWS = {"_unchanged": 200, "EncodeTexts": 2000}
 EMPTY_BLOCKS = 100  # that may wait before a pool, of calls that returned no row; or a quarter of all blocks that do
 # Ray Data's own tasks between the pools move rows and compute nothing. They ask for no CPU, as the pools may hold them
 # all, and few of them run at once.
@@ -31,9 +27,10 @@ GLUE: dict[str, Any] = {"num_cpus": 0, "compute": TaskPoolStrategy(2)}
 
 
 @contextmanager
-def data_context() -> Iterator[None]:
+def data_context(computing: Callable[[], Collection[str]] | None = None) -> Iterator[None]:
     """Within it Ray Data is for long rows: one in a block, in no order, waiting as long as it takes, and silent.
 
+    `computing` tells the ids of actors whose device is not free. It is asked while few rows wait; see `backpressure`.
     Other datasets of this process, made before or after, are as they were, and so is what Ray Data says of them.
     """
     context = DataContext.get_current().copy()
@@ -45,10 +42,12 @@ def data_context() -> Iterator[None]:
     context.print_on_execution_start = False
     context.issue_detectors_config.detectors = []  # hints about memory and long calls: both are meant
     context.custom_execution_callback_classes.append(_Tidy)
-    enabled = backpressure_policy.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY
-    policies = context.get_config(enabled, backpressure_policy.ENABLED_BACKPRESSURE_POLICIES)
-    context.set_config(enabled, [*policies, _NoFurtherAhead, _NoneBehindAnother])
-    with DataContext.current(context), warnings.catch_warnings(), _silent_logs():
+    with (
+        backpressure.policies(context, computing),
+        DataContext.current(context),
+        warnings.catch_warnings(),
+        _silent_logs(),
+    ):
         # It warns of pools that are larger than a small run needs.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")
         # Nothing else of this release gives each actor of a pool a place of its own.
@@ -78,7 +77,7 @@ class _Tidy(ExecutionCallback):
 
 def _drop_empty(operator: Any, state: Any) -> None:
     [queue] = state.input_queues
-    if len(queue) - _rows(queue) > max(EMPTY_BLOCKS, len(queue) // 4):
+    if len(queue) - backpressure.rows_of(queue) > max(EMPTY_BLOCKS, len(queue) // 4):
         bundles = [queue.pop() for _ in range(len(queue))]
         for bundle in sorted(bundles, key=lambda each: each.num_rows() != 0):  # the others stay in their order
             queue.append(bundle)
@@ -91,37 +90,9 @@ def _drop_empty(operator: Any, state: Any) -> None:
             operator.metrics.on_input_dequeued(bundle, input_index=0)
 
 
-def _rows(queue: Any) -> int:
-    return sum(each.num_rows() for each in queue._queues)
-
-
 def _clear_empty(bundler: Any) -> None:
     if bundler.num_blocks() and bundler.num_rows() == 0:
         bundler.clear()
-
-
-class _NoFurtherAhead(backpressure_policy.BackpressurePolicy):
-    """Rows are cut from their tables, and texts encoded, as the next pool takes them."""
-
-    def max_task_output_bytes_to_read(self, op: Any) -> int | None:
-        most = WAITING_ROWS.get(op.name.removeprefix("MapBatches(").removesuffix(")"))
-        return 0 if most is not None and self._topology[op].total_enqueued_output_blocks() >= most else None
-
-
-class _NoneBehindAnother(backpressure_policy.BackpressurePolicy):
-    """Of the last rows, none is sent to an actor that has one: it would wait there for its end while others are free.
-
-    While at least as many rows wait as a pool has actors, the next one is with each actor before it is free.
-    """
-
-    def can_add_input(self, op: Any) -> bool:
-        with suppress(Exception):  # as above: a job must not end for its lack
-            for pool in op.get_autoscaling_actor_pools():
-                actor = pool.select_actors()  # the one with the fewest
-                [queue] = self._topology[op].input_queues
-                is_free = actor is None or not pool._running_actors[actor].num_tasks_in_flight
-                return is_free or _rows(queue) >= pool.max_size()
-        return True
 
 
 @contextmanager

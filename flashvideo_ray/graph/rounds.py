@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -32,7 +33,7 @@ from flashvideo_ray.graph.quota import Gate, Quota
 from flashvideo_ray.graph.remaining import Until, Work, context_rows
 from flashvideo_ray.graph.shared_cards import SharedCards
 from flashvideo_ray.graph.tracker import StageState
-from flashvideo_ray.graph.tracker_actor import answer, start_tracker
+from flashvideo_ray.graph.tracker_actor import answer, computing, start_tracker
 from flashvideo_ray.graph.tracker_client import TrackerClient
 from flashvideo_ray.ledger import jobs, tables
 from flashvideo_ray.ledger.claim import Claim, ClaimLostError
@@ -184,7 +185,7 @@ class Rounds:
         heartbeat = Heartbeat(self.claim, tracker, arrivals, progress, self.record, placement, tell)
         enough, last_patience, self._broke_off = None, LAST_SECONDS, False
         try:
-            with datasets.data_context(), progress, heartbeat, cards:
+            with datasets.data_context(partial(computing, tracker)), progress, heartbeat, cards:
                 if self._balance.told is not None:
                     progress.say(self._balance.told)
                 dataset = self.graph(work.rows, patient, settings, self.recipe, events, stages, cards)

@@ -172,11 +172,15 @@ class Tracker:
         if state.first_begin is None:
             state.first_begin = clock()
         self._moved = clock()
-        return Begin(self._calls.begin(stage, clip_id))
+        return Begin(self._calls.begin(stage, clip_id, worker.actor))
 
     def attempt(self, stage: Stage, clip_id: str, process: str) -> Attempt:
         """See StageEvents. `process` names that of the call."""
         return self._calls.attempt(stage, clip_id, process)
+
+    def computing(self) -> set[str]:
+        """Actors with a call that needs the device. The others' calls, if they have any, only store what was made."""
+        return self._calls.computing()
 
     def overdue(self, stage: Stage, clip_id: str) -> None:
         """See StageEvents."""

@@ -12,6 +12,7 @@ from flashvideo_ray.graph.tracker import Tracker
 from flashvideo_ray.ledger.store import Store
 
 _WRITING = "writing"  # its thread that writes the ledger: stages wait for its answers, and not for the store
+_PROMPT_SECONDS = 0.1
 _ROUND_OVER = "killed by `ray.kill`"  # as only its round does, at the end; Ray has no better mark in the error
 
 
@@ -26,6 +27,11 @@ def start_tracker(store: Store, *arguments: Any) -> Any:
 def writing(method: Any) -> Any:
     """A method of the tracker's actor, to be run beside those that answer."""
     return method.options(concurrency_group=_WRITING)
+
+
+def computing(actor: Any) -> set[str]:
+    """Its `computing`, for Ray Data's scheduler, which waits for no answer long. Raises RayError."""
+    return ray.get(actor.computing.remote(), timeout=_PROMPT_SECONDS)
 
 
 def answer(asked: Any) -> Any:

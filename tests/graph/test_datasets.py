@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-import ray
-from ray.cluster_utils import Cluster
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators import map_operator
 
-from flashvideo_ray.graph import cluster, datasets, stages
+from flashvideo_ray.graph import backpressure, cluster, datasets
 from flashvideo_ray.settings import Pool
 
 
@@ -68,15 +64,16 @@ class Looking(ExecutionCallback):
 @pytest.mark.usefixtures("local_ray")
 def test_what_the_driver_holds_does_not_grow_with_the_rows_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray Data would keep statistics of all rows that went through, and cut all rows that have not."""
-    monkeypatch.setattr(datasets, "WAITING_ROWS", {"_unchanged": 20})
+    monkeypatch.setattr(backpressure, "WAITING_ROWS", {"_unchanged": 20})
     Looking.statistics, Looking.waiting, Looking.counted, Looking.empty = [], [], [], []
     with datasets.data_context():
         DataContext.get_current().custom_execution_callback_classes.append(Looking)
-        rows = datasets.dataset_of([pa.table({"number": [*range(100)]})] * 4)
+        rows = datasets.dataset_of([pa.table({"number": [*range(20)]})] * 20)
         rows = rows.map_batches(_Slow, **datasets.map_options(Pool()))
-        assert sorted(row["number"] for row in rows.iter_rows()) == sorted([*range(100)] * 4)
+        assert sorted(row["number"] for row in rows.iter_rows()) == sorted([*range(20)] * 20)
     assert max(Looking.statistics) < 10
-    assert 20 <= max(Looking.waiting) < 30
+    # More than wanted by what the two tasks under way have left, if they cut as fast as the driver reads.
+    assert 20 <= max(Looking.waiting) < 20 + 2 * 20
     assert Looking not in DataContext.get_current().custom_execution_callback_classes
 
 
@@ -110,68 +107,3 @@ class _Slow:
         time.sleep(self.seconds)
         self.seconds = 0.02
         return batch
-
-
-@pytest.mark.usefixtures("local_ray")
-def test_of_the_last_rows_none_waits_behind_a_long_call_while_an_actor_is_free(tmp_path: Path) -> None:
-    actors = 3
-    with datasets.data_context():
-        rows = datasets.dataset_of([pa.table({"seconds": [8.0, 8.0, 2.5, 0.1, 0.1], "actor": [0] * 5})])
-        rows = rows.map_batches(_AfterOthers, fn_constructor_args=(tmp_path, actors), **datasets.map_options(Pool()))
-        pool = Pool(size=actors, num_cpus=0.1, in_flight=2)
-        rows = rows.map_batches(_Sleeping, fn_constructor_args=(tmp_path,), **datasets.map_options(pool))
-        done = sorted(rows.iter_rows(), key=lambda row: row["seconds"])
-    *short, one, other = (row["actor"] for row in done)
-    assert one != other
-    assert not {one, other} & {*short}
-
-
-def test_a_row_goes_to_another_node_when_the_actors_of_its_own_are_busy(tmp_path: Path) -> None:
-    """It has megabytes, which are where it was made; Ray Data would leave it there until each of these has two."""
-    ray.shutdown()
-    nodes = Cluster()
-    try:
-        for name, cores in (("one", 3), ("other", 1)):
-            nodes.add_node(num_cpus=cores, labels={"name": name})
-        ray.init(address=nodes.address, logging_level="warning")
-        with datasets.data_context():
-            rows = datasets.dataset_of(
-                [pa.table({"seconds": [8.0, 0.1], "actor": [0] * 2, "bulk": [b"." * 2**20] * 2})]
-            )
-            here = Pool(num_cpus=2, labels={"name": "one"})
-            rows = rows.map_batches(_AfterOthers, fn_constructor_args=(tmp_path, 2), **datasets.map_options(here))
-            both = Pool(size=2, in_flight=2)
-            rows = rows.map_batches(_Sleeping, fn_constructor_args=(tmp_path,), **datasets.map_options(both))
-            one, other = (row["actor"] for row in rows.iter_rows())
-    finally:
-        ray.shutdown()
-        nodes.shutdown()
-    assert one != other
-
-
-class _AfterOthers:
-    """Rows come when so many actors of the next step are there."""
-
-    def __init__(self, folder: Path, count: int):
-        self.folder, self.count = folder, count
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        while len([*self.folder.iterdir()]) < self.count:
-            time.sleep(0.1)
-        time.sleep(1.0)
-        return batch
-
-
-class _Sleeping:
-    def __init__(self, folder: Path):
-        (folder / str(os.getpid())).touch()
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        [row] = batch.to_pylist()
-        time.sleep(row["seconds"])
-        return pa.Table.from_pylist([{**row, "actor": os.getpid()}], schema=batch.schema)
-
-
-def test_the_rows_that_wait_are_counted_after_steps_that_there_are() -> None:
-    """Ray Data calls a step by its function or class."""
-    assert {*datasets.WAITING_ROWS} == {datasets._unchanged.__name__, stages.EncodeTexts.__name__}

@@ -65,6 +65,30 @@ def test_a_process_dies_of_the_call_that_had_the_device(tracker: Tracker) -> Non
     assert tracker.attempt("refine", "deadly", "third process") == Attempt(1, overdue=False)
 
 
+def test_an_actor_computes_until_its_calls_have_given_the_device_back(tracker: Tracker) -> None:
+    one, two = Worker("one", "node", "host"), Worker("two", "node", "host")
+    for clip_id, worker in (("a", one), ("b", two)):
+        tracker.begin("refine", clip_id, worker)
+        tracker.attempt("refine", clip_id, f"process of {worker.actor}")
+    assert tracker.computing() == {"one", "two"}
+    tracker.survived("refine", "a")
+    assert tracker.computing() == {"two"}
+    tracker.begin("refine", "c", one)  # the next one, which has yet to fetch what it needs
+    assert tracker.computing() == {"one", "two"}
+    tracker.attempt("refine", "c", "process of one")
+    tracker.end("refine", "a", "rendered")
+    tracker.survived("refine", "c")
+    assert tracker.computing() == {"two"}
+    tracker.attempt("refine", "c", "process of one")  # once more, as memory ran out
+    assert tracker.computing() == {"one", "two"}
+    tracker.survived("refine", "c")
+    tracker.end("refine", "c", "rendered")
+    tracker.survived("refine", "b")
+    assert tracker.computing() == set()
+    tracker.begin("refine", "b", two)  # its process died
+    assert tracker.computing() == {"two"}
+
+
 def test_an_actor_whose_process_is_replaced_holds_one_card(tracker: Tracker) -> None:
     tracker.joined("refine", Worker("one", "node", "host"))
     time.sleep(0.2)
