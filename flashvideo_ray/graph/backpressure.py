@@ -19,10 +19,10 @@ from ray.data._internal.execution import backpressure_policy
 # Ray Data goes by bytes. It is looked at between two reads, of which one may take all that a task has left (1,000 rows
 # of `bundles`). None is set for previews: a stage 1 that is ahead gives its cards back sooner.
 WAITING_ROWS = {"_unchanged": 200, "EncodeTexts": 2000}
-# Ranks of an actor in its pool: Ray Data's is how many calls it has, as far as Ray Data knows; ours hold until one of
-# them begins or ends.
+# Ranks of an actor in its pool. Ray Data's own are how many calls it has, and come back when one begins or ends.
 _FREED, _SENT, _SEEN = 0.5, 1, 1.5
-_ASKING_SECONDS, _LOOKING_SECONDS = 0.05, 1.0  # between two questions about a pool, while a row waits or none does
+# From one question about a pool to the next: while a row waits, while none does, and where no answer came.
+_ASKING_SECONDS, _LOOKING_SECONDS, _SILENT_SECONDS = 0.05, 1.0, 1.0
 _COMPUTING = "flashvideo_ray.computing"  # in a context: the name of its function
 
 Computing = Callable[[], Collection[str]]
@@ -68,7 +68,7 @@ class _NoneBehindAnother(backpressure_policy.BackpressurePolicy):
     def __init__(self, context: DataContext, *told: Any):
         super().__init__(context, *told)
         self._computing = _functions.get(context.get_config(_COMPUTING))
-        self._asked: dict[Any, float] = {}  # when about a pool
+        self._next: dict[Any, float] = {}  # by pool: when it may be asked about
 
     def can_add_input(self, op: Any) -> bool:
         with suppress(Exception):
@@ -78,26 +78,30 @@ class _NoneBehindAnother(backpressure_policy.BackpressurePolicy):
                 waiting = rows_of(queue)
                 if waiting >= pool.max_size() or not ranks:
                     return True
-                with suppress(Exception):  # no answer: then only those that Ray Data knows to be free
-                    self._rank(pool, ranks, _ASKING_SECONDS if waiting else _LOOKING_SECONDS)
+                if pool.max_actor_concurrency() > 1:  # else a call begins when the one before it has ended
+                    self._look(pool, ranks, _ASKING_SECONDS if waiting else _LOOKING_SECONDS)
                 return not waiting or ranks.peekitem()[1] < _SENT
         return True
 
-    def _rank(self, pool: Any, ranks: Any, seconds: float) -> None:
+    def _look(self, pool: Any, ranks: Any, seconds: float) -> None:
         """Of the actors with one call, find those with a device that is free: they rank behind those without a call.
 
         Such a call is being stored, or it has ended, which Ray Data learns one or two steps of 0.1 s later. A call that
-        was never seen to compute may be on its way.
+        was never seen to compute may be on its way. Where no answer comes, all is as it was, and nobody asks for a
+        while: the scheduler waits meanwhile.
         """
-        now = time.monotonic()
-        if self._computing is None or pool.max_tasks_in_flight_per_actor() == 1:
+        if self._computing is None or time.monotonic() < self._next.get(pool, 0.0):
             return
-        if now - self._asked.get(pool, 0.0) < seconds:
+        one_call = [(actor, rank) for actor, rank in ranks.items() if _FREED <= rank <= _SEEN]
+        if not one_call:
             return
-        self._asked[pool] = now
-        computing = self._computing()
-        for actor, rank in [*ranks.items()]:
-            if rank == _SENT and actor._actor_id.hex() in computing:
-                ranks[actor] = _SEEN
-            elif rank == _SEEN and actor._actor_id.hex() not in computing:
-                ranks[actor] = _FREED
+        pause = _SILENT_SECONDS
+        with suppress(Exception):
+            computing = self._computing()
+            pause = seconds
+            for actor, rank in one_call:
+                if actor._actor_id.hex() in computing:
+                    ranks[actor] = _SEEN
+                elif rank == _SEEN:
+                    ranks[actor] = _FREED
+        self._next[pool] = time.monotonic() + pause

@@ -179,7 +179,7 @@ class Tracker:
         return self._calls.attempt(stage, clip_id, process)
 
     def computing(self) -> set[str]:
-        """Actors with a call that needs the device. The others' calls, if they have any, only store what was made."""
+        """Actors with a call that has begun and needs the device, now or soon: it has not given it back."""
         return self._calls.computing()
 
     def overdue(self, stage: Stage, clip_id: str) -> None:
