@@ -68,7 +68,7 @@ class _NoneBehindAnother(backpressure_policy.BackpressurePolicy):
     def __init__(self, context: DataContext, *told: Any):
         super().__init__(context, *told)
         self._computing = _functions.get(context.get_config(_COMPUTING))
-        self._next: dict[Any, float] = {}  # by pool: when it may be asked about
+        self._asked: dict[Any, tuple[float, bool]] = {}  # by pool: when about it, and whether an answer came
 
     def can_add_input(self, op: Any) -> bool:
         with suppress(Exception):
@@ -88,20 +88,21 @@ class _NoneBehindAnother(backpressure_policy.BackpressurePolicy):
 
         Such a call is being stored, or it has ended, which Ray Data learns one or two steps of 0.1 s later. A call that
         was never seen to compute may be on its way. Where no answer comes, all is as it was, and nobody asks for a
-        while: the scheduler waits meanwhile.
+        while: the scheduler waits for answers.
         """
-        if self._computing is None or time.monotonic() < self._next.get(pool, 0.0):
+        asked, answered = self._asked.get(pool, (0.0, True))
+        if self._computing is None or time.monotonic() - asked < (seconds if answered else _SILENT_SECONDS):
             return
         one_call = [(actor, rank) for actor, rank in ranks.items() if _FREED <= rank <= _SEEN]
         if not one_call:
             return
-        pause = _SILENT_SECONDS
+        answered = False
         with suppress(Exception):
             computing = self._computing()
-            pause = seconds
+            answered = True
             for actor, rank in one_call:
                 if actor._actor_id.hex() in computing:
                     ranks[actor] = _SEEN
                 elif rank == _SEEN:
                     ranks[actor] = _FREED
-        self._next[pool] = time.monotonic() + pause
+        self._asked[pool] = time.monotonic(), answered

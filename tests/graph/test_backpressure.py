@@ -94,8 +94,9 @@ class _Scheduler:
             max_size=lambda: len(calls),
             max_actor_concurrency=lambda: concurrency,
         )
-        rows = SimpleNamespace(_queues=[SimpleNamespace(num_rows=lambda: waiting)])
+        rows = SimpleNamespace(_queues=[SimpleNamespace(num_rows=lambda: self.waiting)])
         self.pools = [pool]
+        self.waiting = waiting
         self.computing: set[str] = set()
         self.asked = 0
         self.silent = False
@@ -163,6 +164,17 @@ def test_an_actor_without_a_call_comes_first() -> None:
     pool.computing = {"b"}
     pool.is_sent_a_row("b", calls=0)
     assert pool.next_actor() == "b"
+
+
+def test_when_a_row_comes_it_does_not_wait_for_the_next_look() -> None:
+    """While none waits, the tracker is asked once a second."""
+    pool = _Scheduler({"a": 1, "b": 1}, waiting=0)
+    pool.computing = {"a", "b"}
+    assert pool.next_actor() is not None  # there is none to send
+    pool.computing, pool.waiting = {"b"}, 1
+    time.sleep(0.1)
+    assert pool.next_actor() == "a"
+    assert pool.asked == 2
 
 
 def test_a_tracker_that_does_not_answer_is_left_in_peace_for_a_while() -> None:
