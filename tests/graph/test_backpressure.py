@@ -117,10 +117,11 @@ class _Scheduler:
         """Whom the next row goes to, if anybody."""
         return self.ranks.peekitem()[0]._actor_id.hex() if self.policy.can_add_input(self) else None
 
-    def is_sent_a_row(self, name: str, calls: int) -> None:
+    def has_calls(self, name: str, count: int) -> None:
+        """Ray Data has sent an actor a row, or heard of the end of its call."""
         for actor in [*self.ranks]:
             if actor._actor_id.hex() == name:
-                self.ranks[actor] = calls
+                self.ranks[actor] = count
 
 
 @pytest.fixture
@@ -138,9 +139,9 @@ def test_a_row_that_is_on_its_way_to_an_actor_is_not_taken_for_one_that_it_is_do
     assert pool.next_actor() is None
     pool.computing = {"b"}
     assert pool.next_actor() == "a"
-    pool.is_sent_a_row("a", calls=2)
+    pool.has_calls("a", 2)
     assert pool.next_actor() is None
-    pool.is_sent_a_row("a", calls=1)  # the first of them has ended
+    pool.has_calls("a", 1)  # the first of them has ended
     assert pool.next_actor() is None
 
 
@@ -162,7 +163,7 @@ def test_an_actor_without_a_call_comes_first() -> None:
     pool.computing = {"a", "b"}
     assert pool.next_actor() is None
     pool.computing = {"b"}
-    pool.is_sent_a_row("b", calls=0)
+    pool.has_calls("b", 0)
     assert pool.next_actor() == "b"
 
 

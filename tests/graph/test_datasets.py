@@ -54,7 +54,8 @@ class Looking(ExecutionCallback):
     def on_execution_step(self, executor: Any) -> None:
         kept = [len(each) for operator in executor._topology for each in operator.get_stats().values()]
         self.statistics.append(sum(kept))
-        self.waiting.append(max(state.total_enqueued_output_blocks() for state in executor._topology.values()))
+        cut = [state for operator, state in executor._topology.items() if "_unchanged" in operator.name]
+        self.waiting.append(max(state.total_enqueued_output_blocks() for state in cut))
         inputs = [operator.metrics.obj_store_mem_internal_inqueue_blocks for operator in executor._topology]
         self.counted.append(max(inputs))
         queues = [queue for state in executor._topology.values() for queue in state.input_queues]
